@@ -1,0 +1,37 @@
+"""ML-Dash: hand a training run's files to a local daemon.
+
+    from ml_dash import Experiment
+
+    with Experiment(prefix="alice/cv/resnet").run as exp:
+        exp.files("checkpoints").upload("model.pt")
+
+Importing this opens nothing, starts nothing and sends nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_dash.errors import MLDashError, NetworkError, StorageError
+    from ml_dash.experiment import Experiment
+    from ml_dash.result import FileResult
+
+__all__ = ["Experiment", "FileResult", "MLDashError", "NetworkError", "StorageError"]
+
+_HOMES = {
+    "Experiment": "ml_dash.experiment",
+    "FileResult": "ml_dash.result",
+    "MLDashError": "ml_dash.errors",
+    "NetworkError": "ml_dash.errors",
+    "StorageError": "ml_dash.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: the daemon, which shares the wire, needs none of them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ml_dash' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,400 @@
+"""The blocking client: which daemon, how to reach it, one request at a time, descriptors, reconnection.
+
+This is the one place in the client that reads the environment.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import importlib.util
+import mmap
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from ml_dash import messages, wire
+from ml_dash.address import reachable
+from ml_dash.errors import Code, MLDashError, error, parse_code
+from ml_dash.messages import Failed, Hello, Message, Progress, Welcome
+
+M = TypeVar("M", bound=Message)
+
+RECEIVE_BYTES = 256 * 1024
+START_TIMEOUT_S = 30.0
+"""A daemon that has not come up by then will not."""
+RECONNECT_S = 20.0
+"""How long a lost daemon is looked for: a restart takes a few seconds."""
+LOOK_S = 0.05
+KEEP_MAPPED = 4
+"""Slots whose mapping is kept for the next save; the least recently granted goes first."""
+HOME = ".ml-dashd"
+"""The embedded daemon's folder in its root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A daemon's socket; `root` is set where a daemon is started on demand for it."""
+
+    socket: Path
+    root: Path | None = None
+
+
+def find_endpoint(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None) -> Endpoint:
+    """The daemon to use: the one named, one for the root named, a service that runs, or one for the usual root."""
+    named = socket_path or os.environ.get("ML_DASH_SOCKET")
+    if named:
+        return Endpoint(Path(named))
+    if root is None:
+        for service in _services():
+            if _answers(service):
+                return Endpoint(service)
+    folder = Path(root or os.environ.get("ML_DASH_ROOT") or ".dash").absolute()
+    return Endpoint(folder / HOME / "socket", folder)
+
+
+def default_prefix() -> str | None:
+    """The experiment's prefix that the environment gives."""
+    return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
+
+
+class Connection:
+    """Requests to one daemon. Safe among threads and after a fork; a lost daemon is found again.
+
+    A request is sent again, with the same idempotency key, when the connection breaks before its answer.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.welcome: Welcome | None = None
+        self._lock = threading.RLock()
+        self._channel: _Channel | None = None
+        self._slots: dict[int, mmap.mmap] = {}
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this daemon was started for a root, and may end with its container."""
+        return self.endpoint.root is not None
+
+    def call(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
+        """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with."""
+        with self._lock:
+            return _expect(reply, self._repeat(lambda channel: channel.ask(build, descriptors)))
+
+    def call_aside(
+        self,
+        reply: type[M],
+        build: Callable[[int], Message],
+        descriptors: Sequence[int] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> M:
+        """`call` on a connection of its own, for requests that take long: others are not held up."""
+        channel = self._open()
+        try:
+            return _expect(reply, channel.ask(build, descriptors, progress))
+        except (OSError, EOFError) as lost:
+            if isinstance(lost, MLDashError):
+                raise
+            raise error(Code.CONNECTION_LOST, f"the daemon at {self.endpoint.socket} went away: {lost}") from None
+        finally:
+            channel.close()
+
+    def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
+        """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
+        while True:
+            with self._lock:
+                slot, mapping = self._grant(len(data))
+                channel = self._channel
+            if len(data):
+                mapping[: len(data)] = data
+            with self._lock:
+                if self._channel is channel and channel is not None:
+                    try:
+                        return _expect(messages.Accepted, channel.ask(partial(build, slot=slot), ()))
+                    except (OSError, EOFError) as lost:
+                        if isinstance(lost, MLDashError):
+                            raise
+                        self._drop()
+            # The connection broke, and the slot with it: the content goes into another one, under the same key.
+
+    def close(self) -> None:
+        """Hangs up; the next request connects again."""
+        with self._lock:
+            self._drop()
+
+    def _grant(self, size: int) -> tuple[int, mmap.mmap]:
+        def ask(channel: _Channel) -> Message:
+            held = tuple(self._slots)
+            return channel.ask(
+                lambda number: messages.RequestSlot(request=number, size_bytes=size, held=held), (), keep=True
+            )
+
+        granted = _expect(messages.SlotGranted, self._repeat(ask))
+        if self._channel is not None and (received := self._channel.take_received()):
+            self._slots[granted.slot] = mmap.mmap(received[0], granted.capacity_bytes)
+            _close(received)
+        mapping = self._slots.pop(granted.slot)
+        self._slots[granted.slot] = mapping
+        while len(self._slots) > KEEP_MAPPED:
+            del self._slots[next(iter(self._slots))]
+        return granted.slot, mapping
+
+    def _repeat(self, ask: Callable[[_Channel], Message]) -> Message:
+        """Asks, and asks again on a new connection while the daemon is away for a moment."""
+        deadline = time.monotonic() + RECONNECT_S
+        while True:
+            channel = self._connected(deadline)
+            try:
+                return ask(channel)
+            except (OSError, EOFError) as lost:
+                if isinstance(lost, MLDashError):
+                    raise
+                self._drop()
+                if time.monotonic() >= deadline:
+                    raise error(
+                        Code.CONNECTION_LOST, f"the daemon at {self.endpoint.socket} went away: {lost}"
+                    ) from None
+
+    def _connected(self, deadline: float) -> _Channel:
+        if self._channel is not None and self._channel.pid != os.getpid():
+            self._slots = {}
+            self._channel = None  # the parent's: its socket is left alone
+        known = self.welcome is not None
+        while self._channel is None:
+            try:
+                self._channel = self._open()
+            except MLDashError as failure:
+                if failure.code is not Code.DAEMON_UNAVAILABLE or not known or time.monotonic() >= deadline:
+                    raise
+                threading.Event().wait(LOOK_S)
+        return self._channel
+
+    def _open(self) -> _Channel:
+        channel = _connect(self.endpoint)
+        try:
+            answer = channel.ask(
+                lambda number: Hello(
+                    request=number, min_version=wire.VERSION, max_version=wire.VERSION, client=f"ml-dash {_version()}"
+                ),
+                (),
+            )
+            self.welcome = _expect(Welcome, answer)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _drop(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+        self._slots = {}
+
+
+class _Channel:
+    """One socket, after connecting; not safe among threads."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.pid = os.getpid()
+        self._socket = peer
+        self._decoder = wire.Decoder(messages.REPLY_LIMITS)
+        self._frames: list[wire.Frame] = []
+        self._received: list[int] = []
+        self._number = 0
+
+    def ask(
+        self,
+        build: Callable[[int], Message],
+        descriptors: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        keep: bool = False,
+    ) -> Message:
+        """One request and its answer. Descriptors that come with it are kept for `take_received` only with `keep`."""
+        self._number += 1
+        self._send(messages.encode(build(self._number), len(descriptors)), descriptors)
+        while True:
+            frame = self._next()
+            answer = messages.decode(frame, messages.REPLIES)
+            if keep:
+                self._received.extend(frame.descriptors)
+            else:
+                _close(frame.descriptors)
+            if isinstance(answer, Progress):
+                if progress is not None:
+                    progress(answer.done_bytes, answer.total_bytes)
+            elif isinstance(answer, Failed) or answer.request == self._number:
+                return answer
+
+    def take_received(self) -> list[int]:
+        """The descriptors of the last answer, for the caller to close."""
+        received, self._received = self._received, []
+        return received
+
+    def close(self) -> None:
+        _close(self._decoder.take_descriptors())
+        _close(self._received)
+        self._received = []
+        self._socket.close()
+
+    def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            sent = self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            if sent < len(data):
+                self._socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            # The daemon has hung up; it may have said why.
+            self._frames.append(self._next())
+
+    def _next(self) -> wire.Frame:
+        while not self._frames:
+            data, ancillary, _, _ = self._socket.recvmsg(
+                RECEIVE_BYTES, socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+            )
+            received = array.array("i")
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    received.frombytes(content[: len(content) - len(content) % received.itemsize])
+            if not data:
+                _close(received)
+                raise EOFError("the connection was closed")
+            self._frames.extend(self._decoder.feed(data, received))
+        return self._frames.pop(0)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC: the clock that the daemon on this machine has too."""
+    return time.time_ns() // 1_000_000
+
+
+def new_key() -> bytes:
+    """An idempotency key."""
+    return secrets.token_bytes(16)
+
+
+def _expect(reply: type[M], answer: Message) -> M:
+    if isinstance(answer, Failed):
+        raise error(parse_code(answer.code), answer.message, answer.hint)
+    if not isinstance(answer, reply):
+        raise error(Code.PROTOCOL, f"{type(answer).__name__} came where {reply.__name__} was due")
+    return answer
+
+
+# ---- reaching a daemon
+
+
+def _connect(endpoint: Endpoint) -> _Channel:
+    peer = _try(endpoint.socket)
+    if peer is None and endpoint.root is not None:
+        peer = _start(endpoint.root, endpoint.socket)
+    if peer is None:
+        raise error(Code.DAEMON_UNAVAILABLE, f"no daemon answers at {endpoint.socket}")
+    return _Channel(peer)
+
+
+def _try(path: Path) -> socket.socket | None:
+    """A connected socket, or None where nobody listens."""
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with reachable(path) as address:
+            peer.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        peer.close()
+        return None
+    except PermissionError:
+        peer.close()
+        raise error(Code.ACCESS_DENIED, f"the socket {path} may not be opened by uid {os.geteuid()}") from None
+    return peer
+
+
+def _answers(path: Path) -> bool:
+    try:
+        peer = _try(path)
+    except MLDashError:
+        return False
+    if peer is None:
+        return False
+    peer.close()
+    return True
+
+
+def _services() -> Iterator[Path]:
+    """Where services listen: the user's own, then the system's."""
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "ml-dash" / "ml-dashd.sock"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    yield Path(state) / "ml-dash" / "ml-dashd.sock"
+    yield Path("/run/ml-dash/ml-dashd.sock")
+
+
+def _start(root: Path, path: Path) -> socket.socket:
+    """Starts the daemon of a root, once however many processes ask for it at the same time."""
+    if any(importlib.util.find_spec(name) is None for name in ("ml_dashd", "uvloop", "awscrt")):
+        raise error(Code.DAEMON_NOT_INSTALLED, f"no service runs here, and the daemon for {root} is not installed")
+    home = path.parent
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with _locked(home / "start.lock"):
+        while (peer := _try(path)) is None:
+            said = _launch(root, home / "log")
+            if said == "ready":
+                continue
+            if time.monotonic() >= deadline or "another ml-dashd serves" not in said:
+                raise error(
+                    Code.DAEMON_UNAVAILABLE, f"the daemon for {root} did not start: {said}", f"see {home / 'log'}"
+                )
+            threading.Event().wait(LOOK_S)  # the last one is just ending
+    return peer
+
+
+def _launch(root: Path, log: Path) -> str:
+    """Runs ml-dashd in the background; returns what it says of its start."""
+    reading, writing = os.pipe()
+    try:
+        with log.open("ab") as output:
+            command = [sys.executable, "-m", "ml_dashd", "run", "--embedded", str(root), "--ready-fd", str(writing)]
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[writing], cwd=root
+            )
+        os.close(writing)
+        writing = -1
+        process.wait()  # it has forked: the daemon is no child of ours
+        with os.fdopen(reading, "rb") as pipe:
+            reading = -1
+            return pipe.read().decode(errors="replace").strip() or "it ended at once"
+    finally:
+        for descriptor in (reading, writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _close(descriptors: Sequence[int] | array.array[int]) -> None:
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def _version() -> str:
+    return version("ml-dash")

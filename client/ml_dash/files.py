@@ -1,0 +1,426 @@
+"""`exp.files`: hand files over, list them, bring them back.
+
+    exp.files("checkpoints").upload("model.pt")         # a prefix, then the call
+    exp.files.upload("model.pt", to="checkpoints/a.pt")  # the direct style
+
+A prefix, `to=` and patterns are relative to the experiment. Every save is a new version; nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ml_dash import messages as m
+from ml_dash import serialize
+from ml_dash.connection import Connection, new_key
+from ml_dash.errors import Code, error
+from ml_dash.result import FileResult, _time, failure_of
+
+PathLike = str | os.PathLike[str]
+Paths = list[str]
+Receipt = dict[str, Any]
+Receipts = list[Receipt]
+DIGITS_OF_ID = "0123456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a builder was given: where, and what every file of it gets."""
+
+    prefix: str = ""
+    file_id: int | None = None
+    description: str | None = None
+    tags: tuple[str, ...] = ()
+    bindrs: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] | None = None
+
+
+class FileSet:
+    """Files at a place of an experiment. Get one with `exp.files("prefix")`."""
+
+    def __init__(self, connection: Connection, place: m.Place, defaults: Defaults, durability: str = "") -> None:
+        self._connection = connection
+        self._place = place
+        self._defaults = defaults
+        self._durability = durability
+
+    # ---- hand-off
+
+    def upload(
+        self,
+        fpath: PathLike,
+        *,
+        to: str | None = None,
+        description: str | None = None,
+        tags: Sequence[str] | None = None,
+        bindrs: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        durability: str | None = None,
+        snapshot: str | None = None,
+    ) -> FileResult:
+        """Hands an existing file over and returns its record, in about a millisecond whatever its size.
+
+        `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
+        may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
+        a copy first. `durability="disk"` returns only when the bytes are on stable storage.
+
+        Raises ValueError for a file that is missing, no regular file, or over 100 GB.
+        """
+        source = os.fspath(fpath)
+        file = self._describe(os.path.basename(source) if to is None else to, description, tags, bindrs, metadata)  # noqa: PTH119
+        key = new_key()
+        descriptor = _open_source(source)
+        try:
+            accepted = self._connection.call(
+                m.Accepted,
+                lambda number: m.Upload(
+                    request=number,
+                    key=key,
+                    file=file,
+                    source=os.path.abspath(source),  # noqa: PTH100 keeps symlinks
+                    durability=durability or self._durability,
+                    snapshot=snapshot or "",
+                ),
+                (descriptor,),
+            )
+        finally:
+            os.close(descriptor)
+        return self._result(accepted.record)
+
+    def save_json(self, content: Any, *, to: str, **described: Any) -> FileResult:
+        """Saves what JSON can hold: dict, list, str, numbers, bool, None. Raises TypeError for the rest."""
+        return self._save(memoryview(serialize.json_bytes(content)), to, described)
+
+    def save_text(self, content: str, *, to: str, encoding: str = "utf-8", **described: Any) -> FileResult:
+        """Saves text."""
+        return self._save(memoryview(serialize.text_bytes(content, encoding)), to, described)
+
+    def save_blob(self, content: Any, *, to: str, **described: Any) -> FileResult:
+        """Saves bytes, a bytearray, a memoryview, or anything else that has a buffer."""
+        return self._save(serialize.blob_view(content), to, described)
+
+    def save(self, content: Any, *, to: str | None = None, **described: Any) -> FileResult:
+        """Saves by type: the path of a file is uploaded, bytes become a blob, a dict or list becomes JSON.
+
+        Raises ValueError for any other type; the message names the saver to call.
+        """
+        if isinstance(content, str | os.PathLike):
+            return self._save_path(content, to, described)
+        if to is None:
+            raise error(Code.INVALID_PATH, "save() of an object needs to=", 'pass a name, such as to="config.json"')
+        if isinstance(content, bytes | bytearray | memoryview):
+            return self.save_blob(content, to=to, **described)
+        if isinstance(content, dict | list):
+            return self.save_json(content, to=to, **described)
+        raise error(Code.UNSUPPORTED_TYPE, f"save() does not take {type(content).__name__}", _saver_for(content))
+
+    def _save_path(self, content: PathLike, to: str | None, described: dict[str, Any]) -> FileResult:
+        if isinstance(content, str) and not os.path.exists(content):  # noqa: PTH110
+            raise error(
+                Code.FILE_NOT_FOUND,
+                f"save() took {content[:120]!r} for a path, and there is no such file",
+                "to save the text itself, call save_text()",
+            )
+        return self.upload(content, to=to, **described)
+
+    def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
+        durability = described.pop("durability", None)
+        file = self._describe(to, **_only(described))
+        key = new_key()
+        if len(data) <= m.INLINE_BYTES:
+            content, sha256 = bytes(data), hashlib.sha256(data).digest()
+            accepted = self._connection.call(
+                m.Accepted, lambda number: m.Put(request=number, key=key, file=file, content=content, sha256=sha256)
+            )
+        else:
+            accepted = self._connection.save(
+                data,
+                lambda number, slot: m.CommitSlot(
+                    request=number,
+                    key=key,
+                    slot=slot,
+                    file=file,
+                    size_bytes=len(data),
+                    durability=durability or self._durability,
+                ),
+            )
+        return self._result(accepted.record)
+
+    # ---- what is there
+
+    def list(self, pattern: str | None = None, *, latest: bool = False) -> list[FileResult]:
+        """The files at and below the prefix, every version, newest first within a path.
+
+        `pattern` is relative to the prefix: `*` stays inside a folder, `**` spans any number of them. `latest` leaves
+        only the newest version of each path. Files that are still on their way are listed too; see `state`.
+        """
+        return [self._result(record) for record in self._records(self._place, pattern, latest=latest)]
+
+    def download(self, pattern: str | None = None, *, to: PathLike | None = None) -> str | Paths:
+        """Writes files here, their SHA-256 checked, each under a temporary name until it is whole.
+
+        Without a pattern (or with a plain name) the newest version of that file goes to `to`, a path or a folder, by
+        default the working directory; returns its path. With a glob the newest version of each file that fits goes
+        below `to`, folders kept; returns the paths. What is there already is replaced only by a whole file.
+
+        Raises ValueError when nothing fits, StorageError when the bytes are not the recorded ones.
+        """
+        if pattern is not None and _is_glob(pattern):
+            return self._download_many(pattern, Path(to or "."))
+        record = self._newest(pattern)
+        target = Path(to or ".")
+        if target.is_dir() or (to is not None and os.fspath(to).endswith("/")):
+            target = target / record.filename
+        return self._fetch(record, target)
+
+    def delete(self, pattern: str | None = None) -> Receipt | Receipts:
+        """Deletes all versions of a file, or of each that fits a glob; with `files(file_id=…)` that version alone.
+
+        A file that is still on its way is cancelled. Returns {id: newest, ids, deletedAt}, for a glob a list of them.
+        Raises ValueError when nothing fits.
+        """
+        if self._defaults.file_id is not None:
+            return self._delete([self._newest(None)])
+        if pattern is not None and _is_glob(pattern):
+            by_path: dict[tuple[str, str], Any] = {}
+            for record in self._records(self._place, pattern):
+                by_path.setdefault((record.path, record.filename), []).append(record)
+            if not by_path:
+                raise self._no_match(pattern)
+            return [self._delete(versions) for versions in by_path.values()]
+        return self._delete(self._versions(pattern))
+
+    # ---- the pieces
+
+    def _describe(
+        self,
+        to: str,
+        description: str | None = None,
+        tags: Sequence[str] | None = None,
+        bindrs: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> m.Described:
+        """What is said of a file: the call's words, else the builder's."""
+        given = self._defaults
+        return m.Described(
+            place=self._place,
+            to=_text(to, "to"),
+            description=given.description if description is None else _text(description, "description"),
+            tags=given.tags if tags is None else _texts(tags, "tags"),
+            bindrs=given.bindrs if bindrs is None else _texts(bindrs, "bindrs"),
+            metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
+        )
+
+    def _result(self, record: m.Record) -> FileResult:
+        return FileResult(record, self._connection)
+
+    def _records(self, place: m.Place, pattern: str | None, *, latest: bool = False) -> Iterator[m.Record]:
+        cursor = None
+        while True:
+            page = self._connection.call(
+                m.Page,
+                lambda number, after=cursor: m.List(  # type: ignore[misc]
+                    request=number, place=place, pattern=pattern, latest=latest, cursor=after
+                ),
+            )
+            yield from page.records
+            if (cursor := page.cursor) is None:
+                return
+
+    def _versions(self, name: str | None) -> Sequence[m.Record]:
+        """All versions of one file, newest first: the one of the prefix, or `name` below it."""
+        path = "/".join(part for part in (self._place.prefix, name) if part)
+        folder, _, filename = path.rpartition("/")
+        if not filename:
+            raise error(Code.NO_MATCH, "no file is named", 'say which, as in files("model.pt"), or pass a pattern')
+        found = [*self._records(replace(self._place, prefix=folder), _escape(filename))]
+        if not found:
+            raise self._no_match(name)
+        return found
+
+    def _newest(self, name: str | None) -> m.Record:
+        if (file_id := self._defaults.file_id) is not None:
+            page = self._connection.call(m.Page, lambda number: m.Get(request=number, ids=(file_id,)))
+            if not page.records or page.records[0].deleted_ms is not None:
+                raise error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
+            return page.records[0]
+        return self._versions(name)[0]
+
+    def _no_match(self, pattern: str | None) -> Exception:
+        where = "/".join(part for part in (self._place.prefix, pattern) if part)
+        place = self._place
+        return error(Code.NO_MATCH, f"no file fits {where!r} in {place.namespace}/{place.project}/{place.experiment}")
+
+    def _download_many(self, pattern: str, folder: Path) -> Sequence[str]:
+        records = [*self._records(self._place, pattern, latest=True)]
+        if not records:
+            raise self._no_match(pattern)
+        prefix = f"/{self._place.prefix}" if self._place.prefix else ""
+        paths = []
+        for record in records:
+            below = record.path.removeprefix(prefix).strip("/")
+            paths.append(self._fetch(record, folder / below / record.filename))
+        return paths
+
+    def _fetch(self, record: m.Record, target: Path, progress: Callable[[int, int], None] | None = None) -> str:
+        """One version into a file. The destination is opened here, so the daemon needs no right to the folder."""
+        _refuse_escape(record)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".ml-dash-{record.id}-{secrets.token_hex(4)}"
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            self._connection.call_aside(
+                m.Fetched, lambda number: m.Fetch(request=number, id=record.id), (descriptor,), progress
+            )
+            temporary.replace(target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        return str(target)
+
+    def _delete(self, versions: Sequence[m.Record]) -> dict[str, Any]:
+        ids = tuple(record.id for record in versions)
+        deleted_ms = 0
+        for start in range(0, len(ids), 1000):
+            some = ids[start : start + 1000]
+            answer = self._connection.call(m.Deleted, lambda number, ids=some: m.Delete(request=number, ids=ids))  # type: ignore[misc]
+            deleted_ms = answer.deleted_ms
+        return {"id": str(ids[0]), "ids": [str(one) for one in ids], "deletedAt": _time(deleted_ms)}
+
+
+class Files(FileSet):
+    """`exp.files`: call it with a prefix for a place below the experiment, or use it directly."""
+
+    def __init__(self, connection: Connection, place: m.Place, durability: str, opened_ms: Callable[[], int]) -> None:
+        super().__init__(connection, place, Defaults(), durability)
+        self._opened_ms = opened_ms
+
+    def __call__(
+        self,
+        dir: str | None = None,  # noqa: A002 the name that scripts use
+        *,
+        prefix: str | None = None,
+        file_id: str | int | None = None,
+        description: str | None = None,
+        tags: Sequence[str] = (),
+        bindrs: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> FileSet:
+        """The files at a prefix, or the one of an id; what is given here holds for every file that is saved there."""
+        if dir is not None and prefix is not None:
+            raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
+        where = _text(dir if dir is not None else prefix or "", "prefix").rstrip("/")
+        defaults = Defaults(where, _id(file_id), description, _texts(tags, "tags"), _texts(bindrs, "bindrs"), metadata)
+        return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Returns once every file of this experiment is stored; `timeout` in seconds.
+
+        Raises TIMEOUT, after which the work goes on, or the error of a file that failed since the run was opened.
+        """
+        waited = self.wait_all(timeout)
+        if waited.pending:
+            raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout} s")
+        failed = [record for record in waited.failed if record.created_ms >= self._opened_ms()]
+        if failed:
+            raise failure_of(failed[0])
+
+    def wait_all(self, timeout: float | None) -> m.Waited:
+        """Waits as flush does, and says how it ended instead of raising."""
+        left = float("inf") if timeout is None else timeout
+        while True:
+            step = min(left, 30.0)
+            waited = self._connection.call_aside(
+                m.Waited,
+                lambda number, ms=int(step * 1000): m.Wait(  # type: ignore[misc]
+                    request=number, until="stored", timeout_ms=ms, place=self._place
+                ),
+            )
+            left -= step
+            if not waited.pending or left <= 0:
+                return waited
+
+
+def _open_source(source: str) -> int:
+    """A descriptor to hand over. O_NONBLOCK, so that a FIFO does not stop the trainer before it is refused."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(Code.FILE_NOT_FOUND, f"there is no file {source}") from None
+    except PermissionError:
+        raise error(Code.NOT_READABLE, f"{source} may not be read by uid {os.geteuid()}") from None
+    except (OSError, ValueError) as failure:
+        raise error(Code.NOT_A_FILE, f"{source!r} can't be opened: {failure}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
+    return descriptor
+
+
+def _only(described: dict[str, Any]) -> dict[str, Any]:
+    """The words that every saver takes; any other is a TypeError, as from a plain function."""
+    known = ("description", "tags", "bindrs", "metadata")
+    for name in described:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(known)}, durability")
+    return described
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise error(Code.INVALID_ARGUMENT, f"{name} is {type(value).__name__}, not str", "pass text")
+    return os.fspath(value)
+
+
+def _texts(values: Any, name: str) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise error(Code.INVALID_ARGUMENT, f"{name} is not a list of str", f'pass a list, as in {name}=["best"]')
+    return tuple(values)
+
+
+def _id(value: str | int | None) -> int | None:
+    if value is None:
+        return None
+    text = str(value)
+    if not text or any(digit not in DIGITS_OF_ID for digit in text) or len(text) > 19:  # noqa: PLR2004 63 bits
+        raise error(Code.UNKNOWN_FILE, f"no file has the id {text!r}", "an id is a decimal number, as in result['id']")
+    return int(text)
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(mark in pattern for mark in "*?[")
+
+
+def _escape(name: str) -> str:
+    """A pattern that only this name fits."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _refuse_escape(record: m.Record) -> None:
+    """The daemon checks every name; here it is checked again before anything is written by it."""
+    if any(
+        part in ("", ".", "..") for part in (*record.path.strip("/").split("/"), record.filename) if record.path != "/"
+    ):
+        raise error(Code.INVALID_PATH, f"the stored name {record.path}/{record.filename} leaves the destination")
+    if "/" in record.filename or record.filename in ("", ".", ".."):
+        raise error(Code.INVALID_PATH, f"the stored name {record.filename!r} is no file name")
+
+
+def _saver_for(content: Any) -> str:
+    """Which saver takes this object, in words."""
+    module = type(content).__module__.partition(".")[0]
+    savers = {"torch": "save_torch", "matplotlib": "save_fig", "numpy": "save_image or save_blob"}
+    if module in savers:
+        return f"call {savers[module]}()"
+    return "call save_json, save_text, save_blob or save_pkl"

@@ -1,0 +1,484 @@
+"""Every message, a frozen dataclass each; PROTOCOL.md lists them. Their annotations are the schema.
+
+`encode` and `decode` are strict: an unknown field, a missing one, a wrong type or a value past its bound raises
+ProtocolError. A field with a default may be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
+
+from ml_dash import wire
+from ml_dash.errors import Code, ProtocolError
+
+KIB = 1024
+MAX_INT = 2**63 - 1
+INLINE_BYTES = 64 * KIB
+"""The largest content that travels inside a message and rests in the journal; the design's number."""
+
+
+class Max(NamedTuple):
+    """The largest length of text, bytes or a tuple in an annotation (text in characters)."""
+
+    size: int
+
+
+Name = Annotated[str, Max(4096)]
+"""A path or a part of one; the real limits are the daemon's (core/names.py), this one bounds the frame."""
+Text = Annotated[str, Max(16 * KIB)]
+Json = Annotated[str, Max(256 * KIB)]
+Tags = Annotated[tuple[Annotated[str, Max(256)], ...], Max(128)]
+Key = Annotated[bytes, Max(16)]
+"""An idempotency key: 16 random bytes; a request that comes again with the same key has the same answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A request or a reply. `kind` is its number in the frame's header, `limit` its largest payload in bytes."""
+
+    kind: ClassVar[int]
+    limit: ClassVar[int] = 64 * KIB
+    descriptors: ClassVar[range] = range(1)
+
+    request: int
+    """Chosen by the client; every reply carries the number of its request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a file belongs, in the caller's words; the daemon checks them (core/names.py)."""
+
+    namespace: Name
+    project: Name
+    experiment: Name
+    prefix: Name = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What the caller says of a file. `metadata` is JSON text of an object, or None."""
+
+    place: Place
+    to: Name
+    description: Text | None = None
+    tags: Tags = ()
+    bindrs: Tags = ()
+    metadata: Json | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A file as the daemon knows it: the catalog's fields, and how far it has come. Times are ms since 1970, UTC."""
+
+    id: int
+    namespace: Name
+    project: Name
+    experiment: Name
+    path: Name
+    filename: Name
+    size_bytes: int
+    content_type: Name
+    created_ms: int
+    updated_ms: int
+    state: Name
+    ack: Name
+    pin: Name
+    description: Text | None = None
+    tags: Tags = ()
+    bindrs: Tags = ()
+    metadata: Json | None = None
+    sha256: Name | None = None
+    uploaded_ms: int | None = None
+    deleted_ms: int | None = None
+    sent_bytes: int = 0
+    attempt: int = 0
+    error_code: Name | None = None
+    error_message: Text | None = None
+    error_hint: Text | None = None
+
+
+# ---- requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(Message):
+    """The first message of a connection: the versions that the client speaks."""
+
+    kind: ClassVar[int] = 1
+    min_version: int
+    max_version: int
+    client: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenExperiment(Message):
+    """Asks whether files can be kept there: checks the prefix and the caller's right to it."""
+
+    kind: ClassVar[int] = 2
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload(Message):
+    """Hands over an open file, the one descriptor beside it. `source` is its path, for messages and recovery."""
+
+    kind: ClassVar[int] = 3
+    limit: ClassVar[int] = 640 * KIB
+    descriptors: ClassVar[range] = range(1, 2)
+    key: Key
+    file: Described
+    source: Name
+    durability: Name = ""
+    snapshot: Name = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put(Message):
+    """Hands over content of at most INLINE_BYTES."""
+
+    kind: ClassVar[int] = 4
+    limit: ClassVar[int] = 640 * KIB + INLINE_BYTES
+    key: Key
+    file: Described
+    content: Annotated[bytes, Max(INLINE_BYTES)]
+    sha256: Annotated[bytes, Max(32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSlot(Message):
+    """Asks for a spool file of at least `size_bytes` to write into; `held` names slots whose descriptors are kept."""
+
+    kind: ClassVar[int] = 5
+    size_bytes: int
+    held: Annotated[tuple[int, ...], Max(64)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSlot(Message):
+    """Hands over the first `size_bytes` of a slot."""
+
+    kind: ClassVar[int] = 6
+    limit: ClassVar[int] = 640 * KIB
+    key: Key
+    slot: int
+    file: Described
+    size_bytes: int
+    durability: Name = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseSlot(Message):
+    """Gives back a slot that will not be committed."""
+
+    kind: ClassVar[int] = 7
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class List(Message):
+    """Asks for a page of files. `pattern` is a glob relative to the place's prefix; `cursor` is the last page's."""
+
+    kind: ClassVar[int] = 8
+    place: Place
+    pattern: Name | None = None
+    latest: bool = False
+    cursor: Name | None = None
+    page_size: int = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Get(Message):
+    """Asks for files by id; those that are not known are left out."""
+
+    kind: ClassVar[int] = 9
+    ids: Annotated[tuple[int, ...], Max(1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(Message):
+    """Asks to be answered when every file has reached `until` (hashed, on_disk, stored), one can't, or time is up.
+
+    With a `place`, the files are all of that experiment's (its prefix is not used); `timeout_ms` is at most 60,000: ask
+    again.
+    """
+
+    kind: ClassVar[int] = 10
+    until: Name
+    timeout_ms: int
+    ids: Annotated[tuple[int, ...], Max(1000)] = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete(Message):
+    """Deletes the files of these ids; one that is on its way is cancelled."""
+
+    kind: ClassVar[int] = 11
+    ids: Annotated[tuple[int, ...], Max(1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch(Message):
+    """Asks for a file's bytes to be written into the descriptor beside it, from offset 0, and verified."""
+
+    kind: ClassVar[int] = 12
+    descriptors: ClassVar[range] = range(1, 2)
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status(Message):
+    """Asks how the daemon is doing."""
+
+    kind: ClassVar[int] = 13
+
+
+# ---- replies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(Message):
+    """The answer to Hello: the version that both use from here on."""
+
+    kind: ClassVar[int] = 64
+    version: int
+    daemon: Name
+    embedded: bool
+    store: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Message):
+    """It was done; nothing more to say."""
+
+    kind: ClassVar[int] = 65
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Message):
+    """It was not done. `code` is a name of errors.Code."""
+
+    kind: ClassVar[int] = 66
+    code: Name
+    message: Text
+    hint: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted(Message):
+    """The file is the daemon's from here on; `record.ack` says what that covers."""
+
+    kind: ClassVar[int] = 67
+    limit: ClassVar[int] = 1024 * KIB
+    record: Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotGranted(Message):
+    """A slot to write into, its descriptor beside it unless the client holds it already."""
+
+    kind: ClassVar[int] = 68
+    descriptors: ClassVar[range] = range(2)
+    slot: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Message):
+    """Files in the order of their paths, newest first within a path. `cursor` is None on the last page."""
+
+    kind: ClassVar[int] = 69
+    limit: ClassVar[int] = 4096 * KIB
+    records: Annotated[tuple[Record, ...], Max(1000)]
+    cursor: Name | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waited(Message):
+    """How a Wait ended: how many files have got there, how many not yet, and the first that never will."""
+
+    kind: ClassVar[int] = 70
+    limit: ClassVar[int] = 1024 * KIB
+    reached: int
+    pending: int
+    failed: Annotated[tuple[Record, ...], Max(16)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted(Message):
+    """What was deleted, and when."""
+
+    kind: ClassVar[int] = 71
+    ids: Annotated[tuple[int, ...], Max(1000)]
+    deleted_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Message):
+    """How far a Fetch has come; any number of them come before Fetched."""
+
+    kind: ClassVar[int] = 72
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched(Message):
+    """Every byte is written and its SHA-256 (hex) is the recorded one."""
+
+    kind: ClassVar[int] = 73
+    size_bytes: int
+    sha256: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Files of one state, in a StatusReport."""
+
+    state: Name
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusReport(Message):
+    """How the daemon is doing. `blocked` and `failed` are samples, newest first."""
+
+    kind: ClassVar[int] = 74
+    limit: ClassVar[int] = 4096 * KIB
+    version: Name
+    pid: int
+    embedded: bool
+    store: Name
+    state_dir: Name
+    started_ms: int
+    connections: int
+    spool_bytes: int
+    counts: Annotated[tuple[Count, ...], Max(16)]
+    oldest_ms: int | None = None
+    blocked: Annotated[tuple[Record, ...], Max(16)] = ()
+    failed: Annotated[tuple[Record, ...], Max(16)] = ()
+
+
+REQUESTS: dict[int, type[Message]] = {
+    message.kind: message
+    for message in (
+        Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch, Status,
+    )
+}  # fmt: skip
+REPLIES: dict[int, type[Message]] = {
+    message.kind: message
+    for message in (
+        Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
+    )
+}  # fmt: skip
+REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
+REPLY_LIMITS = {kind: message.limit for kind, message in REPLIES.items()}
+
+
+def encode(message: Message, descriptors: int = 0) -> bytes:
+    """The frame of a message; send its descriptors with the first byte."""
+    return wire.encode(message.kind, _plain(message), descriptors)
+
+
+def decode(frame: wire.Frame, kinds: Mapping[int, type[Message]]) -> Message:
+    """The message that a frame holds; its descriptors stay the caller's. Raises ProtocolError."""
+    schema = kinds[frame.kind]
+    if len(frame.descriptors) not in schema.descriptors:
+        raise _broken(f"{schema.__name__} came with {len(frame.descriptors)} descriptors")
+    message: Message = _reader(cast("Hashable", schema))(frame.fields, schema.__name__)
+    return message
+
+
+# ---- the schema, read off the annotations
+
+
+Reader = Callable[[Any, str], Any]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+@cache
+def _reader(kind: Any) -> Reader:
+    """A function that takes a plain value and its name and returns it, checked against an annotation."""
+    if get_origin(kind) is Annotated:
+        inner, limit = get_args(kind)
+        return _bounded(_reader(inner), limit.size)
+    if get_origin(kind) in (Union, UnionType):
+        (inner,) = (option for option in get_args(kind) if option is not NoneType)
+        return _optional(_reader(inner))
+    if get_origin(kind) is tuple:
+        return _array(_reader(get_args(kind)[0]))
+    if is_dataclass(kind):
+        return _map(kind)
+    return _integer if kind is int else _scalar(kind)
+
+
+def _scalar(kind: type) -> Reader:
+    def read(value: Any, name: str) -> Any:
+        if type(value) is not kind:
+            raise _broken(f"{name} is {type(value).__name__}, not {kind.__name__}")
+        return value
+
+    return read
+
+
+def _integer(value: Any, name: str) -> int:
+    if type(value) is not int:
+        raise _broken(f"{name} is {type(value).__name__}, not int")
+    if not 0 <= value <= MAX_INT:
+        raise _broken(f"{name} is {value}, not in 0 to 2**63 - 1")
+    return value
+
+
+def _bounded(read: Reader, size: int) -> Reader:
+    def read_bounded(value: Any, name: str) -> Any:
+        if isinstance(value, str | bytes | list) and len(value) > size:
+            raise _broken(f"{name} has a length of {len(value)}, at most {size}")
+        return read(value, name)
+
+    return read_bounded
+
+
+def _optional(read: Reader) -> Reader:
+    return lambda value, name: None if value is None else read(value, name)
+
+
+def _array(read: Reader) -> Reader:
+    def read_array(value: Any, name: str) -> Any:
+        if not isinstance(value, list):
+            raise _broken(f"{name} is {type(value).__name__}, not an array")
+        return tuple(read(item, name) for item in value)
+
+    return read_array
+
+
+def _map(kind: Any) -> Reader:
+    hints = get_type_hints(kind, include_extras=True)
+    readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
+    required = {field.name for field in fields(kind) if field.default is MISSING}
+
+    def read_map(value: Any, name: str) -> Any:
+        if not isinstance(value, dict):
+            raise _broken(f"{name} is {type(value).__name__}, not a map")
+        if not value.keys() <= readers.keys():
+            raise _broken(f"{name} has fields that are not known: {sorted(value.keys() - readers.keys())[:3]}")
+        if not required <= value.keys():
+            raise _broken(f"{name} lacks {sorted(required - value.keys())[:3]}")
+        return kind(**{key: readers[key](item, f"{name}.{key}") for key, item in value.items()})
+
+    return read_map
+
+
+def _broken(what: str) -> ProtocolError:
+    return ProtocolError(Code.PROTOCOL, what)

@@ -1,0 +1,173 @@
+"""What `upload` and `save_*` return: a file's record, at once. Only its checksum may have to be waited for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ml_dash.connection import Connection
+from ml_dash.errors import Code, MLDashError, error, parse_code
+from ml_dash.messages import Get, Page, Record, Wait, Waited
+
+WAIT_MS = 30_000
+"""One request's wait; longer waits ask again."""
+ENDED = ("DONE", "FAILED", "CANCELLED")
+
+
+class Progress(NamedTuple):
+    """How far a file has come: bytes the store has, of how many, and the state."""
+
+    done_bytes: int
+    total_bytes: int
+    state: str
+
+
+class FileResult(dict[str, Any]):
+    """A file's record. Everything is there at once but `checksum`, which reading waits for where it is not known yet.
+
+    It resolves alike through `[]`, `get`, `items`, `values`, `**`, `copy`, `json.dumps` and `pickle`; `repr` and `==`
+    never wait, and compare and show it as None until it is known.
+    """
+
+    def __init__(self, record: Record, connection: Connection | None) -> None:
+        super().__init__(to_dict(record))
+        self._record = record
+        self._connection = connection
+
+    # ---- the file's way
+
+    @property
+    def state(self) -> str:
+        """Where the file is now: QUEUED, SENDING, COMPLETING, VERIFIED, DONE, FAILED or CANCELLED. Asks the daemon."""
+        return str(self.refresh()["state"])
+
+    def wait(self, timeout: float | None = None) -> FileResult:
+        """Returns once the file is stored and listed; `timeout` in seconds, None for as long as it takes.
+
+        Raises the error that ended it, or TIMEOUT, after which the work goes on. Idempotent.
+        """
+        _wait([self], "stored", timeout)
+        return self.refresh()
+
+    def progress(self) -> Progress:
+        """How far it has come, now."""
+        self.refresh()
+        return Progress(self._record.sent_bytes, self._record.size_bytes, self._record.state)
+
+    def refresh(self) -> FileResult:
+        """Brings every field up to date, in place."""
+        if self._connection is not None and self._record.state not in ENDED:
+            page = self._connection.call(Page, lambda number: Get(request=number, ids=(self._record.id,)))
+            if not page.records:
+                raise error(Code.UNKNOWN_FILE, f"no file has the id {self._record.id}")
+            self._record = page.records[0]
+            super().update(to_dict(self._record))
+        return self
+
+    # ---- the checksum that may have to be waited for
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "checksum":
+            self._resolve()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401 dict.get would go past __getitem__
+
+    def __iter__(self) -> Iterator[str]:
+        # Overridden so that dict(result) and **result take the values through __getitem__.
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self._resolve()
+        return super().items()
+
+    def values(self) -> Any:
+        self._resolve()
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(self.copy(), memo)
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (self.copy(),)
+
+    def _resolve(self) -> None:
+        if super().__getitem__("checksum") is None:
+            _wait([self], "hashed", None)
+            self.refresh()
+
+
+def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: float | None) -> None:
+    """Returns once every file has reached `until`; raises the error of one that never will, or TIMEOUT."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left_ms = WAIT_MS if deadline is None else max(0, min(WAIT_MS, int((deadline - time.monotonic()) * 1000)))
+        answer = connection.call_aside(
+            Waited,
+            lambda number, left=left_ms: Wait(request=number, until=until, timeout_ms=left, ids=tuple(ids)),  # type: ignore[misc]
+        )
+        if answer.failed:
+            raise failure_of(answer.failed[0])
+        if not answer.pending:
+            return
+        if deadline is not None and time.monotonic() >= deadline:
+            raise error(Code.TIMEOUT, f"{answer.pending} of {len(ids)} files are not {until} after {timeout:g} s")
+
+
+def failure_of(record: Record) -> MLDashError:
+    """The error of a file that failed or was cancelled."""
+    path = f"{record.path.rstrip('/')}/{record.filename}"
+    if record.error_code is None:
+        return error(Code.CANCELLED, f"{path} (file {record.id}) was cancelled")
+    message = f"{path} (file {record.id}): {record.error_message}"
+    return error(parse_code(record.error_code), message, record.error_hint)
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+    """A record with the public names; the same from upload, save, list and update, on every store."""
+    return {
+        "id": str(record.id),
+        "experimentId": f"{record.namespace}/{record.project}/{record.experiment}",
+        "path": record.path,
+        "filename": record.filename,
+        "description": record.description,
+        "tags": list(record.tags),
+        "bindrs": list(record.bindrs),
+        "contentType": record.content_type,
+        "sizeBytes": record.size_bytes,
+        "checksum": record.sha256,
+        "metadata": None if record.metadata is None else json.loads(record.metadata),
+        "createdAt": _time(record.created_ms),
+        "uploadedAt": _time(record.uploaded_ms),
+        "updatedAt": _time(record.updated_ms),
+        "deletedAt": _time(record.deleted_ms),
+        "state": record.state,
+        "ack": record.ack,
+        "pin": record.pin,
+    }
+
+
+def _wait(results: Sequence[FileResult], until: str, timeout: float | None) -> None:
+    connection = results[0]._connection  # noqa: SLF001
+    if connection is not None:
+        wait_for(connection, [result._record.id for result in results], until, timeout)  # noqa: SLF001
+
+
+def _time(ms: int | None) -> str | None:
+    """ISO 8601, UTC, to the millisecond."""
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

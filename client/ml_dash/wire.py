@@ -1,0 +1,160 @@
+"""Frames, without I/O: bytes and descriptors in, frames out. PROTOCOL.md describes them.
+
+    length u32 | version u8 | descriptors u8 | kind u16 | payload (one msgpack map, `length` bytes)
+
+Descriptors travel beside the bytes, in the order of the frames that own them. A read may hold any part of any number
+of frames, so they wait in a queue and each frame takes the number that its header states.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ml_dash.errors import Code, ProtocolError
+
+VERSION = 1
+HEADER = struct.Struct("!IBBH")
+MAX_DESCRIPTORS = 16
+"""Descriptors in one frame; the kernel's own limit is 253."""
+MAX_DEPTH = 8
+"""Containers within containers; msgpack itself gives up with a StackError at about 1,000."""
+MAX_ITEMS = 16_384
+"""Elements of one container."""
+
+
+class Frame(NamedTuple):
+    """One message as it travelled: its kind, its fields, and the descriptors that came with it."""
+
+    kind: int
+    fields: dict[str, Any]
+    descriptors: tuple[int, ...]
+
+
+def encode(kind: int, fields: Mapping[str, Any], descriptors: int = 0, version: int = VERSION) -> bytes:
+    """The bytes of one frame; send its descriptors with the first of them."""
+    payload: bytes = msgpack.packb(fields, use_bin_type=True)
+    return HEADER.pack(len(payload), version, descriptors, kind) + payload
+
+
+class Decoder:
+    """Turns what was read into frames. `limits` maps each kind that is welcome here to its largest payload in bytes.
+
+    A kind that is not in it, a payload over its limit, a wrong version or a wrong number of descriptors raises
+    ProtocolError, before the payload is buffered. After an error the decoder is done with; close what
+    `take_descriptors` returns.
+    """
+
+    def __init__(self, limits: Mapping[int, int], versions: range = range(VERSION, VERSION + 1)) -> None:
+        self.versions = versions
+        self._limits = limits
+        self._buffer = bytearray()
+        self._descriptors: deque[int] = deque()
+
+    def feed(self, data: bytes | memoryview, descriptors: Iterable[int] = ()) -> list[Frame]:
+        """The frames that `data` completes. Takes over the descriptors, whatever comes of it."""
+        self._descriptors.extend(descriptors)
+        self._buffer += data
+        frames: list[Frame] = []
+        try:
+            while (frame := self._next()) is not None:
+                frames.append(frame)
+            self._refuse_strays()
+        except ProtocolError:
+            for frame in reversed(frames):
+                self._descriptors.extendleft(reversed(frame.descriptors))
+            raise
+        return frames
+
+    def take_descriptors(self) -> tuple[int, ...]:
+        """Gives up the descriptors that no frame has claimed, for the caller to close."""
+        taken = tuple(self._descriptors)
+        self._descriptors.clear()
+        return taken
+
+    def _next(self) -> Frame | None:
+        if len(self._buffer) < HEADER.size:
+            return None
+        length, version, count, kind = HEADER.unpack_from(self._buffer)
+        self._check_header(length, version, count, kind)
+        end = HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        if len(self._descriptors) < count:
+            raise _broken(f"the frame states {count} descriptors, {len(self._descriptors)} came")
+        fields = unpack(bytes(memoryview(self._buffer)[HEADER.size : end]))
+        del self._buffer[:end]
+        return Frame(kind, fields, tuple(self._descriptors.popleft() for _ in range(count)))
+
+    def _check_header(self, length: int, version: int, count: int, kind: int) -> None:
+        if version not in self.versions:
+            raise _broken(f"frame version {version}, expected {self.versions.start} to {self.versions.stop - 1}")
+        if count > MAX_DESCRIPTORS:
+            raise _broken(f"{count} descriptors in a frame, at most {MAX_DESCRIPTORS}")
+        limit = self._limits.get(kind)
+        if limit is None:
+            raise _broken(f"message kind {kind} is not known here")
+        if length > limit:
+            raise _broken(f"a payload of {length} bytes, at most {limit} for message kind {kind}")
+
+    def _refuse_strays(self) -> None:
+        """Descriptors come with the first byte of their frame, so an empty buffer leaves none waiting."""
+        allowed = MAX_DESCRIPTORS if self._buffer else 0
+        if len(self._descriptors) > allowed:
+            raise _broken(f"{len(self._descriptors)} descriptors that no frame states")
+
+
+def unpack(payload: bytes) -> dict[str, Any]:
+    """One msgpack map with text keys, every count, length and depth bounded, no key twice."""
+    try:
+        fields = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            max_str_len=len(payload),
+            max_bin_len=len(payload),
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except ProtocolError:
+        raise
+    except (ValueError, msgpack.UnpackException) as bad:
+        raise _broken(f"the payload is not one msgpack value: {bad or type(bad).__name__}") from None
+    if not isinstance(fields, dict):
+        raise _broken(f"the payload is {type(fields).__name__}, not a map")
+    _check_depth(fields)
+    return fields
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise _broken("a field stands twice in one map")
+    if not all(isinstance(key, str) for key in fields):
+        raise _broken("a field's name is not text")
+    return fields
+
+
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _broken(f"containers nest deeper than {MAX_DEPTH}")
+
+
+def _broken(what: str) -> ProtocolError:
+    return ProtocolError(Code.PROTOCOL, what)

@@ -1,0 +1,243 @@
+"""Wires the daemon together, runs it, and takes it down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from ml_dash.errors import Code, error
+from ml_dashd.config import Config, fault_plan
+from ml_dashd.core.ids import IdSource
+from ml_dashd.core.model import Algorithm
+from ml_dashd.core.schedule import lane
+from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.local_store import LocalStore
+from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.slots import SlotFiles
+from ml_dashd.edge.socket_server import Access, SocketServer
+from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults
+from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.fetch import Fetch
+from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.recover import recover
+from ml_dashd.flow.serve import Identity, Serve
+from ml_dashd.flow.upload import Uploader
+from ml_dashd.flow.worker import Worker
+from ml_dashd.ports import Faults, Store
+
+log = logging.getLogger("ml_dashd")
+
+EMBEDDED_NODE = 0
+KEEP_FINISHED_MS = 24 * 3600 * 1000
+"""Rows of finished files stay this long, so that a late repeat of a request finds its answer."""
+HOUSEKEEPING_S = 600.0
+IDLE_LOOK_S = 5.0
+
+
+class Daemon:
+    """Everything that runs, built in `start` and taken down in `stop`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._clock = SystemClock()
+        plan = fault_plan()
+        self._faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
+        self._lock = -1
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
+        self._take_lock()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await self._start()
+        ready()
+        log.info("ready socket=%s store=%s pid=%d", self._config.socket, self._store.url, os.getpid())
+        chores = [asyncio.create_task(self._keep_house())]
+        if self._config.embedded is not None:
+            chores.append(asyncio.create_task(self._end_when_idle(stop)))
+        await stop.wait()
+        log.info("stopping drain_timeout=%g", self._config.daemon.drain_timeout)
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await self._stop()
+        log.info("stopped")
+
+    def _take_lock(self) -> None:
+        """One daemon for a state folder: the lock lives as long as the process."""
+        folder = self._config.state_dir
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise error(
+                Code.CONFIG,
+                f"another ml-dashd serves {folder}",
+                "use that one, or give this one its own state_dir",
+            ) from None
+
+    async def _start(self) -> None:
+        config, clock, faults = self._config, self._clock, self._faults
+        self._threads = Pool(config.limits.threads, "work")
+        self._bell = Bell()
+        self._store = self._make_store()
+        single_bytes = self._store.single_bytes
+        self._journal = SqliteJournal(
+            config.state_dir / "journal.sqlite", clock, faults, lambda size: lane(size, single_bytes)
+        )
+        await self._journal.open()
+        self._catalog = SqliteCatalog(config.catalog_path, faults)
+        spool = config.state_dir / "spool"
+        self._slots = SlotFiles(spool)
+        self._pins = SpoolPins([spool, *map(Path, config.spool.pools)], self._slots, faults)
+        self._wire_flow()
+        await recover(self._journal, self._pins, self._threads)
+        self._worker.start()
+        config.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        access = Access(
+            frozenset({os.geteuid(), *config.access.uids}),
+            int(config.access.socket_mode, 8),
+            config.daemon.max_connections,
+        )
+        self._server = SocketServer(config.socket, await self._make_service(), clock, access)
+        self._server.start()
+
+    def _make_store(self) -> Store:
+        config = self._config
+        if not config.bucket:
+            root = config.store_root
+            root.mkdir(parents=True, exist_ok=True)
+            return LocalStore(root, self._threads, self._faults, int(config.store.mode, 8))
+        from ml_dashd.edge.s3 import S3Settings, S3Store  # noqa: PLC0415 its import takes half a second
+
+        settings = S3Settings(
+            bucket=config.bucket,
+            key_prefix=config.key_prefix,
+            endpoint_url=config.store.endpoint_url or None,
+            region=config.store.region or None,
+            checksum=None if config.store.checksum == "auto" else Algorithm(config.store.checksum),
+            ca_bundle=config.store.ca_bundle or None,
+            connections=config.limits.connections,
+            part_bytes=config.store.part_size,
+        )
+        return S3Store(settings, self._clock)
+
+    def _wire_flow(self) -> None:
+        config, clock, faults = self._config, self._clock, self._faults
+        buffers = BufferPool(config.limits.memory, config.store.part_size)
+        common: dict[str, Any] = {
+            "journal": self._journal,
+            "store": self._store,
+            "pins": self._pins,
+            "threads": self._threads,
+            "bell": self._bell,
+            "clock": clock,
+            "faults": faults,
+        }
+        finish = Finish(catalog=self._catalog, **common)
+        uploader = Uploader(buffers=buffers, finish=finish, part_bytes=config.store.part_size, **common)
+        self._worker = Worker(self._journal, uploader, finish, clock)
+
+    async def _make_service(self) -> Serve:
+        config = self._config
+        self._accept = Accept(
+            journal=self._journal,
+            pins=self._pins,
+            slots=self._slots,
+            threads=self._threads,
+            ids=IdSource(EMBEDDED_NODE, await self._journal.high_water()),
+            bell=self._bell,
+            clock=self._clock,
+            faults=self._faults,
+            key_prefix=config.key_prefix,
+            durability=config.spool.durability,
+            wake=self._worker.wake,
+        )
+        browse = Browse(
+            journal=self._journal,
+            catalog=self._catalog,
+            pins=self._pins,
+            threads=self._threads,
+            worker=self._worker,
+            bell=self._bell,
+            clock=self._clock,
+        )
+        fetch = Fetch(
+            browse=browse,
+            journal=self._journal,
+            store=self._store,
+            pins=self._pins,
+            threads=self._threads,
+            clock=self._clock,
+        )
+        identity = Identity(
+            version=version("ml-dash"),
+            pid=os.getpid(),
+            embedded=config.embedded is not None,
+            store=config.store.url,
+            state_dir=str(config.state_dir),
+            started_ms=self._clock.now_ms(),
+        )
+        return Serve(
+            identity=identity,
+            accept=self._accept,
+            browse=browse,
+            fetch=fetch,
+            journal=self._journal,
+            pins=self._pins,
+            slots=self._slots,
+            threads=self._threads,
+            bell=self._bell,
+        )
+
+    async def _stop(self) -> None:
+        """Takes nothing more, lets what is under way end or breaks it off, and closes."""
+        await self._server.stop()
+        await self._accept.close()
+        await self._worker.stop(self._config.daemon.drain_timeout)
+        await self._store.close()
+        self._slots.close()
+        self._pins.close()
+        await self._catalog.close()
+        self._journal.close()
+        self._threads.close()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._journal.forget(self._clock.now_ms() - KEEP_FINISHED_MS)
+            await self._clock.sleep(HOUSEKEEPING_S)
+
+    async def _end_when_idle(self, stop: asyncio.Event) -> None:
+        """An embedded daemon ends when nobody is connected and nothing is on its way for `idle_timeout`."""
+        last_busy = self._clock.monotonic()
+        while self._clock.monotonic() - last_busy < self._config.daemon.idle_timeout:
+            await self._clock.sleep(min(IDLE_LOOK_S, self._config.daemon.idle_timeout / 4))
+            if self._server.connections or await self._journal.due_count():
+                last_busy = self._clock.monotonic()
+        log.info("idle_end")
+        stop.set()
+
+
+def run(config: Config, ready: Callable[[], None]) -> None:
+    """Runs a daemon in this process until it ends."""
+    _run_loop(Daemon(config).run(ready))
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)

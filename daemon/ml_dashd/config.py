@@ -1,0 +1,301 @@
+"""The daemon's settings: TOML into frozen dataclasses, whose annotations are the schema.
+
+config/ml-dashd.toml explains each key.
+
+This is the one place in the daemon that reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+from urllib.parse import unquote, urlsplit
+
+from ml_dash.errors import Code, MLDashError, error
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """The table [daemon]."""
+
+    socket: str = ""
+    state_dir: str = ""
+    drain_timeout: float = 30.0
+    idle_timeout: float = 300.0
+    max_connections: int = 1024
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """The table [store]."""
+
+    url: str = ""
+    endpoint_url: str = ""
+    region: str = ""
+    checksum: str = "auto"
+    ca_bundle: str = ""
+    mode: str = "0640"
+    part_size: int = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogConfig:
+    """The table [catalog]."""
+
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolConfig:
+    """The table [spool]."""
+
+    pools: tuple[str, ...] = ()
+    durability: str = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """The table [limits]."""
+
+    memory: int = 96 * MIB
+    threads: int = 4
+    connections: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """The table [access]."""
+
+    uids: tuple[int, ...] = ()
+    socket_mode: str = "0600"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything; `embedded` is the root that an embedded daemon serves."""
+
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    catalog: CatalogConfig = field(default_factory=CatalogConfig)
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
+    embedded: Path | None = None
+
+    # ---- what follows from the settings
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.daemon.state_dir)
+
+    @property
+    def socket(self) -> Path:
+        return Path(self.daemon.socket)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket of an s3:// store; "" for a folder."""
+        parts = urlsplit(self.store.url)
+        return parts.netloc if parts.scheme == "s3" else ""
+
+    @property
+    def key_prefix(self) -> str:
+        """What every key of an s3:// store begins with: "" or a path that ends in "/"."""
+        path = urlsplit(self.store.url).path.strip("/") if self.bucket else ""
+        return f"{path}/" if path else ""
+
+    @property
+    def store_root(self) -> Path:
+        """The folder of a file:// store."""
+        return _file_path(self.store.url)
+
+    @property
+    def catalog_path(self) -> Path:
+        """The file of a sqlite:// catalog."""
+        return _file_path(self.catalog.url)
+
+
+CHOICES = {
+    "store.checksum": ("auto", "crc64nvme", "crc32c", "md5", "none"),
+    "spool.durability": ("memory", "disk"),
+    "daemon.log_level": ("debug", "info", "warning", "error"),
+}
+LEAST: dict[str, float] = {
+    "daemon.drain_timeout": 0,
+    "daemon.idle_timeout": 1,
+    "daemon.max_connections": 1,
+    "store.part_size": 5 * MIB,
+    "limits.memory": 32 * MIB,
+    "limits.threads": 1,
+    "limits.connections": 1,
+}
+MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
+SCHEMES = {
+    "store.url": (("file", "s3"), '"file:///folder" or "s3://bucket/key_prefix"'),
+    "catalog.url": (("sqlite",), '"sqlite:///file"'),
+    "store.endpoint_url": (("http", "https"), '"https://host:port"'),
+}
+
+
+def load(path: Path | None) -> Config:
+    """The settings of a file, of $ML_DASH_CONFIG, or the defaults. Raises CONFIG with the key and what is allowed."""
+    if path is None and (named := os.environ.get("ML_DASH_CONFIG")):
+        path = Path(named)
+    if path is None:
+        return with_defaults(Config())
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as failure:
+        raise error(Code.CONFIG, f"{path}: {failure.strerror}", "name a file that can be read") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as bad:
+        raise error(Code.CONFIG, f"{path}: not TOML: {bad}", "mend the line that it names") from None
+    try:
+        return with_defaults(parse(table))
+    except MLDashError as bad:
+        raise error(Code.CONFIG, f"{path}: {bad.message}", bad.hint) from None
+
+
+def parse(table: Mapping[str, Any]) -> Config:
+    """Settings from TOML tables, checked key by key."""
+    hints = {
+        name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and is_dataclass(kind)
+    }
+    sections: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in hints:
+            raise _unknown(f"[{name}]", (f"[{known}]" for known in hints))
+        if not isinstance(value, dict):
+            raise error(Code.CONFIG, f"{name} is {_kind(value)}", f"make it a table: [{name}]")
+        sections[name] = _section(name, hints[name], value)
+    return Config(**sections)
+
+
+def embedded(root: Path) -> Config:
+    """The settings of the daemon that serves one root by itself: everything is inside the root."""
+    home = root / ".ml-dashd"
+    return Config(
+        daemon=DaemonConfig(socket=str(home / "socket"), state_dir=str(home)),
+        store=StoreConfig(url=root.as_uri()),
+        catalog=CatalogConfig(url=(home / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1)),
+        embedded=root,
+    )
+
+
+def with_defaults(config: Config) -> Config:
+    """Fills in the places that depend on who runs the daemon: root gets the system's, others their own."""
+    state_dir = config.daemon.state_dir or str(_default_state_dir())
+    daemon = replace(config.daemon, state_dir=state_dir, socket=config.daemon.socket or str(_default_socket()))
+    store = replace(config.store, url=config.store.url or (Path(state_dir) / "files").as_uri())
+    catalog = replace(
+        config.catalog,
+        url=config.catalog.url or (Path(state_dir) / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1),
+    )
+    return replace(config, daemon=daemon, store=store, catalog=catalog)
+
+
+def fault_plan() -> tuple[dict[str, str], str | None] | None:
+    """What tests ask of the fault points: "point=action,…" in ML_DASHD_FAULTS, and a file that lists the points met."""
+    plan, met = os.environ.get("ML_DASHD_FAULTS"), os.environ.get("ML_DASHD_FAULT_LOG")
+    if plan is None and met is None:
+        return None
+    pairs = (entry.split("=", 1) for entry in (plan or "").split(",") if entry)
+    return {entry[0]: entry[1] for entry in pairs}, met
+
+
+def _section(section: str, kind: type, table: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        name = f"{section}.{key}"
+        if key not in hints:
+            raise _unknown(name, (f"{section}.{known}" for known in hints))
+        values[key] = _value(name, hints[key], value)
+    return kind(**values)
+
+
+def _value(name: str, kind: Any, value: Any) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if get_args(kind):
+        (item, _) = get_args(kind)
+        if not isinstance(value, list) or not all(type(one) is item for one in value):
+            raise _wrong(name, value, f"an array of {_NAMES[item]}")
+        return tuple(value)
+    if type(value) is not kind:
+        raise _wrong(name, value, _NAMES[kind])
+    _check(name, value)
+    return value
+
+
+def _check(name: str, value: Any) -> None:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise _wrong(name, value, "one of " + ", ".join(repr(choice) for choice in CHOICES[name]))
+    if name in LEAST and not LEAST[name] <= value <= MOST.get(name, float("inf")):
+        raise _wrong(name, value, f"at least {LEAST[name]}" + (f", at most {MOST[name]}" if name in MOST else ""))
+    if name.endswith("mode") and not re.fullmatch(r"0[0-7]{3}", value):
+        raise _wrong(name, value, 'an octal mode such as "0640"')
+    if name in SCHEMES:
+        _check_url(name, value)
+    if name in ("daemon.socket", "daemon.state_dir", "store.ca_bundle") and value and not value.startswith("/"):
+        raise _wrong(name, value, "an absolute path")
+
+
+def _check_url(name: str, value: str) -> None:
+    schemes, allowed = SCHEMES[name]
+    parts = urlsplit(value)
+    if not value and name == "store.endpoint_url":
+        return
+    local = parts.scheme in ("file", "sqlite")
+    if parts.scheme not in schemes or (local and (parts.netloc or not parts.path)) or not (local or parts.netloc):
+        raise _wrong(name, value, allowed)
+
+
+def _wrong(name: str, value: Any, allowed: str) -> MLDashError:
+    return error(Code.CONFIG, f"{name} is {_shown(value)}", f"it must be {allowed}")
+
+
+def _unknown(name: str, known: Any) -> MLDashError:
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return error(Code.CONFIG, f"unknown key {name}", f"{hint}allowed are {', '.join(known)}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r} ({_kind(value)})"
+
+
+_NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _kind(value: Any) -> str:
+    return _NAMES.get(type(value), type(value).__name__)
+
+
+def _file_path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))
+
+
+def _default_state_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/ml-dash")
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "ml-dash"
+
+
+def _default_socket() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() != 0 and runtime:
+        return Path(runtime) / "ml-dash" / "ml-dashd.sock"
+    if os.geteuid() == 0:
+        return Path("/run/ml-dash/ml-dashd.sock")
+    return _default_state_dir() / "ml-dashd.sock"

@@ -1,0 +1,203 @@
+"""What the daemon knows of a file. Values only; every change makes a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ml_dash.errors import Code
+from ml_dashd.core.states import State
+
+MAX_FILE_BYTES = 100_000_000_000
+"""The spec's 100 GB."""
+
+
+class PinKind(StrEnum):
+    """How the daemon keeps a source from vanishing. DURABILITY.md has the table of what each protects against."""
+
+    INLINE = "inline"
+    REFLINK = "reflink"
+    LINK = "link"
+    FD = "fd"
+    COPY = "copy"
+    SLOT = "slot"
+    NONE = "none"
+    """Let go: the file is stored."""
+
+
+class Algorithm(StrEnum):
+    """The checksum by which a store proves what it received."""
+
+    CRC64NVME = "crc64nvme"
+    CRC32C = "crc32c"
+    MD5 = "md5"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What fstat says of a source. `ctime_ns` may change without the content; the others may not."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    def same_content(self, other: Fingerprint) -> bool:
+        """Whether nothing that a write changes has changed. A write through mmap may go unseen: CRCs see it."""
+        return (self.device, self.inode, self.size_bytes, self.mtime_ns) == (
+            other.device,
+            other.inode,
+            other.size_bytes,
+            other.mtime_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A source that is kept. `name` is a file in the spool ("" for inline and fd), `source` the caller's path."""
+
+    kind: PinKind
+    name: str = ""
+    source: str = ""
+    fingerprint: Fingerprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A version of a file, as the catalog keeps it. `metadata` is JSON text; times are ms since 1970, UTC."""
+
+    id: int
+    owner_uid: int
+    namespace: str
+    project: str
+    experiment: str
+    prefix: str
+    filename: str
+    size_bytes: int
+    content_type: str
+    created_ms: int
+    updated_ms: int
+    description: str | None = None
+    tags: tuple[str, ...] = ()
+    bindrs: tuple[str, ...] = ()
+    metadata: str | None = None
+    sha256: str | None = None
+    crc64nvme: int | None = None
+    key: str | None = None
+    etag: str | None = None
+    uploaded_ms: int | None = None
+    deleted_ms: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The prefix and the filename, "/" between them: what patterns are matched against."""
+        return f"{self.prefix}/{self.filename}" if self.prefix else self.filename
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a file does not move on: a code, the message that names the thing, and what to do."""
+
+    code: Code
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A file on its way: its record, its pin, and where the upload stands. One row of the journal."""
+
+    record: FileRecord
+    pin: Pin
+    state: State = State.QUEUED
+    on_disk: bool = False
+    attempt: int = 0
+    not_before_ms: int = 0
+    cancel_requested: bool = False
+    blocked: bool = False
+    trouble: Trouble | None = None
+    upload_id: str | None = None
+    part_size: int = 0
+    algorithm: Algorithm = Algorithm.NONE
+    proof: str | None = None
+    """The whole object's checksum in the algorithm's own form, once every byte was read (core/checksum.py)."""
+
+    @property
+    def id(self) -> int:
+        return self.record.id
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """A part that the store has: as it answered when it was sent, or as it lists it."""
+
+    number: int
+    size_bytes: int
+    etag: str
+    checksum: str | None = None
+    crc64nvme: int | None = None
+    """What we computed of the bytes that we sent; the journal keeps it, the store does not state it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an object goes, and what is said of it when it is begun."""
+
+    key: str
+    file_id: int
+    size_bytes: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a store states of an object that it has."""
+
+    size_bytes: int
+    etag: str
+    checksum: str | None = None
+    file_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A multipart upload that the store has begun and not completed."""
+
+    key: str
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which files are asked for: all of an experiment, or those at or below `prefix`, after `cursor`, at most `limit`.
+
+    They come in the order of (path, newest first); `cursor` is the (path, id) of the last one seen.
+    """
+
+    namespace: str
+    project: str
+    experiment: str
+    prefix: str = ""
+    cursor: tuple[str, int] | None = None
+    limit: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class StateCount:
+    """Files of one state in the journal, and their bytes."""
+
+    state: State
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The journal in short, for status."""
+
+    counts: tuple[StateCount, ...]
+    oldest_ms: int | None
+    blocked: tuple[Job, ...] = field(default=())
+    failed: tuple[Job, ...] = field(default=())

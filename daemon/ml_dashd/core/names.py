@@ -1,0 +1,216 @@
+"""Names: one rule for every path, where a file lies in a store, and globs over segments."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+
+from ml_dash.errors import Code, error
+from ml_dashd.core.model import FileRecord
+
+MAX_SEGMENT_BYTES = 255
+"""The longest file name of ext4, XFS and Btrfs."""
+MAX_KEY_BYTES = 1024
+"""The longest S3 key."""
+MAX_PATTERN = 1024
+RESERVED = ".ml-dash"
+"""No segment may start with it: the daemon's own folders do."""
+_ID_DIGITS = 19
+"""Decimal digits of the largest 63-bit id, counted for every key so that its length does not hang on the id."""
+_TYPES = mimetypes.MimeTypes()
+_MORE_TYPES = {
+    ".safetensors": "application/octet-stream",
+    ".pt": "application/octet-stream",
+    ".pth": "application/octet-stream",
+    ".pkl": "application/octet-stream",
+    ".npz": "application/octet-stream",
+    ".yaml": "application/yaml",
+    ".yml": "application/yaml",
+    ".toml": "application/toml",
+    ".jsonl": "application/jsonl",
+    ".md": "text/markdown",
+}
+
+
+def clean(path: str, what: str, code: Code = Code.INVALID_PATH) -> tuple[str, ...]:
+    """The segments of a relative path, NFC-normalised; "" has none. `what` names it in the error."""
+    if not path:
+        return ()
+    path = unicodedata.normalize("NFC", path)
+    if path.startswith("/"):
+        raise error(code, f"{what} {_shown(path)} is absolute")
+    segments = tuple(path.split("/"))
+    for segment in segments:
+        if (fault := _fault(segment)) is not None:
+            raise error(code, f"{what} {_shown(path)} has {fault}")
+    return segments
+
+
+def clean_experiment(namespace: str, project: str, experiment: str) -> tuple[str, str, str]:
+    """The checked parts of an experiment's prefix: one segment, one segment, one or more."""
+    whole = f"{namespace}/{project}/{experiment}"
+    segments = clean(whole, "the prefix", Code.INVALID_PREFIX)
+    if len(segments) < 3 or "/" in namespace or "/" in project:  # noqa: PLR2004 namespace, project, experiment
+        raise error(Code.INVALID_PREFIX, f"the prefix {_shown(whole)} has fewer than three segments")
+    return segments[0], segments[1], "/".join(segments[2:])
+
+
+def place(prefix: str, to: str) -> tuple[str, str]:
+    """Where a file goes: the folder and the filename of `to` below `prefix`."""
+    segments = clean(prefix, "the prefix") + clean(to, "the file name")
+    if not to:
+        raise error(Code.INVALID_PATH, "the file name is empty")
+    return "/".join(segments[:-1]), segments[-1]
+
+
+def check_length(record: FileRecord, key_prefix: str) -> None:
+    """Refuses a file whose S3 key would be too long, on every store alike, so that a local tree can go to S3."""
+    key = s3_key(record, key_prefix).replace(f"/{record.id}/", f"/{'0' * _ID_DIGITS}/")
+    size = len(key.encode())
+    if size > MAX_KEY_BYTES:
+        raise error(
+            Code.INVALID_PATH,
+            f"the whole path of {_shown(record.path)} takes {size} bytes, at most {MAX_KEY_BYTES}",
+        )
+
+
+def s3_key(record: FileRecord, key_prefix: str = "") -> str:
+    """files/{namespace}/{project}/{experiment}/{prefix}/{id}/{filename}, after the store's own prefix."""
+    parts = (
+        "files", record.namespace, record.project, record.experiment, record.prefix, str(record.id), record.filename,
+    )  # fmt: skip
+    return key_prefix + "/".join(part for part in parts if part)
+
+
+def local_key(record: FileRecord) -> str:
+    """{namespace}/{project}/{experiment}/files/{prefix}/{id}/{filename}, below the store's root."""
+    parts = (
+        record.namespace, record.project, record.experiment, "files", record.prefix, str(record.id), record.filename,
+    )  # fmt: skip
+    return "/".join(part for part in parts if part)
+
+
+def content_type(filename: str) -> str:
+    """The media type that a filename suggests."""
+    dot = filename.rfind(".")
+    known = _MORE_TYPES.get(filename[dot:].lower()) if dot >= 0 else None
+    return known or _TYPES.guess_type(filename, strict=False)[0] or "application/octet-stream"
+
+
+def metadata(text: str | None) -> str | None:
+    """Metadata checked to be one JSON object; its text as it came."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as bad:
+        raise error(Code.INVALID_METADATA, f"the metadata is not JSON: {bad}") from None
+    if not isinstance(value, dict):
+        raise error(Code.INVALID_METADATA, f"the metadata is {type(value).__name__}, not an object")
+    return text
+
+
+def tags(values: Iterable[str], what: str) -> tuple[str, ...]:
+    """Tags without empty ones, doubles and control characters, in the order given."""
+    kept = tuple(dict.fromkeys(values))
+    for value in kept:
+        if not value or _fault_in_text(value):
+            raise error(Code.INVALID_ARGUMENT, f"{what} has {value!r}: use short text without control characters")
+    return kept
+
+
+def matches(path: str, prefix: str, pattern: str | None) -> bool:
+    """Whether a file's path is at or below `prefix` and, relative to it, fits the glob. No pattern fits everything."""
+    if prefix:
+        if path == prefix:
+            return pattern is None
+        if not path.startswith(prefix + "/"):
+            return False
+        path = path[len(prefix) + 1 :]
+    return pattern is None or _glob(pattern).fullmatch(path) is not None
+
+
+def literal_prefix(pattern: str) -> str:
+    """The leading segments of a glob that have no wildcard, all of them where none has: what an index can look up."""
+    if not is_pattern(pattern):
+        return pattern
+    segments = pattern.split("/")[:-1]
+    literal: list[str] = []
+    for segment in segments:
+        if any(mark in segment for mark in "*?["):
+            break
+        literal.append(segment)
+    return "/".join(literal)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether text has a wildcard."""
+    return any(mark in text for mark in "*?[")
+
+
+@lru_cache(maxsize=256)
+def _glob(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay inside a segment, `**` as a whole segment spans zero or more, `[…]` is a set."""
+    pattern = unicodedata.normalize("NFC", pattern)
+    if len(pattern) > MAX_PATTERN:
+        raise error(Code.INVALID_PATH, f"the pattern has {len(pattern)} characters, at most {MAX_PATTERN}")
+    segments = pattern.split("/")
+    if any(segment in ("", ".", "..") for segment in segments):
+        raise error(Code.INVALID_PATH, f"the pattern {_shown(pattern)} has an empty, '.' or '..' segment")
+    text = ""
+    for index, segment in enumerate(segments):
+        last = index == len(segments) - 1
+        if segment == "**":
+            text += "(?s:.+)" if last else "(?:[^/]+/)*"
+        else:
+            text += _segment(segment) + ("" if last else "/")
+    return re.compile(text)
+
+
+def _segment(glob: str) -> str:
+    """A regular expression for one segment of a glob."""
+    text, rest = "", glob
+    while rest:
+        if (found := re.match(r"\[([!^]?)(\]?[^\]]*)\]", rest)) is not None:
+            negated, members = found.groups()
+            members = members.replace("\\", r"\\").replace("[", r"\[").replace("&&", r"&\&").replace("]", r"\]")
+            text += f"(?!/)[{'^' if negated else ''}{members}]"
+            rest = rest[found.end() :]
+            continue
+        text += {"*": "[^/]*", "?": "[^/]"}.get(rest[0]) or re.escape(rest[0])
+        rest = re.sub(r"^\*+", "", rest) if rest[0] == "*" else rest[1:]
+    return text
+
+
+def _fault(segment: str) -> str | None:
+    """What is wrong with a segment of a path, in words."""
+    if segment in ("", ".", ".."):
+        return {"": "an empty segment", ".": "a '.' segment", "..": "a '..' segment"}[segment]
+    if segment.startswith(RESERVED):
+        return f"a segment that starts with {RESERVED}, which is reserved"
+    if (fault := _fault_in_text(segment)) is not None:
+        return fault
+    size = len(segment.encode())
+    return f"a segment of {size} bytes, at most {MAX_SEGMENT_BYTES}" if size > MAX_SEGMENT_BYTES else None
+
+
+def _fault_in_text(text: str) -> str | None:
+    """A character that no name may hold: NUL, a control character, or half of a surrogate pair."""
+    for character in text:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cs"):
+            return f"the {'control' if category == 'Cc' else 'unpaired surrogate'} character U+{ord(character):04X}"
+    return None
+
+
+def _shown(path: str) -> str:
+    """A path for a message: quoted, its middle left out when long."""
+    return repr(path if len(path) <= 120 else f"{path[:80]}…{path[-30:]}")  # noqa: PLR2004 a line's length
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")

@@ -1,0 +1,151 @@
+"""One SQLite database, one thread, one connection. Calls that come together share one commit.
+
+WAL with synchronous=FULL: a call returns when its change is on stable storage (NORMAL lost acknowledged rows in 19 of
+20 power cuts). The log file is made large once and then overwritten in place, so that a commit's fdatasync changes no
+file size: growing it would make ext4 write out the trainer's freshly written data first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from ml_dashd.ports import Faults
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
+
+MAX_BATCH = 256
+"""Calls in one transaction: 32 already reach 48,000 rows a second."""
+WAL_PAGES = 1024
+"""The log's size in 4 KiB pages at which it is folded back; it is made this large at the start."""
+
+
+class Database:
+    """Runs functions of the connection in its thread, in order, each in a savepoint of a shared transaction."""
+
+    def __init__(self, path: Path, migrations: list[str], faults: Faults, name: str) -> None:
+        self._faults = faults
+        self._name = name
+        self._queue: SimpleQueue[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]] | None] = SimpleQueue()
+        self._connection = _open(path, migrations)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """The function's result, once what it wrote is on stable storage.
+
+        A caller that is cancelled does not undo it: what was asked for is done.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put((work, loop, future))
+        return await asyncio.shield(future)
+
+    def close(self) -> None:
+        """Finishes what was asked for, folds the log back and closes. Blocks."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (batch := self._take()) is not None:
+            self._run(batch)
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+
+    def _take(self) -> list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]] | None:
+        first = self._queue.get()
+        if first is None:
+            return None
+        batch = [first]
+        while len(batch) < MAX_BATCH and not self._queue.empty():
+            entry = self._queue.get()
+            if entry is None:
+                self._queue.put(None)
+                break
+            batch.append(entry)
+        return batch
+
+    def _run(self, batch: list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]]) -> None:
+        outcomes: list[tuple[Any, BaseException | None]] = []
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            outcomes.extend(_attempt(self._connection, work) for work, _, _ in batch)
+            self._faults.at(f"{self._name}.before_commit")
+            self._connection.execute("COMMIT")
+            self._faults.at(f"{self._name}.after_commit")
+        except (sqlite3.Error, OSError) as failure:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            outcomes = [(None, failure)] * len(batch)
+        _resolve(batch, outcomes)
+
+
+def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
+    """One call in its own savepoint: its failure undoes it alone."""
+    connection.execute("SAVEPOINT call")
+    try:
+        result = work(connection)
+    except Exception as failure:  # noqa: BLE001 handed to the caller, whatever it is
+        connection.execute("ROLLBACK TO call")
+        connection.execute("RELEASE call")
+        return None, failure
+    connection.execute("RELEASE call")
+    return result, None
+
+
+def _resolve(
+    batch: list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]],
+    outcomes: list[tuple[Any, BaseException | None]],
+) -> None:
+    def settle() -> None:
+        for (_, _, future), (result, failure) in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if failure is not None:
+                future.set_exception(failure)
+            else:
+                future.set_result(result)
+
+    loop = batch[0][1]
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(settle)
+
+
+def _open(path: Path, migrations: list[str]) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection.row_factory = sqlite3.Row
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        f"wal_autocheckpoint={WAL_PAGES}",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    _migrate(connection, migrations)
+    _stretch_log(connection)
+    path.chmod(0o600)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, migrations: list[str]) -> None:
+    """Brings the schema up to date, each step in its own transaction; user_version counts the steps done."""
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    if done > len(migrations):
+        raise sqlite3.DatabaseError(f"made by a newer release (schema {done}, this one knows {len(migrations)})")
+    for number, script in enumerate(migrations[done:], start=done + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT;")
+
+
+def _stretch_log(connection: sqlite3.Connection) -> None:
+    """Writes the log to its full size once, then folds it back; SQLite goes on overwriting it from the start."""
+    connection.executescript(
+        "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS stretch (filler BLOB);"
+        f"INSERT INTO stretch VALUES (zeroblob({WAL_PAGES * 4096})); DROP TABLE stretch; COMMIT;"
+        "PRAGMA wal_checkpoint(RESTART);"
+    )

@@ -1,0 +1,334 @@
+"""The durable queue in SQLite: schema.sql is its shape; a state change is a compare-and-set with an event beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ml_dash.errors import Code
+from ml_dashd.core.model import (
+    Algorithm,
+    FileRecord,
+    Fingerprint,
+    Job,
+    Pin,
+    PinKind,
+    Selection,
+    SentPart,
+    StateCount,
+    Summary,
+    Trouble,
+)
+from ml_dashd.core.schedule import Lane
+from ml_dashd.core.states import TRANSITIONS, State
+from ml_dashd.edge.database import Database
+from ml_dashd.edge.rows import (
+    crc_blob,
+    insert,
+    marks,
+    read_crc,
+    read_record,
+    record_values,
+    selection_where,
+)
+from ml_dashd.ports import Clock, Faults, Superseded
+
+MIGRATIONS = [resources.files(__package__).joinpath("schema.sql").read_text()]
+SAMPLE = 16
+"""Files named in a summary."""
+# Spelled out, because a partial index serves only a WHERE that implies its own.
+_DUE = "state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED')"
+_LISTED = "state NOT IN ('DONE', 'CANCELLED')"
+
+
+class SqliteJournal:
+    """The `Journal` of ports.py. `lane_of` sorts a size into a lane when a file is accepted."""
+
+    def __init__(self, path: Path, clock: Clock, faults: Faults, lane_of: Callable[[int], Lane]) -> None:
+        self._clock = clock
+        self._faults = faults
+        self._lane_of = lane_of
+        self._database = Database(path, MIGRATIONS, faults, "journal")
+
+    async def open(self) -> None:
+        """Fills the table of moves that the trigger reads."""
+        await self._database.call(_fill_transitions)
+
+    def close(self) -> None:
+        self._database.close()
+
+    # ---- hand-off
+
+    async def accept(self, job: Job, key: bytes, content: bytes | None = None) -> tuple[Job, bool]:
+        values = _job_values(job) | {
+            "request_key": key,
+            "content": content,
+            "lane": self._lane_of(job.record.size_bytes),
+        }
+        statement = insert("files", values)
+
+        def work(connection: sqlite3.Connection) -> tuple[Job, bool]:
+            earlier = connection.execute(
+                "SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (job.record.owner_uid, key)
+            ).fetchone()
+            if earlier is not None:
+                return _read_job(earlier), False
+            connection.execute(statement, values)
+            _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
+            connection.execute(
+                "INSERT INTO settings VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (str(job.id),),
+            )
+            return job, True
+
+        return await self._database.call(work)
+
+    # ---- the way of a file
+
+    async def advance(self, job: Job, to: State, **changes: Any) -> Job:
+        detail = changes["trouble"].message if changes.get("trouble") else None
+        return await self._change(job, changes, to, detail)
+
+    async def note(self, job: Job, **changes: Any) -> Job:
+        return await self._change(job, changes, None, None)
+
+    async def _change(self, job: Job, changes: dict[str, Any], to: State | None, detail: str | None) -> Job:
+        now = self._clock.now_ms()
+        values = _columns(changes) | {"updated_ms": now}
+        if to is not None:
+            values["state"] = to
+            if to is State.DONE:
+                values["content"] = None
+        assignments = ", ".join(f"{name} = :{name}" for name in values)
+        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old RETURNING *"
+        bound = values | {"_id": job.id, "_old": job.state}
+
+        def work(connection: sqlite3.Connection) -> Job:
+            row = connection.execute(statement, bound).fetchone()
+            if row is None:
+                raise Superseded(f"file {job.id} is no longer {job.state}")
+            if to is not None:
+                _event(connection, job.id, now, job.state, to, detail)
+            return _read_job(row)
+
+        return await self._database.call(work)
+
+    async def mark_on_disk(self, file_id: int) -> None:
+        await self._database.call(
+            lambda connection: connection.execute("UPDATE files SET on_disk = 1 WHERE id = ?", (file_id,)).close()
+        )
+
+    async def set_sha256(self, file_id: int, sha256: str) -> None:
+        await self._database.call(
+            lambda connection: connection.execute(
+                "UPDATE files SET sha256 = ? WHERE id = ? AND sha256 IS NULL", (sha256, file_id)
+            ).close()
+        )
+
+    async def cancel(self, ids: Sequence[int]) -> list[Job]:
+        statement = (
+            f"UPDATE files SET cancel_requested = 1, not_before_ms = 0 "
+            f"WHERE id IN ({marks(ids)}) AND state NOT IN ('DONE', 'CANCELLED') RETURNING *"
+        )
+        return await self._database.call(
+            lambda connection: [_read_job(row) for row in connection.execute(statement, ids).fetchall()]
+        )
+
+    async def add_part(self, job: Job, part: SentPart) -> None:
+        values = (
+            job.id, job.upload_id, part.number, part.size_bytes, part.etag, part.checksum, crc_blob(part.crc64nvme),
+        )  # fmt: skip
+        await self._database.call(
+            lambda connection: connection.execute(
+                "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?, ?, ?)", values
+            ).close()
+        )
+
+    async def parts(self, job: Job) -> list[SentPart]:
+        rows = await self._rows(
+            "SELECT * FROM parts WHERE file_id = ? AND upload_id = ? ORDER BY number", (job.id, job.upload_id)
+        )
+        return [
+            SentPart(row["number"], row["size_bytes"], row["etag"], row["checksum"], read_crc(row["crc64nvme"]))
+            for row in rows
+        ]
+
+    async def content(self, job: Job) -> bytes:
+        (row,) = await self._rows("SELECT content FROM files WHERE id = ?", (job.id,))
+        return bytes(row["content"] or b"")
+
+    # ---- questions
+
+    async def get(self, ids: Sequence[int]) -> list[Job]:
+        return await self._jobs(f"WHERE id IN ({marks(ids)})", ids)
+
+    async def select(self, selection: Selection) -> list[Job]:
+        where, values = selection_where(selection)
+        return await self._jobs(f"WHERE {_LISTED} AND NOT cancel_requested AND {where}", values)
+
+    async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
+        where = f"WHERE {_LISTED} AND namespace = ? AND project = ? AND experiment = ?"
+        values = [selection.namespace, selection.project, selection.experiment]
+        (row,) = await self._rows(
+            f"SELECT count(*) AS files FROM files {where} AND state <> 'FAILED'",
+            values,
+        )
+        failed = await self._jobs(f"{where} AND state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", values)
+        return row["files"], failed
+
+    async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
+        return await self._jobs(
+            f"WHERE {_DUE} AND lane = ? AND not_before_ms <= ? AND id NOT IN ({marks(list(skip))}) ORDER BY id LIMIT ?",
+            [lane, now_ms, *skip, limit],
+        )
+
+    async def next_due_ms(self, now_ms: int) -> int | None:
+        (row,) = await self._rows(
+            f"SELECT min(not_before_ms) AS at FROM files WHERE {_DUE} AND not_before_ms > ?",
+            (now_ms,),
+        )
+        at: int | None = row["at"]
+        return at
+
+    async def due_count(self) -> int:
+        (row,) = await self._rows(f"SELECT count(*) AS files FROM files WHERE {_DUE}")
+        files: int = row["files"]
+        return files
+
+    async def pinned(self) -> list[Job]:
+        return await self._jobs(f"WHERE {_LISTED}", ())
+
+    async def forget(self, before_ms: int) -> int:
+        statement = "DELETE FROM files WHERE state IN ('DONE', 'CANCELLED') AND updated_ms < ?"
+        return await self._database.call(lambda connection: connection.execute(statement, (before_ms,)).rowcount)
+
+    async def summary(self) -> Summary:
+        counts = await self._rows(
+            "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes FROM files GROUP BY state"
+        )
+        (oldest,) = await self._rows(f"SELECT min(created_ms) AS at FROM files WHERE {_DUE}")
+        return Summary(
+            counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in counts),
+            oldest_ms=oldest["at"],
+            blocked=tuple(await self._jobs(f"WHERE {_DUE} AND blocked ORDER BY id DESC LIMIT {SAMPLE}", ())),
+            failed=tuple(await self._jobs(f"WHERE state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", ())),
+        )
+
+    async def high_water(self) -> int:
+        return int(await self.setting("high_water") or 0)
+
+    async def setting(self, name: str) -> str | None:
+        rows = await self._rows("SELECT value FROM settings WHERE name = ?", (name,))
+        return rows[0]["value"] if rows else None
+
+    async def set_setting(self, name: str, value: str) -> None:
+        await self._database.call(
+            lambda connection: connection.execute(
+                "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (name, value),
+            ).close()
+        )
+
+    async def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        return await self._database.call(lambda connection: connection.execute(statement, values).fetchall())
+
+    async def _jobs(self, rest: str, values: Sequence[Any]) -> list[Job]:
+        columns = ", ".join(_READ_COLUMNS)
+        rows = await self._rows(f"SELECT {columns} FROM files {rest}", values)
+        return [_read_job(row) for row in rows]
+
+
+# ---- rows
+
+
+_PLAIN = ("state", "on_disk", "attempt", "not_before_ms", "cancel_requested", "blocked", "upload_id", "part_size",
+          "algorithm", "proof")  # fmt: skip
+_READ_COLUMNS = (*record_values(FileRecord(0, 0, "", "", "", "", "", 0, "", 0, 0)), "pin_kind", "pin_name",
+                 "pin_source", "device", "inode", "mtime_ns", "ctime_ns", "error_code", "error_message", "error_hint",
+                 *_PLAIN)  # fmt: skip
+"""Every column but the content of an inline pin, which is read only when it is sent."""
+
+
+def _job_values(job: Job) -> dict[str, Any]:
+    """A new job's columns."""
+    plain = {name: getattr(job, name) for name in _PLAIN}
+    return record_values(job.record) | plain | _pin_columns(job.pin) | _trouble_columns(job.trouble)
+
+
+def _columns(changes: dict[str, Any]) -> dict[str, Any]:
+    """Changed columns, where `pin`, `trouble` and the CRC take several or another form."""
+    values = dict(changes)
+    if "pin" in values:
+        values |= _pin_columns(values.pop("pin"))
+    if "trouble" in values:
+        values |= _trouble_columns(values.pop("trouble"))
+    if "crc64nvme" in values:
+        values["crc64nvme"] = crc_blob(values["crc64nvme"])
+    return values
+
+
+def _pin_columns(pin: Pin) -> dict[str, Any]:
+    mark = pin.fingerprint
+    return {
+        "pin_kind": pin.kind,
+        "pin_name": pin.name,
+        "pin_source": pin.source,
+        "device": mark and mark.device,
+        "inode": mark and mark.inode,
+        "mtime_ns": mark and mark.mtime_ns,
+        "ctime_ns": mark and mark.ctime_ns,
+    }
+
+
+def _trouble_columns(trouble: Trouble | None) -> dict[str, Any]:
+    return {
+        "error_code": trouble and trouble.code,
+        "error_message": trouble and trouble.message,
+        "error_hint": trouble and trouble.hint,
+    }
+
+
+def _read_job(row: sqlite3.Row) -> Job:
+    values = {name: row[name] for name in _PLAIN}
+    for flag in ("on_disk", "cancel_requested", "blocked"):
+        values[flag] = bool(values[flag])
+    return Job(
+        **values
+        | {
+            "record": read_record(row),
+            "pin": _read_pin(row),
+            "state": State(row["state"]),
+            "algorithm": Algorithm(row["algorithm"]),
+            "trouble": row["error_code"] and Trouble(Code(row["error_code"]), row["error_message"], row["error_hint"]),
+        }
+    )
+
+
+def _read_pin(row: sqlite3.Row) -> Pin:
+    mark = None
+    if row["inode"] is not None:
+        mark = Fingerprint(row["device"], row["inode"], row["size_bytes"], row["mtime_ns"], row["ctime_ns"])
+    return Pin(PinKind(row["pin_kind"]), row["pin_name"], row["pin_source"], mark)
+
+
+def _event(
+    connection: sqlite3.Connection,
+    file_id: int,
+    at_ms: int,
+    old: State | None,
+    new: State,
+    detail: str | None,
+) -> None:
+    connection.execute(
+        "INSERT INTO events (file_id, at_ms, from_state, to_state, detail) VALUES (?, ?, ?, ?, ?)",
+        (file_id, at_ms, old, new, detail),
+    )
+
+
+def _fill_transitions(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM transitions")
+    moves = [(old, new) for old, row in TRANSITIONS.items() for new in row]
+    connection.executemany("INSERT INTO transitions VALUES (?, ?)", moves)

@@ -1,0 +1,222 @@
+"""A store that is a folder: {namespace}/{project}/{experiment}/files/{prefix}/{id}/{filename} below a root.
+
+An object appears under its name only when it is whole and on stable storage: temporary name, fdatasync, rename, fsync
+of the folders. The temporary name is the file's id, so a name of 255 bytes works. What `head` states it reads from the
+bytes on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from awscrt import checksums as crt
+
+from ml_dashd.core.checksum import Digest, encode_crc
+from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
+from ml_dashd.core.names import local_key
+from ml_dashd.core.plan import MIB, PART_BYTES, Part
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.pin import sync_folder
+from ml_dashd.ports import Faults, Threads
+
+T = TypeVar("T")
+
+TEMPORARY = ".ml-dash-tmp"
+"""Beside the namespaces, on their file system; no user's name can be this (core/names.py)."""
+
+
+class LocalStore:
+    """The `Store` of ports.py on a folder. `mode` is that of the files; folders get the matching search bits."""
+
+    def __init__(self, root: Path, threads: Threads, faults: Faults, mode: int = 0o640) -> None:
+        self.url = root.as_uri()
+        self.single_bytes = PART_BYTES
+        self._root = root
+        self._threads = threads
+        self._faults = faults
+        self._mode = mode
+        self._folder_mode = mode | (mode & 0o444) >> 2
+        self._synced: set[Path] = set()
+        """Folders above the ids' own whose entries are on stable storage: synced once in a process's life."""
+
+    async def prepare(self) -> Algorithm:
+        await self._run(lambda: self._temporary("").mkdir(parents=True, exist_ok=True, mode=0o700))
+        return Algorithm.CRC64NVME
+
+    def key(self, record: FileRecord) -> str:
+        return local_key(record)
+
+    async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
+        def work() -> Evidence:
+            path = self._temporary(f"{target.file_id}.put")
+            descriptor = _open_new(path, self._mode)
+            try:
+                _write(descriptor, body, 0)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._publish(path, target.key)
+            return Evidence(len(body), "", digest.proof, target.file_id)
+
+        return await self._run(work)
+
+    async def begin(self, target: Target) -> str:
+        def work() -> str:
+            upload_id = str(target.file_id)
+            os.close(_open_new(self._temporary(upload_id), self._mode))
+            return upload_id
+
+        return await self._run(work)
+
+    async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
+        def work() -> SentPart:
+            descriptor = self._open_upload(upload_id)
+            try:
+                _write(descriptor, body, part.offset)
+            finally:
+                os.close(descriptor)
+            return SentPart(part.number, len(body), "", digest.proof, digest.crc64nvme)
+
+        return await self._run(work)
+
+    async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
+        def work() -> list[SentPart]:
+            descriptor = self._open_upload(upload_id)
+            try:
+                size = os.fstat(descriptor).st_size
+                ranges = [(start, min(part_size, size - start)) for start in range(0, size, part_size)]
+                return [
+                    SentPart(number, length, "", encode_crc(_checksum(descriptor, start, length), 8))
+                    for number, (start, length) in enumerate(ranges, start=1)
+                ]
+            finally:
+                os.close(descriptor)
+
+        return await self._run(work)
+
+    async def complete(self, target: Target, upload_id: str, parts: Sequence[SentPart], whole: Digest) -> None:
+        def work() -> None:
+            descriptor = self._open_upload(upload_id)
+            try:
+                if os.fstat(descriptor).st_size != whole.size_bytes:
+                    raise StoreError(Fault.GONE, f"the temporary file of {target.key} has another size")
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._publish(self._temporary(upload_id), target.key)
+
+        await self._run(work)
+
+    async def abort(self, target: Target, upload_id: str) -> None:
+        await self._run(lambda: self._temporary(upload_id).unlink(missing_ok=True))
+
+    async def head(self, key: str) -> Evidence | None:
+        def work() -> Evidence | None:
+            try:
+                descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            try:
+                size = os.fstat(descriptor).st_size
+                checksum = encode_crc(_checksum(descriptor, 0, size), 8)
+            finally:
+                os.close(descriptor)
+            return Evidence(size, "", checksum, int(Path(key).parent.name))
+
+        return await self._run(work)
+
+    async def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
+        try:
+            descriptor = await self._run(lambda: os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            raise StoreError(Fault.REFUSED, f"{key} is not in {self._root}") from None
+        try:
+            end = offset + size
+            while offset < end:
+                piece = await self._threads.run(os.pread, descriptor, min(MIB, end - offset), offset)
+                if not piece:
+                    return
+                yield piece
+                offset += len(piece)
+        finally:
+            os.close(descriptor)
+
+    async def delete(self, key: str) -> None:
+        def work() -> None:
+            path = self._root / key
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the id's own folder; another's stays because it is not empty
+                path.parent.rmdir()
+
+        await self._run(work)
+
+    async def uploads(self, key: str) -> AsyncIterator[OpenUpload]:
+        name = Path(key).parent.name
+        if await self._run(self._temporary(name).exists):
+            yield OpenUpload(key, name)
+
+    async def close(self) -> None:
+        return
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._threads.run(work)
+        except OSError as failure:
+            raise _sorted(failure) from failure
+
+    def _temporary(self, name: str) -> Path:
+        return self._root / TEMPORARY / name
+
+    def _open_upload(self, upload_id: str) -> int:
+        try:
+            return os.open(self._temporary(upload_id), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StoreError(Fault.GONE, f"there is no temporary file {upload_id}") from None
+
+    def _publish(self, temporary: Path, key: str) -> None:
+        """Gives a finished file its name, and brings every folder entry on the way to stable storage."""
+        path = self._root / key
+        path.parent.mkdir(parents=True, exist_ok=True, mode=self._folder_mode)
+        self._faults.at("local.before_rename")
+        temporary.rename(path)
+        self._faults.at("local.after_rename")
+        sync_folder(path.parent)
+        sync_folder(path.parent.parent)
+        for folder in path.parent.parent.parents:
+            if folder in self._synced or not folder.is_relative_to(self._root):
+                break
+            sync_folder(folder)
+            self._synced.add(folder)
+
+
+def _open_new(path: Path, mode: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+
+
+def _write(descriptor: int, body: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(body):
+        done += os.pwrite(descriptor, body[done:], offset + done)
+
+
+def _checksum(descriptor: int, offset: int, size: int) -> int:
+    """The CRC64NVME of a range of a file, as it is there now."""
+    crc, end = 0, offset + size
+    while offset < end and (piece := os.pread(descriptor, min(MIB, end - offset), offset)):
+        crc = crt.crc64nvme(piece, crc)
+        offset += len(piece)
+    return crc
+
+
+def _sorted(failure: OSError) -> StoreError:
+    """A file system's error as a store's fault."""
+    if failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(Fault.DENIED, f"the store's folder: {failure}")
+    if failure.errno in (errno.ENOENT, errno.ENOTDIR):
+        return StoreError(Fault.NO_BUCKET, f"the store's folder: {failure}")
+    return StoreError(Fault.TRANSIENT, f"the store's folder: {failure}")

@@ -1,0 +1,352 @@
+"""Pins: how a source is kept once it is handed over, and how it is read again.
+
+The client passes an open descriptor, so the kernel has already checked its rights. What a pin protects against is in
+DURABILITY.md. The content, name and mode of a user's own file are never changed; only the spool is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_dash.errors import Code, MLDashError, error
+from ml_dash.messages import INLINE_BYTES
+from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind
+from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
+from ml_dashd.ports import Faults, Feedable, Source
+
+FICLONE = 0x40049409
+"""linux/fs.h: share the blocks of another file."""
+O_PATH = getattr(os, "O_PATH", 0o10000000)
+READ_STEP = 1024 * 1024
+"""Read and hash this much at a time, so that it is hashed while it is in the cache."""
+COPY_STEP = 64 * 1024 * 1024
+_TORN_READS = 3
+"""Tries at reading a small file that is being written, before that is an error."""
+_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, errno.EOPNOTSUPP}
+
+
+class SpoolPins:
+    """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system."""
+
+    def __init__(self, pools: Sequence[Path], slots: SlotFiles, faults: Faults) -> None:
+        self._pools = list(pools)
+        self._slots = slots
+        self._faults = faults
+        self._held: dict[int, int] = {}
+        for pool in self._pools:
+            pool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._by_device = {pool.stat().st_dev: pool for pool in reversed(self._pools)}
+
+    # ---- hand-off
+
+    def take(self, descriptor: int, file_id: int, source: str, snapshot: str) -> tuple[Pin, bytes | None, int]:
+        status = _check(descriptor, source)
+        if status.st_size <= INLINE_BYTES:
+            content = _read_whole(descriptor, source)
+            return Pin(PinKind.INLINE, source=source), content, len(content)
+        self._faults.at("pin.before")
+        kind, name = self._keep(descriptor, file_id, status.st_dev, snapshot)
+        self._faults.at("pin.after")
+        try:
+            mark = self._mark(descriptor, kind, name)
+            if mark.size_bytes > MAX_FILE_BYTES:
+                raise error(Code.TOO_LARGE, f"{source} has {mark.size_bytes} bytes")
+        except (OSError, MLDashError):
+            self.release(Pin(kind, name), file_id)
+            raise
+        return Pin(kind, name, source, mark), None, mark.size_bytes
+
+    def _keep(self, descriptor: int, file_id: int, device: int, snapshot: str) -> tuple[PinKind, str]:
+        """Makes the best pin that this file system and this file's owner allow."""
+        if snapshot == "copy":
+            return PinKind.COPY, self._copy(descriptor, file_id)
+        pool = self._by_device.get(device)
+        if pool is not None:
+            name = str(pool / str(file_id))
+            if _reflink(descriptor, name):
+                return PinKind.REFLINK, name
+            if _link(descriptor, name):
+                return PinKind.LINK, name
+        self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        return PinKind.FD, ""
+
+    def _copy(self, descriptor: int, file_id: int) -> str:
+        name = str(self._pools[0] / str(file_id))
+        before = _fingerprint(descriptor)
+        copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if before.size_bytes:
+                os.posix_fallocate(copy, 0, before.size_bytes)
+            _copy_range(descriptor, copy, before.size_bytes)
+            if _fingerprint(descriptor) != before:
+                raise error(Code.SOURCE_CHANGED, "the file changed while it was copied")
+        except (OSError, MLDashError) as failure:
+            Path(name).unlink(missing_ok=True)
+            raise _disk_error(failure) from None
+        finally:
+            os.close(copy)
+        return name
+
+    def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
+        """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""
+        if kind in (PinKind.LINK, PinKind.FD):
+            return _fingerprint(descriptor)
+        kept = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _fingerprint(kept)
+        finally:
+            os.close(kept)
+
+    # ---- afterwards
+
+    def open(self, job: Job, content: bytes) -> Source:
+        if job.pin.kind is PinKind.INLINE:
+            return InlineSource(content)
+        descriptor = self._open(job)
+        return FileSource(descriptor, job)
+
+    def sync(self, pin: Pin, file_id: int) -> None:
+        if pin.kind is PinKind.INLINE:
+            return
+        if pin.kind is PinKind.FD:
+            if (held := self._held.get(file_id)) is not None:
+                os.fdatasync(held)
+            return
+        try:
+            descriptor = os.open(self._path(pin), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # released meanwhile: it is stored
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(Path(self._path(pin)).parent)
+
+    def release(self, pin: Pin, file_id: int) -> None:
+        if pin.kind is PinKind.SLOT:
+            self._slots.release(pin.name)
+        elif pin.kind is PinKind.FD:
+            if (held := self._held.pop(file_id, None)) is not None:
+                os.close(held)
+        elif pin.name:
+            Path(pin.name).unlink(missing_ok=True)
+
+    def sweep(self, jobs: Sequence[Job]) -> int:
+        needed = {self._path(job.pin) for job in jobs if job.pin.name}
+        folders = [*self._pools, self._pools[0] / SLOT_FOLDER]
+        strays = [
+            entry.path
+            for folder in folders
+            for entry in os.scandir(folder)
+            if entry.is_file(follow_symlinks=False) and entry.path not in needed
+        ]
+        for stray in strays:
+            Path(stray).unlink(missing_ok=True)
+        return len(strays)
+
+    def spool_bytes(self) -> int:
+        total = 0
+        for folder in [*self._pools, self._pools[0] / SLOT_FOLDER]:
+            for entry in os.scandir(folder):
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+        return total
+
+    def close(self) -> None:
+        """Closes what is held."""
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()
+
+    def _path(self, pin: Pin) -> str:
+        return str(self._pools[0] / SLOT_FOLDER / pin.name) if pin.kind is PinKind.SLOT else pin.name
+
+    def _open(self, job: Job) -> int:
+        if job.pin.kind is PinKind.FD:
+            held = self._held.get(job.id)
+            if held is not None:
+                return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_CLOEXEC)
+            return _reopen(job)
+        try:
+            return os.open(self._path(job.pin), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})") from None
+
+
+class InlineSource:
+    """A source whose bytes rest in the journal."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size_bytes = len(content)
+
+    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
+        into[:] = self._content[offset : offset + len(into)]
+        for digester in digesters:
+            digester.update(into)
+
+    def check(self) -> bool:
+        return True
+
+    def fingerprint(self) -> Fingerprint | None:
+        return None
+
+    def close(self) -> None:
+        return
+
+
+class FileSource:
+    """A source in a file: the spool's own, or one that its owner may still write to.
+
+    Only `preadv` with offsets: the descriptor's own offset is shared with the client.
+    """
+
+    def __init__(self, descriptor: int, job: Job) -> None:
+        self._descriptor = descriptor
+        self._baseline = job.pin.fingerprint
+        self._name = job.pin.source or job.record.path
+        self.size_bytes = job.record.size_bytes
+
+    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
+        self.check()
+        for start in range(0, len(into), READ_STEP):
+            piece = into[start : start + READ_STEP]
+            self._fill(offset + start, piece)
+            for digester in digesters:
+                digester.update(piece)
+        self.check()
+
+    def check(self) -> bool:
+        if self._baseline is None:
+            return True
+        now = _fingerprint(self._descriptor)
+        if not now.same_content(self._baseline):
+            raise error(Code.SOURCE_CHANGED, f"{self._name} was changed while it was on its way")
+        return now.ctime_ns == self._baseline.ctime_ns
+
+    def fingerprint(self) -> Fingerprint | None:
+        return None if self._baseline is None else _fingerprint(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _fill(self, offset: int, piece: memoryview) -> None:
+        done = 0
+        while done < len(piece):
+            count = os.preadv(self._descriptor, [piece[done:]], offset + done)
+            if count == 0:
+                raise error(Code.SOURCE_CHANGED, f"{self._name} became shorter while it was on its way")
+            done += count
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's entries to stable storage."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check(descriptor: int, source: str) -> os.stat_result:
+    """Refuses what is no readable regular file, before anything is kept."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    if flags & O_PATH or flags & os.O_ACCMODE == os.O_WRONLY:
+        raise error(Code.NOT_READABLE, f"{source} was not opened for reading")
+    if status.st_size > MAX_FILE_BYTES:
+        raise error(Code.TOO_LARGE, f"{source} has {status.st_size} bytes")
+    return status
+
+
+def _fingerprint(descriptor: int) -> Fingerprint:
+    status = os.fstat(descriptor)
+    return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read_whole(descriptor: int, source: str) -> bytes:
+    """A small file's bytes, from between two equal fingerprints."""
+    for _ in range(_TORN_READS):
+        before = _fingerprint(descriptor)
+        content = os.pread(descriptor, INLINE_BYTES + 1, 0)
+        if len(content) == before.size_bytes and _fingerprint(descriptor).same_content(before):
+            return content
+    raise error(Code.SOURCE_CHANGED, f"{source} is being written while it is handed over")
+
+
+def _reflink(descriptor: int, name: str) -> bool:
+    copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.ioctl(copy, FICLONE, descriptor)
+    except OSError as failure:
+        Path(name).unlink()
+        if failure.errno in _NO_REFLINK:
+            return False
+        raise _disk_error(failure) from None
+    finally:
+        os.close(copy)
+    return True
+
+
+def _link(descriptor: int, name: str) -> bool:
+    """A hard link to an open file. Without src_dir_fd the call would link the symlink in /proc and fail with EXDEV."""
+    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
+    except OSError as failure:
+        if failure.errno in _NO_LINK:
+            return False
+        raise _disk_error(failure) from None
+    finally:
+        os.close(folder)
+    return True
+
+
+def _copy_range(source: int, copy: int, size: int) -> None:
+    offset = 0
+    while offset < size:
+        count = os.copy_file_range(source, copy, min(COPY_STEP, size - offset), offset, offset)
+        if count == 0:
+            raise error(Code.SOURCE_CHANGED, "the file became shorter while it was copied")
+        offset += count
+
+
+def _reopen(job: Job) -> int:
+    """An fd pin after a restart: the path is opened again only if it is the very file that was handed over.
+
+    O_PATH opens nothing that could block or answer; device, inode, size and times are then compared with the journal's.
+    """
+    lost = error(
+        Code.SOURCE_LOST,
+        f"the daemon was restarted while it held {job.pin.source} open, and can't find it again",
+    )
+    try:
+        probe = os.open(job.pin.source, O_PATH | os.O_CLOEXEC)
+    except OSError:
+        raise lost from None
+    try:
+        if not stat.S_ISREG(os.fstat(probe).st_mode) or _fingerprint(probe) != job.pin.fingerprint:
+            raise lost
+        return os.open(f"/proc/self/fd/{probe}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise lost from None
+    finally:
+        os.close(probe)
+
+
+def _disk_error(failure: BaseException) -> BaseException:
+    """A full disk in our own words; anything else as it is."""
+    if isinstance(failure, MLDashError):
+        return failure
+    if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error(Code.DISK_FULL, "the spool's file system is full")
+    return failure

@@ -1,0 +1,65 @@
+"""File records as SQLite rows: what the journal and the catalog have in common."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ml_dashd.core.model import FileRecord, Selection
+
+RECORD_COLUMNS = tuple(field.name for field in fields(FileRecord))
+
+
+def record_values(record: FileRecord) -> dict[str, Any]:
+    """A record's columns, `path` included."""
+    values: dict[str, Any] = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    values["tags"] = json.dumps(record.tags)
+    values["bindrs"] = json.dumps(record.bindrs)
+    values["crc64nvme"] = crc_blob(record.crc64nvme)
+    values["path"] = record.path
+    return values
+
+
+def read_record(row: sqlite3.Row) -> FileRecord:
+    values = {name: row[name] for name in RECORD_COLUMNS}
+    values["tags"] = tuple(json.loads(row["tags"]))
+    values["bindrs"] = tuple(json.loads(row["bindrs"]))
+    values["crc64nvme"] = read_crc(row["crc64nvme"])
+    return FileRecord(**values)
+
+
+def insert(table: str, values: Mapping[str, Any]) -> str:
+    """An INSERT with named placeholders; the names are ours."""
+    return f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(':' + name for name in values)})"
+
+
+def crc_blob(value: int | None) -> bytes | None:
+    """A CRC-64 as 8 bytes: SQLite's integers are signed."""
+    return None if value is None else value.to_bytes(8, "big")
+
+
+def read_crc(blob: bytes | None) -> int | None:
+    return None if blob is None else int.from_bytes(blob, "big")
+
+
+def marks(values: Sequence[Any]) -> str:
+    """Placeholders for a list of values."""
+    return ", ".join("?" * len(values))
+
+
+def selection_where(selection: Selection) -> tuple[str, list[Any]]:
+    """The WHERE, ORDER and LIMIT of a Selection, over an index of (namespace, project, experiment, path, id DESC)."""
+    text = "namespace = ? AND project = ? AND experiment = ?"
+    values: list[Any] = [selection.namespace, selection.project, selection.experiment]
+    if selection.prefix:
+        # "0" follows "/", so this range is every path below the prefix; the prefix itself may be a file's path.
+        text += " AND (path = ? OR (path > ? AND path < ?))"
+        values += [selection.prefix, selection.prefix + "/", selection.prefix + "0"]
+    if selection.cursor is not None:
+        path, last = selection.cursor
+        text += " AND (path > ? OR (path = ? AND id < ?))"
+        values += [path, path, last]
+    return f"{text} ORDER BY path, id DESC LIMIT ?", [*values, selection.limit]

@@ -1,0 +1,137 @@
+"""Slots: spool files that clients write into, so that a save is one copy into memory that the disk already backs.
+
+A slot belongs to one connection. It is used again, with its pages, only by that connection and only after its last
+content is stored; when the connection ends it is removed, so no byte of it is ever seen by another.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_dash.errors import Code, error
+from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
+from ml_dashd.ports import Slot
+
+SLOT_FOLDER = "slots"
+SLOT_STEP = 1024 * 1024
+"""Slots are allocated in whole MiB, so that saves of nearly the same size find one that fits."""
+KEEP_FREE = 2
+"""Free slots that a connection keeps: one is filled while the other is sent."""
+MAX_SLOTS = 16
+"""Slots of one connection, in use or free."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    slot: Slot
+    connection: int
+    use: str
+    """granted, committed or free."""
+    orphaned: bool = False
+
+
+class SlotFiles:
+    """The `Slots` of ports.py, with what the pins ask of it. Calls come from several threads."""
+
+    def __init__(self, spool: Path) -> None:
+        self._folder = spool / SLOT_FOLDER
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._entries: dict[int, _Entry] = {}
+        self._last = max((int(slot.name) for slot in self._folder.iterdir() if slot.name.isdigit()), default=0)
+
+    def grant(self, connection: int, size_bytes: int) -> Slot:
+        if size_bytes > MAX_FILE_BYTES:
+            raise error(Code.TOO_LARGE, f"{size_bytes} bytes were asked for")
+        with self._lock:
+            mine = [entry for entry in self._entries.values() if entry.connection == connection]
+            fitting = [entry for entry in mine if entry.use == "free" and entry.slot.capacity_bytes >= size_bytes]
+            if fitting:
+                entry = min(fitting, key=lambda one: one.slot.capacity_bytes)
+                entry.use = "granted"
+                return entry.slot
+            if sum(entry.use != "free" for entry in mine) >= MAX_SLOTS:
+                raise error(Code.RETRY_LATER, f"{MAX_SLOTS} saves of this process are still on their way")
+            self._last += 1
+            number = self._last
+        slot = self._allocate(number, max(SLOT_STEP, -(-size_bytes // SLOT_STEP) * SLOT_STEP))
+        with self._lock:
+            self._entries[number] = _Entry(slot, connection, "granted")
+        return slot
+
+    def commit(self, connection: int, number: int, size_bytes: int) -> Pin:
+        with self._lock:
+            entry = self._mine(connection, number)
+            if size_bytes > entry.slot.capacity_bytes:
+                raise error(Code.INVALID_ARGUMENT, f"slot {number} holds {entry.slot.capacity_bytes} bytes")
+            entry.use = "committed"
+        return Pin(PinKind.SLOT, str(number))
+
+    def give_back(self, connection: int, number: int) -> None:
+        with self._lock:
+            entry = self._mine(connection, number)
+            if entry.use == "granted":
+                self._free(entry)
+
+    def release(self, name: str) -> None:
+        """Lets a committed slot go once its content is stored."""
+        with self._lock:
+            entry = self._entries.get(int(name))
+            if entry is not None:
+                self._free(entry)
+                return
+        (self._folder / name).unlink(missing_ok=True)
+
+    def disconnect(self, connection: int) -> None:
+        with self._lock:
+            for entry in list(self._entries.values()):
+                if entry.connection == connection:
+                    entry.orphaned = True
+                    if entry.use != "committed":
+                        self._remove(entry)
+
+    def close(self) -> None:
+        """Removes what is not committed, closes the rest."""
+        with self._lock:
+            for entry in list(self._entries.values()):
+                if entry.use == "committed":
+                    os.close(entry.slot.descriptor)
+                else:
+                    self._remove(entry)
+            self._entries.clear()
+
+    def _mine(self, connection: int, number: int) -> _Entry:
+        entry = self._entries.get(number)
+        if entry is None or entry.connection != connection or entry.use == "free":
+            raise error(Code.INVALID_ARGUMENT, f"slot {number} is not granted to this connection")
+        return entry
+
+    def _free(self, entry: _Entry) -> None:
+        free = sum(one.use == "free" and one.connection == entry.connection for one in self._entries.values())
+        if entry.orphaned or free >= KEEP_FREE:
+            self._remove(entry)
+        else:
+            entry.use = "free"
+
+    def _remove(self, entry: _Entry) -> None:
+        del self._entries[entry.slot.number]
+        os.close(entry.slot.descriptor)
+        (self._folder / str(entry.slot.number)).unlink(missing_ok=True)
+
+    def _allocate(self, number: int, capacity: int) -> Slot:
+        """Reserves the blocks first: a full disk is an error here, never a SIGBUS in the trainer."""
+        path = self._folder / str(number)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, capacity)
+        except OSError as failure:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise error(Code.DISK_FULL, f"no room for {capacity} bytes in the spool") from None
+            raise
+        return Slot(number, capacity, descriptor)

@@ -1,0 +1,154 @@
+"""The machine: time, chance, threads, memory for buffers, and the points at which tests make things fail."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from ml_dashd.core.plan import PART_BYTES
+
+T = TypeVar("T")
+
+
+class SystemClock:
+    """The real time."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def jitter(self) -> float:
+        return random.random()  # noqa: S311 spreads retries, keeps no secret
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Pool:
+    """A thread pool of our own: reads, hashes and fsyncs never wait behind name look-ups in the loop's default one."""
+
+    def __init__(self, workers: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        """A caller that is cancelled still waits for its work: buffers and descriptors are not taken from under it."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class BufferPool:
+    """Part buffers under one budget in bytes, mapped once and used again: fresh pages cost as much CPU as a hash.
+
+    A request larger than the whole budget is granted when nothing else is out, so that nothing waits for ever.
+    """
+
+    def __init__(self, budget_bytes: int, keep_bytes: int = PART_BYTES) -> None:
+        self._budget = budget_bytes
+        self._keep = keep_bytes
+        self._out = 0
+        self._free: list[memoryview] = []
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size_bytes: int) -> memoryview:
+        if self._waiting or not self._fits(size_bytes):
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((size_bytes, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._leave_queue(size_bytes, turn)
+                raise
+        else:
+            self._out += size_bytes
+        return self._memory(size_bytes)
+
+    def give_back(self, buffer: memoryview) -> None:
+        whole = buffer.obj
+        size = len(buffer)
+        if isinstance(whole, mmap.mmap):
+            self._free.append(memoryview(whole))
+        self._settle(size)
+
+    def discard(self, buffer: memoryview) -> None:
+        self._settle(len(buffer))
+
+    def _memory(self, size_bytes: int) -> memoryview:
+        if size_bytes < self._keep // 4:
+            return memoryview(bytearray(size_bytes))
+        if size_bytes > self._keep:
+            return memoryview(mmap.mmap(-1, size_bytes))
+        if not self._free:
+            self._free.append(memoryview(mmap.mmap(-1, self._keep, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
+        return self._free.pop()[:size_bytes]
+
+    def _fits(self, size_bytes: int) -> bool:
+        return self._out == 0 or self._out + size_bytes <= self._budget
+
+    def _settle(self, size_bytes: int) -> None:
+        self._out -= size_bytes
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, turn = self._waiting.popleft()
+            if not turn.done():
+                self._out += size
+                turn.set_result(None)
+
+    def _leave_queue(self, size_bytes: int, turn: asyncio.Future[None]) -> None:
+        if turn.done() and not turn.cancelled():
+            self._settle(size_bytes)
+        else:
+            self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
+            self._settle(0)
+
+
+class NoFaults:
+    """Nothing ever happens at a fault point."""
+
+    def at(self, point: str) -> None:
+        return
+
+
+class TestFaults:
+    """Does what a test asked for at a named point: `{"upload.part_sent": "kill@3"}` dies at the third part.
+
+    The actions are kill (SIGKILL to this process), error (an OSError), and hang (stops this process: SIGSTOP).
+    """
+
+    __test__ = False
+
+    def __init__(self, plan: Mapping[str, str], log_path: str | None = None) -> None:
+        self._plan = {point: _parse(action) for point, action in plan.items()}
+        self._hits: dict[str, int] = {}
+        self._log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600) if log_path else -1
+
+    def at(self, point: str) -> None:
+        count = self._hits[point] = self._hits.get(point, 0) + 1
+        if self._log >= 0:
+            os.write(self._log, f"{point}\n".encode())
+        action, when = self._plan.get(point, ("", 0))
+        if count != when:
+            return
+        if action == "error":
+            raise OSError(5, f"fault point {point}")
+        os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+
+
+def _parse(action: str) -> tuple[str, int]:
+    name, _, when = action.partition("@")
+    return name, int(when or 1)

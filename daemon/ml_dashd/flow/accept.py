@@ -1,0 +1,152 @@
+"""Hand-off: pin the source, journal the file, and only then say that it is taken (rule 1)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from ml_dash.errors import Code, error
+from ml_dash.messages import CommitSlot, Described, Put, Upload
+from ml_dashd.core import names
+from ml_dashd.core.ids import IdSource
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.flow.bell import Bell
+from ml_dashd.ports import Clock, Faults, Journal, Pins, Session, Slots, Threads
+
+DURABILITY = ("", "memory", "disk")
+SNAPSHOT = ("", "copy")
+
+
+class Accept:
+    """Takes files in. `wake` is called once a file is in the journal."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        pins: Pins,
+        slots: Slots,
+        threads: Threads,
+        ids: IdSource,
+        bell: Bell,
+        clock: Clock,
+        faults: Faults,
+        key_prefix: str,
+        durability: str,
+        wake: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._pins = pins
+        self._slots = slots
+        self._threads = threads
+        self._ids = ids
+        self._bell = bell
+        self._clock = clock
+        self._faults = faults
+        self._key_prefix = key_prefix
+        self._durability = durability
+        self._wake = wake
+        self._closed = False
+        self._syncing: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Takes nothing more; what is being written to disk is finished."""
+        self._closed = True
+        await asyncio.gather(*self._syncing, return_exceptions=True)
+
+    async def upload(self, session: Session, message: Upload, descriptor: int) -> Job:
+        """Takes an open file. Idempotent by the message's key."""
+        self._check(message.durability, message.snapshot)
+        record = self._describe(session, message.file)
+        pin, content, size = await self._threads.run(
+            self._pins.take, descriptor, record.id, message.source, message.snapshot
+        )
+        return await self._keep(_sized(record, size, content), pin, content, message.key, message.durability)
+
+    async def put(self, session: Session, message: Put) -> Job:
+        """Takes content that came inside the message. Idempotent by the message's key."""
+        self._check("", "")
+        record = self._describe(session, message.file)
+        if hashlib.sha256(message.content).digest() != message.sha256:
+            raise error(Code.CHECKSUM_MISMATCH, f"{record.path} did not arrive as it was sent", "save it again")
+        record = _sized(record, len(message.content), message.content)
+        return await self._keep(record, Pin(PinKind.INLINE), message.content, message.key, "")
+
+    async def commit(self, session: Session, message: CommitSlot) -> Job:
+        """Takes what was written into a slot. Idempotent by the message's key."""
+        self._check(message.durability, "")
+        record = self._describe(session, message.file)
+        pin = self._slots.commit(session.number, message.slot, message.size_bytes)
+        return await self._keep(_sized(record, message.size_bytes, None), pin, None, message.key, message.durability)
+
+    async def _keep(self, record: FileRecord, pin: Pin, content: bytes | None, key: bytes, durability: str) -> Job:
+        inline = pin.kind is PinKind.INLINE
+        on_disk = inline or (durability or self._durability) == "disk"
+        try:
+            if on_disk and not inline:
+                await self._threads.run(self._pins.sync, pin, record.id)
+            self._faults.at("accept.pinned")
+            job, new = await self._journal.accept(Job(record, pin, on_disk=on_disk), key, content)
+        except BaseException:
+            await self._threads.run(self._pins.release, pin, record.id)
+            raise
+        if not new and job.pin != pin:
+            await self._threads.run(self._pins.release, pin, record.id)
+        self._faults.at("accept.journaled")
+        self._wake()
+        if not job.on_disk:
+            self._sync_later(job)
+        return job
+
+    def _sync_later(self, job: Job) -> None:
+        """Starts the write-back at once; `on_disk` is noted when it is done."""
+        task = asyncio.create_task(self._sync(job), name=f"sync {job.id}")
+        self._syncing.add(task)
+        task.add_done_callback(self._syncing.discard)
+
+    async def _sync(self, job: Job) -> None:
+        await self._threads.run(self._pins.sync, job.pin, job.id)
+        await self._journal.mark_on_disk(job.id)
+        self._bell.ring()
+
+    def _check(self, durability: str, snapshot: str) -> None:
+        if self._closed:
+            raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
+        if durability not in DURABILITY:
+            raise error(Code.INVALID_ARGUMENT, f"durability={durability!r}", 'use "memory" or "disk"')
+        if snapshot not in SNAPSHOT:
+            raise error(Code.INVALID_ARGUMENT, f"snapshot={snapshot!r}", 'use "copy", or leave it out')
+
+    def _describe(self, session: Session, file: Described) -> FileRecord:
+        """The record of a new file, its names checked."""
+        place = file.place
+        namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
+        prefix, filename = names.place(place.prefix, file.to)
+        now = self._clock.now_ms()
+        record = FileRecord(
+            id=self._ids.next(now),
+            owner_uid=session.uid,
+            namespace=namespace,
+            project=project,
+            experiment=experiment,
+            prefix=prefix,
+            filename=filename,
+            size_bytes=0,
+            content_type=names.content_type(filename),
+            created_ms=now,
+            updated_ms=now,
+            description=file.description,
+            tags=names.tags(file.tags, "tags"),
+            bindrs=names.tags(file.bindrs, "bindrs"),
+            metadata=names.metadata(file.metadata),
+        )
+        names.check_length(record, self._key_prefix)
+        return record
+
+
+def _sized(record: FileRecord, size_bytes: int, content: bytes | None) -> FileRecord:
+    """The record with its size, and its SHA-256 where the bytes are at hand."""
+    sha256 = None if content is None else hashlib.sha256(content).hexdigest()
+    return replace(record, size_bytes=size_bytes, sha256=sha256)

@@ -1,0 +1,237 @@
+"""What is there: journal and catalog seen as one, so that a node reads its own writes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from heapq import merge
+
+from ml_dash.errors import Code, error
+from ml_dash.messages import Place
+from ml_dashd.core import names
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection
+from ml_dashd.core.plan import MIB, parts
+from ml_dashd.core.states import UNFINISHED, State
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.worker import Worker
+from ml_dashd.ports import Catalog, Clock, Journal, Pins, Session, Source, Threads
+
+LOOK_AGAIN_S = 0.05
+"""A waiting request looks at the journal at most this often, however often the bell rings."""
+PAGE_BYTES = 2 * MIB
+"""A page ends early when its texts grow past this."""
+HASH_STEP = 4 * MIB
+
+Seen = Job
+"""A file as a list shows it: a stored one is a Job in state DONE."""
+
+
+class Browse:
+    """Answers questions about files, and deletes them."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        catalog: Catalog,
+        pins: Pins,
+        threads: Threads,
+        worker: Worker,
+        bell: Bell,
+        clock: Clock,
+    ) -> None:
+        self._journal = journal
+        self._catalog = catalog
+        self._pins = pins
+        self._threads = threads
+        self._worker = worker
+        self._bell = bell
+        self._clock = clock
+        self._hashing: dict[int, asyncio.Task[None]] = {}
+
+    # ---- lists
+
+    async def page(
+        self,
+        session: Session,
+        place: Place,
+        pattern: str | None,
+        cursor: str | None,
+        size: int,
+        *,
+        latest: bool,
+    ) -> tuple[list[Seen], str | None]:
+        """Files at or below a place that fit the pattern, and the cursor of the next page."""
+        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)))
+        prefix = "/".join(names.clean(place.prefix, "the prefix"))
+        names.matches("", "", pattern)  # a bad pattern is an error even where nothing is listed
+        found: list[Seen] = []
+        weight, last_path = 0, selection.cursor[0] if latest and selection.cursor else None
+        while True:
+            batch = await self._batch(selection)
+            for seen in batch:
+                selection = replace(selection, cursor=(seen.record.path, seen.id))
+                if latest and seen.record.path == last_path:
+                    continue
+                last_path = seen.record.path
+                if seen.record.owner_uid != session.uid or not names.matches(last_path, prefix, pattern):
+                    continue
+                found.append(seen)
+                weight += _weight(seen.record)
+                if len(found) >= size or weight >= PAGE_BYTES:
+                    return found, _cursor(selection)
+            if len(batch) < selection.limit:
+                return found, None
+
+    async def get(self, session: Session, ids: Sequence[int]) -> list[Seen]:
+        """The files of these ids; those that are not known, or not the caller's, are left out."""
+        jobs = {job.id: job for job in await self._journal.get(ids)}
+        stored = {record.id: _stored(record) for record in await self._catalog.get(ids)}
+        seen = (stored.get(one) if one in stored and _is_over(jobs.get(one)) else jobs.get(one) for one in ids)
+        return [each for each in seen if each is not None and each.record.owner_uid == session.uid]
+
+    async def delete(self, session: Session, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Deletes files: one that is on its way is cancelled, a stored one is marked. Idempotent."""
+        mine = [seen.id for seen in await self.get(session, ids)]
+        if len(mine) < len(set(ids)):
+            missing = next(one for one in ids if one not in mine)
+            raise error(Code.UNKNOWN_FILE, f"no file has the id {missing}")
+        now = self._clock.now_ms()
+        await self._worker.cancel(await self._journal.cancel(mine))
+        await self._catalog.delete(mine, now)
+        self._bell.ring()
+        return mine, now
+
+    async def _batch(self, selection: Selection) -> list[Seen]:
+        """The next files of journal and catalog, merged.
+
+        Journal first: what moves over meanwhile is then seen twice, not never.
+        """
+        jobs = await self._journal.select(selection)
+        records = await self._catalog.select(selection)
+        known = {record.id for record in records}
+        stored = (_stored(record) for record in records)
+        moving = (job for job in jobs if job.id not in known)
+        return list(merge(moving, stored, key=lambda seen: (seen.record.path, -seen.id)))[: selection.limit]
+
+    # ---- waiting
+
+    async def wait(
+        self, session: Session, ids: Sequence[int], until: str, timeout_ms: int
+    ) -> tuple[int, int, list[Seen]]:
+        """How many of these files have reached `until`, how many not yet, and those that never will."""
+        if until not in ("hashed", "on_disk", "stored"):
+            raise error(Code.INVALID_ARGUMENT, f"until={until!r}", 'use "hashed", "on_disk" or "stored"')
+        deadline = self._clock.monotonic() + timeout_ms / 1000
+        while True:
+            seen = await self.get(session, ids)
+            if len(seen) < len(set(ids)):
+                missing = next(one for one in ids if one not in {each.id for each in seen})
+                raise error(Code.UNKNOWN_FILE, f"no file has the id {missing}")
+            reached = [each for each in seen if _reached(each, until)]
+            failed = [each for each in seen if each not in reached and each.state not in UNFINISHED]
+            pending = [each for each in seen if each not in reached and each not in failed]
+            if not pending or self._clock.monotonic() >= deadline:
+                return len(reached), len(pending), failed
+            if until == "hashed":
+                self._hash(pending)
+            await self._next_look(deadline)
+
+    async def wait_all(self, place: Place, timeout_ms: int) -> tuple[int, list[Seen]]:
+        """How many files of an experiment are still on their way, and those that failed."""
+        namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
+        selection = Selection(namespace, project, experiment)
+        deadline = self._clock.monotonic() + timeout_ms / 1000
+        while True:
+            pending, failed = await self._journal.unfinished(selection)
+            if not pending or self._clock.monotonic() >= deadline:
+                return pending, failed
+            await self._next_look(deadline)
+
+    async def _next_look(self, deadline: float) -> None:
+        await self._bell.wait(max(0.0, deadline - self._clock.monotonic()))
+        await self._clock.sleep(LOOK_AGAIN_S)
+
+    # ---- the second read that is permitted: a checksum that somebody waits for
+
+    def _hash(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if job.id not in self._hashing:
+                task = asyncio.create_task(self._hash_one(job), name=f"hash {job.id}")
+                self._hashing[job.id] = task
+                task.add_done_callback(partial(self._hashed, job.id))
+
+    def _hashed(self, file_id: int, _: asyncio.Task[None]) -> None:
+        del self._hashing[file_id]
+
+    async def _hash_one(self, job: Job) -> None:
+        """Reads the pinned source and journals its SHA-256; what is sent later is compared with it."""
+        content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
+        try:
+            source = await self._threads.run(self._pins.open, job, content)
+        except Exception:  # noqa: BLE001 the upload meets the same and reports it
+            return
+        try:
+            digest = await self._digest(source)
+            await self._journal.set_sha256(job.id, digest)
+        finally:
+            source.close()
+        self._bell.ring()
+
+    async def _digest(self, source: Source) -> str:
+        sha256 = hashlib.sha256()
+        buffer = memoryview(bytearray(min(HASH_STEP, source.size_bytes)))
+        for part in parts(source.size_bytes, HASH_STEP):
+            await self._threads.run(source.read, part.offset, buffer[: part.size_bytes], (sha256,))
+        return sha256.hexdigest()
+
+
+def _selection(place: Place, pattern: str | None, cursor: str | None, limit: int) -> Selection:
+    """What to ask journal and catalog for: the literal start of the pattern narrows it."""
+    namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
+    prefix = "/".join(names.clean(place.prefix, "the prefix"))
+    literal = names.literal_prefix(pattern) if pattern else ""
+    return Selection(
+        namespace,
+        project,
+        experiment,
+        prefix="/".join(part for part in (prefix, literal) if part),
+        cursor=_read_cursor(cursor),
+        limit=limit,
+    )
+
+
+def _cursor(selection: Selection) -> str | None:
+    """No path has a control character, so a newline parts it from the id."""
+    return None if selection.cursor is None else f"{selection.cursor[0]}\n{selection.cursor[1]}"
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
+    if cursor is None:
+        return None
+    path, _, number = cursor.partition("\n")
+    if not number.isdigit():
+        raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a page gave")
+    return path, int(number)
+
+
+def _stored(record: FileRecord) -> Seen:
+    return Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True)
+
+
+def _is_over(job: Job | None) -> bool:
+    return job is None or job.state not in UNFINISHED
+
+
+def _reached(seen: Seen, until: str) -> bool:
+    if until == "hashed":
+        return seen.record.sha256 is not None
+    return seen.state is State.DONE or (until == "on_disk" and seen.on_disk)
+
+
+def _weight(record: FileRecord) -> int:
+    texts = (record.path, record.metadata or "", record.description or "", *record.tags, *record.bindrs)
+    return 256 + sum(len(text.encode()) for text in texts)

@@ -1,0 +1,120 @@
+"""The end of a file: in the catalog, failed, or cancelled. Then its source is let go, and who waits is told."""
+
+from __future__ import annotations
+
+import logging
+
+from ml_dash.errors import Code
+from ml_dashd.core.model import Job, Target, Trouble
+from ml_dashd.core.states import State
+from ml_dashd.flow.bell import Bell
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Pins, Store, Threads
+
+log = logging.getLogger("ml_dashd.flow")
+
+
+class Finish:
+    """Ends files."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        store: Store,
+        catalog: Catalog,
+        pins: Pins,
+        threads: Threads,
+        bell: Bell,
+        clock: Clock,
+        faults: Faults,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._catalog = catalog
+        self._pins = pins
+        self._threads = threads
+        self._bell = bell
+        self._clock = clock
+        self._faults = faults
+
+    async def commit(self, job: Job) -> None:
+        """Lists a verified file (rule 6), lets its source go (rule 7), and tells who waits (rule 8)."""
+        self._faults.at("finish.before_catalog")
+        await self._catalog.commit(job.record)
+        self._faults.at("finish.after_catalog")
+        job = await self._journal.advance(job, State.DONE)
+        self._faults.at("finish.before_release")
+        await self._release(job)
+        self._faults.at("finish.after_release")
+        log.info("file_stored id=%d bytes=%d path=%s", job.id, job.record.size_bytes, job.record.path)
+        if job.cancel_requested:  # it was deleted in the moment in which it was listed
+            await self._catalog.delete([job.id], self._clock.now_ms())
+        self._bell.ring()
+
+    async def fail(self, job: Job, trouble: Trouble) -> None:
+        """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""
+        if job.upload_id is not None:
+            await self.abort_all(job)
+        await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
+        if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
+            await self._release(job)
+        log.warning(
+            "file_failed id=%d code=%s path=%s error=%s",
+            job.id,
+            trouble.code,
+            job.record.path,
+            trouble.message,
+        )
+        self._bell.ring()
+
+    async def discard(self, job: Job) -> None:
+        """Takes back a file that was deleted on its way: nothing of it stays anywhere."""
+        if job.record.key is not None:
+            if job.part_size:
+                await self.abort_all(job)
+            await self._store.delete(job.record.key)
+        now = self._clock.now_ms()
+        await self._catalog.delete([job.id], now)  # it may have been listed in the moment in which it was deleted
+        self._faults.at("finish.before_cancelled")
+        job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now)
+        await self._release(job)
+        log.info("file_cancelled id=%d path=%s", job.id, job.record.path)
+        self._bell.ring()
+
+    async def abort_all(self, job: Job) -> None:
+        """Aborts every multipart upload of this file's key, those too that a crash kept out of the journal."""
+        key = job.record.key or self._store.key(job.record)
+        target = Target(key, job.id, job.record.size_bytes, job.record.content_type)
+        if job.upload_id is not None:
+            await self._store.abort(target, job.upload_id)
+        for upload in [each async for each in self._store.uploads(key)]:
+            log.info("orphan_aborted id=%d upload=%s", job.id, upload.upload_id)
+            await self._store.abort(target, upload.upload_id)
+
+    async def requeue(self, job: Job, trouble: Trouble, delay_ms: int) -> None:
+        """Back to the queue, for a new upload."""
+        await self._journal.advance(
+            job,
+            State.QUEUED,
+            attempt=job.attempt + 1,
+            not_before_ms=self._clock.now_ms() + delay_ms,
+            trouble=trouble,
+            upload_id=None,
+            proof=None,
+        )
+
+    async def postpone(self, job: Job, trouble: Trouble, delay_ms: int, *, blocked: bool) -> None:
+        """The same step again, later."""
+        await self._journal.note(
+            job,
+            attempt=job.attempt + 1,
+            not_before_ms=self._clock.now_ms() + delay_ms,
+            trouble=trouble,
+            blocked=blocked,
+        )
+        if blocked and not job.blocked:
+            log.warning("file_blocked id=%d code=%s error=%s", job.id, trouble.code, trouble.message)
+        self._bell.ring()
+
+    async def _release(self, job: Job) -> None:
+        await self._threads.run(self._pins.release, job.pin, job.id)

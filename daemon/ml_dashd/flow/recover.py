@@ -1,0 +1,23 @@
+"""The start: journal and spool are brought together before anything is accepted or sent."""
+
+from __future__ import annotations
+
+import logging
+
+from ml_dashd.core.states import UNFINISHED
+from ml_dashd.ports import Journal, Pins, Threads
+
+log = logging.getLogger("ml_dashd.flow")
+
+
+async def recover(journal: Journal, pins: Pins, threads: Threads) -> int:
+    """Removes from the spool what no file needs, as a crash between pin and journal leaves it; returns the queue's length.
+
+    What the store has of each file is asked when that file goes on: the journal is intent, the remote is evidence.
+    """
+    jobs = await journal.pinned()
+    strays = await threads.run(pins.sweep, jobs)
+    waiting = sum(job.state in UNFINISHED for job in jobs)
+    if waiting or strays:
+        log.info("recovered files=%d strays_removed=%d", waiting, strays)
+    return waiting

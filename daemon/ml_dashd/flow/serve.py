@@ -1,0 +1,212 @@
+"""What each message means: from the wire to the flow and back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_dash import messages as m
+from ml_dash.errors import TABLE, Code, error
+from ml_dash.wire import VERSION
+from ml_dashd.core import names
+from ml_dashd.core.model import Job
+from ml_dashd.core.states import State
+from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.fetch import Fetch
+from ml_dashd.ports import Journal, Pins, Send, Session, Slots, Threads
+
+MAX_WAIT_MS = 60_000
+Reply = tuple[m.Message, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the daemon says of itself."""
+
+    version: str
+    pid: int
+    embedded: bool
+    store: str
+    state_dir: str
+    started_ms: int
+
+
+class Serve:
+    """Answers requests; each method is one message's."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        accept: Accept,
+        browse: Browse,
+        fetch: Fetch,
+        journal: Journal,
+        pins: Pins,
+        slots: Slots,
+        threads: Threads,
+        bell: Bell,
+    ) -> None:
+        self._identity = identity
+        self._accept = accept
+        self._browse = browse
+        self._fetch = fetch
+        self._journal = journal
+        self._pins = pins
+        self._slots = slots
+        self._threads = threads
+        self._bell = bell
+        self._sessions: set[int] = set()
+        self._answers: dict[type[m.Message], Callable[..., Awaitable[Reply]]] = {
+            m.Hello: self._hello,
+            m.OpenExperiment: self._open_experiment,
+            m.Upload: self._upload,
+            m.Put: self._put,
+            m.RequestSlot: self._request_slot,
+            m.CommitSlot: self._commit_slot,
+            m.ReleaseSlot: self._release_slot,
+            m.List: self._list,
+            m.Get: self._get,
+            m.Wait: self._wait,
+            m.Delete: self._delete,
+            m.Fetch: self._fetch_file,
+            m.Status: self._status,
+        }
+
+    async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
+        self._sessions.add(session.number)
+        return await self._answers[type(message)](session, message, descriptors, send)
+
+    def disconnected(self, session: Session) -> None:
+        self._sessions.discard(session.number)
+        self._slots.disconnect(session.number)
+
+    async def _hello(self, _: Session, message: m.Hello, *__: Any) -> Reply:
+        if not message.min_version <= VERSION <= message.max_version:
+            raise error(
+                Code.UNSUPPORTED_VERSION,
+                f"the client speaks versions {message.min_version} to {message.max_version}, the daemon {VERSION}",
+            )
+        me = self._identity
+        return m.Welcome(
+            request=message.request, version=VERSION, daemon=me.version, embedded=me.embedded, store=me.store
+        ), ()
+
+    async def _open_experiment(self, _: Session, message: m.OpenExperiment, *__: Any) -> Reply:
+        place = message.place
+        names.clean_experiment(place.namespace, place.project, place.experiment)
+        return m.Done(request=message.request), ()
+
+    # ---- hand-off
+
+    async def _upload(self, session: Session, message: m.Upload, descriptors: Sequence[int], _: Send) -> Reply:
+        return self._accepted(message, await self._accept.upload(session, message, descriptors[0]))
+
+    async def _put(self, session: Session, message: m.Put, *_: Any) -> Reply:
+        return self._accepted(message, await self._accept.put(session, message))
+
+    async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
+        return self._accepted(message, await self._accept.commit(session, message))
+
+    def _accepted(self, message: m.Message, job: Job) -> Reply:
+        return m.Accepted(request=message.request, record=self._record(job)), ()
+
+    async def _request_slot(self, session: Session, message: m.RequestSlot, *_: Any) -> Reply:
+        slot = await self._threads.run(self._slots.grant, session.number, message.size_bytes)
+        granted = m.SlotGranted(request=message.request, slot=slot.number, capacity_bytes=slot.capacity_bytes)
+        return granted, (() if slot.number in message.held else (slot.descriptor,))
+
+    async def _release_slot(self, session: Session, message: m.ReleaseSlot, *_: Any) -> Reply:
+        await self._threads.run(self._slots.give_back, session.number, message.slot)
+        return m.Done(request=message.request), ()
+
+    # ---- questions
+
+    async def _list(self, session: Session, message: m.List, *_: Any) -> Reply:
+        found, cursor = await self._browse.page(
+            session, message.place, message.pattern, message.cursor, message.page_size, latest=message.latest
+        )
+        return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
+
+    async def _get(self, session: Session, message: m.Get, *_: Any) -> Reply:
+        return m.Page(request=message.request, records=self._records(await self._browse.get(session, message.ids))), ()
+
+    async def _wait(self, session: Session, message: m.Wait, *_: Any) -> Reply:
+        timeout_ms = min(message.timeout_ms, MAX_WAIT_MS)
+        if message.place is not None:
+            pending, failed = await self._browse.wait_all(message.place, timeout_ms)
+            reached = 0
+        else:
+            reached, pending, failed = await self._browse.wait(session, message.ids, message.until, timeout_ms)
+        return m.Waited(
+            request=message.request, reached=reached, pending=pending, failed=self._records(failed[:16])
+        ), ()
+
+    async def _delete(self, session: Session, message: m.Delete, *_: Any) -> Reply:
+        ids, at_ms = await self._browse.delete(session, message.ids)
+        return m.Deleted(request=message.request, ids=tuple(ids), deleted_ms=at_ms), ()
+
+    async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
+        async def report(done: int, total: int) -> None:
+            await send(m.Progress(request=message.request, done_bytes=done, total_bytes=total))
+
+        size, sha256 = await self._fetch.run(session, message.id, descriptors[0], report)
+        return m.Fetched(request=message.request, size_bytes=size, sha256=sha256), ()
+
+    async def _status(self, _: Session, message: m.Status, *__: Any) -> Reply:
+        summary, me = await self._journal.summary(), self._identity
+        return m.StatusReport(
+            request=message.request,
+            version=me.version,
+            pid=me.pid,
+            embedded=me.embedded,
+            store=me.store,
+            state_dir=me.state_dir,
+            started_ms=me.started_ms,
+            connections=len(self._sessions),
+            spool_bytes=await self._threads.run(self._pins.spool_bytes),
+            counts=tuple(
+                m.Count(state=one.state, files=one.files, size_bytes=one.size_bytes) for one in summary.counts
+            ),
+            oldest_ms=summary.oldest_ms,
+            blocked=self._records(summary.blocked),
+            failed=self._records(summary.failed),
+        ), ()
+
+    def _records(self, jobs: Sequence[Job]) -> tuple[m.Record, ...]:
+        return tuple(self._record(job) for job in jobs)
+
+    def _record(self, job: Job) -> m.Record:
+        """A file as the client sees it. What is stored needs no pin and is on disk."""
+        record, trouble = job.record, job.trouble
+        cancelled = job.cancel_requested and job.state is not State.DONE
+        return m.Record(
+            id=record.id,
+            namespace=record.namespace,
+            project=record.project,
+            experiment=record.experiment,
+            path="/" + record.prefix,
+            filename=record.filename,
+            size_bytes=record.size_bytes,
+            content_type=record.content_type,
+            created_ms=record.created_ms,
+            updated_ms=record.updated_ms,
+            state=State.CANCELLED if cancelled else job.state,
+            ack="disk" if job.on_disk else "memory",
+            pin=job.pin.kind,
+            description=record.description,
+            tags=record.tags,
+            bindrs=record.bindrs,
+            metadata=record.metadata,
+            sha256=record.sha256,
+            uploaded_ms=record.uploaded_ms,
+            deleted_ms=record.deleted_ms,
+            sent_bytes=record.size_bytes if job.state is State.DONE else self._bell.sent.get(job.id, 0),
+            attempt=job.attempt,
+            error_code=trouble.code if trouble else None,
+            error_message=trouble.message if trouble else None,
+            error_hint=(trouble.hint or TABLE[trouble.code].hint) if trouble else None,
+        )

@@ -1,0 +1,314 @@
+"""One file, from the queue to the catalog: read this from top to bottom.
+
+Each step leaves a state in the journal from which the next start resumes; the rules are those of DURABILITY.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from itertools import count
+
+from ml_dash.errors import Code, error
+from ml_dashd.core import checksum
+from ml_dashd.core.checksum import Digest, Digester, has_part, proves
+from ml_dashd.core.model import Algorithm, Evidence, Job, PinKind, SentPart, Target
+from ml_dashd.core.plan import Part, part_size, parts
+from ml_dashd.core.retry import Fault, Next, StoreError, decide
+from ml_dashd.core.states import State
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.finish import Finish
+from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Pins, Source, Store, Threads
+
+PARTS_AT_ONCE = 4
+"""Parts of one file that are being sent; one more is read meanwhile."""
+PART_ATTEMPTS = 6
+"""Tries at a part before the file steps back and lets others go first."""
+PART_DEADLINE_S = 600.0
+"""A signature ages: a part takes at most ten minutes."""
+
+
+class Uploader:
+    """Takes files to the store. It holds no state of its own: the journal has it all."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        store: Store,
+        pins: Pins,
+        threads: Threads,
+        buffers: Buffers,
+        finish: Finish,
+        bell: Bell,
+        clock: Clock,
+        faults: Faults,
+        part_bytes: int,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._pins = pins
+        self._threads = threads
+        self._buffers = buffers
+        self._finish = finish
+        self._bell = bell
+        self._clock = clock
+        self._faults = faults
+        self._part_bytes = part_bytes
+
+    async def run(self, job: Job) -> None:
+        """Takes a file from where it stands to its end. Raises StoreError, or the error that ends it."""
+        if job.cancel_requested:
+            await self._finish.discard(job)
+            return
+        if job.state in (State.QUEUED, State.SENDING):
+            source = await self._open(job)
+            try:
+                job = await self._send(job, source)
+            finally:
+                source.close()
+        if job.state is State.COMPLETING:
+            job = await self._complete(job)
+        if job.state is State.VERIFIED:
+            await self._finish.commit(job)
+
+    async def _open(self, job: Job) -> Source:
+        content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
+        return await self._threads.run(self._pins.open, job, content)
+
+    async def _send(self, job: Job, source: Source) -> Job:
+        algorithm = await self._store.prepare()
+        if source.size_bytes <= self._store.single_bytes:
+            return await self._send_whole(job, source, algorithm)
+        fresh = job.state is State.QUEUED
+        if fresh:
+            job = await self._begin(job, algorithm)
+        return await self._send_parts(job, source, fresh=fresh)
+
+    # ---- a file in one request
+
+    async def _send_whole(self, job: Job, source: Source, algorithm: Algorithm) -> Job:
+        if job.state is State.QUEUED:
+            key = self._store.key(job.record)
+            job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
+        buffer = await self._buffers.take(source.size_bytes)
+        clean = False
+        try:
+            sha256 = hashlib.sha256()
+            digest = await self._read(source, Part(1, 0, source.size_bytes), buffer, sha256, algorithm)
+            await self._settle_source(job, source, sha256.hexdigest())
+            self._faults.at("upload.before_put")
+            async with asyncio.timeout(PART_DEADLINE_S):
+                evidence = await self._store.put(_target(job), buffer, digest)
+            self._faults.at("upload.after_put")
+            clean = True
+        finally:
+            self._return(buffer, clean=clean)
+        return await self._verify(job, evidence, digest, sha256.hexdigest())
+
+    # ---- a file in parts
+
+    async def _begin(self, job: Job, algorithm: Algorithm) -> Job:
+        """Begins a multipart upload. What an earlier attempt began and could not journal is aborted first."""
+        key = self._store.key(job.record)
+        if job.part_size:
+            await self._finish.abort_all(job)
+        size = part_size(job.record.size_bytes, self._part_bytes)
+        job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm)
+        self._faults.at("upload.before_begin")
+        upload_id = await self._store.begin(_target(job))
+        self._faults.at("upload.after_begin")
+        # Rule 2: the upload's id is journaled before any part is sent.
+        return await self._journal.advance(job, State.SENDING, upload_id=upload_id)
+
+    async def _send_parts(self, job: Job, source: Source, *, fresh: bool) -> Job:
+        """Reads the source once, in order, and sends each part that the store does not list with our bytes."""
+        upload_id = job.upload_id or ""
+        listed, journaled = {}, {}
+        if not fresh:
+            listed = _by_number(await self._store.list_parts(_target(job), upload_id, job.part_size))
+            journaled = _by_number(await self._journal.parts(job))
+        sha256 = hashlib.sha256()
+        digests: list[Digest] = []
+        turn = asyncio.Semaphore(PARTS_AT_ONCE)
+        self._bell.sent[job.id] = 0
+        try:
+            async with asyncio.TaskGroup() as sending:
+                for part in parts(source.size_bytes, job.part_size):
+                    await turn.acquire()
+                    buffer = await self._buffers.take(part.size_bytes)
+                    digest = await self._read_or_return(source, part, buffer, sha256, job.algorithm)
+                    digests.append(digest)
+                    if has_part(listed.get(part.number), digest, journaled.get(part.number)):
+                        self._return(buffer, clean=True)
+                        self._bell.sent[job.id] += part.size_bytes
+                        turn.release()
+                    else:
+                        task = sending.create_task(self._send_part(job, part, buffer, digest))
+                        task.add_done_callback(lambda _: turn.release())
+        except ExceptionGroup as failures:
+            raise _first(failures) from None
+        finally:
+            self._bell.sent.pop(job.id, None)
+        await self._settle_source(job, source, sha256.hexdigest())
+        whole = checksum.combine(digests, job.algorithm)
+        return await self._evidence_parts(job, digests, whole, sha256.hexdigest())
+
+    async def _send_part(self, job: Job, part: Part, buffer: memoryview, digest: Digest) -> None:
+        clean = False
+        try:
+            for attempt in count(1):
+                try:
+                    self._faults.at("upload.before_part")
+                    async with asyncio.timeout(PART_DEADLINE_S):
+                        sent = await self._store.send_part(_target(job), job.upload_id or "", part, buffer, digest)
+                    self._faults.at("upload.after_part")
+                    clean = attempt == 1
+                    break
+                except (StoreError, TimeoutError) as failure:
+                    await self._wait_or_raise(_as_fault(failure, f"part {part.number}"), attempt)
+            await self._journal.add_part(job, sent)
+            self._faults.at("upload.part_journaled")
+            self._bell.sent[job.id] += part.size_bytes
+        finally:
+            self._return(buffer, clean=clean)
+
+    async def _wait_or_raise(self, failure: StoreError, attempt: int) -> None:
+        decision = decide(failure.fault, failure.message, attempt, self._clock.jitter())
+        if decision.next is not Next.RETRY or attempt >= PART_ATTEMPTS:
+            raise failure
+        await self._clock.sleep(decision.delay_ms / 1000)
+
+    async def _evidence_parts(self, job: Job, digests: Sequence[Digest], whole: Digest, sha256: str) -> Job:
+        """Rules 3 and 4: the store itself lists every part, of our size, with our checksum or the ETag it gave us."""
+        listed = _by_number(await self._store.list_parts(_target(job), job.upload_id or "", job.part_size))
+        journaled = _by_number(await self._journal.parts(job))
+        for number, digest in enumerate(digests, start=1):
+            if not has_part(listed.get(number), digest, journaled.get(number)):
+                raise StoreError(Fault.CORRUPT, f"the store does not list part {number} as it was sent")
+        self._faults.at("upload.before_completing")
+        return await self._journal.advance(
+            job, State.COMPLETING, sha256=sha256, crc64nvme=whole.crc64nvme, proof=whole.proof
+        )
+
+    async def _complete(self, job: Job) -> Job:
+        """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred."""
+        evidence = await self._store.head(job.record.key or "")
+        if evidence is None:
+            evidence = await self._complete_now(job)
+        return await self._verify(job, evidence, _whole(job), job.record.sha256 or "")
+
+    async def _complete_now(self, job: Job) -> Evidence:
+        target, upload_id = _target(job), job.upload_id or ""
+        listed = await self._store.list_parts(target, upload_id, job.part_size)
+        failure: StoreError | None = None
+        self._faults.at("upload.before_complete")
+        try:
+            await self._store.complete(target, upload_id, listed, _whole(job))
+        except StoreError as ambiguous:
+            failure = ambiguous
+        self._faults.at("upload.after_complete")
+        evidence = await self._store.head(target.key)
+        if evidence is None:
+            raise failure or StoreError(Fault.TRANSIENT, "completed, but the store does not show the object yet")
+        return evidence
+
+    # ---- what both have in common
+
+    async def _verify(self, job: Job, evidence: Evidence, sent: Digest, sha256: str) -> Job:
+        """Rule 5: the store's own statement of size and checksum, or, where it makes none, the bytes read back."""
+        key = job.record.key or ""
+        proved = proves(evidence, sent)
+        if proved is None and (stated := await self._store.head(key)) is not None:
+            evidence, proved = stated, proves(stated, sent)
+        if proved is None:
+            proved = await self._read_back(job) == sha256
+        if not proved or evidence.file_id not in (None, job.id):
+            await self._store.delete(key)
+            raise StoreError(Fault.GONE, f"the stored object {key} is not what was sent; it goes up again")
+        self._faults.at("upload.before_verified")
+        return await self._journal.advance(
+            job,
+            State.VERIFIED,
+            sha256=sha256,
+            crc64nvme=sent.crc64nvme,
+            etag=evidence.etag,
+            uploaded_ms=self._clock.now_ms(),
+            attempt=0,
+            blocked=False,
+            trouble=None,
+        )
+
+    async def _read_back(self, job: Job) -> str:
+        sha256 = hashlib.sha256()
+        async for piece in self._store.get(job.record.key or "", 0, job.record.size_bytes):
+            await self._threads.run(sha256.update, piece)
+        return sha256.hexdigest()
+
+    async def _read(
+        self, source: Source, part: Part, buffer: memoryview, sha256: Feedable, algorithm: Algorithm
+    ) -> Digest:
+        """Rule 14: the whole file's SHA-256 and the part's checksum, over the very buffer that is then sent."""
+        digester = Digester(algorithm)
+        await self._threads.run(source.read, part.offset, buffer, (sha256, digester))
+        return digester.digest()
+
+    async def _read_or_return(
+        self, source: Source, part: Part, buffer: memoryview, sha256: Feedable, algorithm: Algorithm
+    ) -> Digest:
+        """`_read`; the buffer of a read that fails is not lost."""
+        try:
+            return await self._read(source, part, buffer, sha256, algorithm)
+        except BaseException:
+            self._return(buffer, clean=False)
+            raise
+
+    async def _settle_source(self, job: Job, source: Source, sha256: str) -> None:
+        """Refuses a source that is not what it was; one whose ctime alone moved is read again and compared."""
+        untouched = await self._threads.run(source.check)
+        if not untouched and await self._hash_again(source) != sha256:
+            raise error(Code.SOURCE_CHANGED, f"{job.pin.source} was changed while it was on its way")
+        if job.record.sha256 is not None and job.record.sha256 != sha256:
+            raise error(Code.SOURCE_CHANGED, f"{job.pin.source or job.record.path} is not what was handed over")
+
+    async def _hash_again(self, source: Source) -> str:
+        sha256 = hashlib.sha256()
+        buffer = await self._buffers.take(min(source.size_bytes, self._part_bytes))
+        try:
+            for part in parts(source.size_bytes, self._part_bytes):
+                await self._threads.run(source.read, part.offset, buffer[: part.size_bytes], (sha256,))
+        finally:
+            self._return(buffer, clean=True)
+        return sha256.hexdigest()
+
+    def _return(self, buffer: memoryview, *, clean: bool) -> None:
+        if clean:
+            self._buffers.give_back(buffer)
+        else:
+            self._buffers.discard(buffer)
+
+
+def _target(job: Job) -> Target:
+    return Target(job.record.key or "", job.id, job.record.size_bytes, job.record.content_type)
+
+
+def _whole(job: Job) -> Digest:
+    """What was sent, as the journal keeps it once every part was read."""
+    return Digest(job.record.size_bytes, job.record.crc64nvme or 0, job.algorithm, job.proof)
+
+
+def _by_number(some: Sequence[SentPart]) -> dict[int, SentPart]:
+    return {part.number: part for part in some}
+
+
+def _as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
+    if isinstance(failure, StoreError):
+        return failure
+    return StoreError(Fault.TRANSIENT, f"{what} took longer than {PART_DEADLINE_S:.0f} s")
+
+
+def _first(failures: ExceptionGroup[Exception]) -> Exception:
+    """One of the failures of parts that were sent at once: the others are of the same kind, or follow from it."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, ExceptionGroup) else first

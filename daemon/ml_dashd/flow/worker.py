@@ -1,0 +1,154 @@
+"""Keeps files moving: two lanes, each with files under way up to its width; and what follows when one stumbles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ml_dash.errors import TABLE, Code, MLDashError
+from ml_dashd.core.model import Job, Trouble
+from ml_dashd.core.retry import Next, StoreError, decide
+from ml_dashd.core.schedule import WIDTH, Lane
+from ml_dashd.core.states import State
+from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.upload import Uploader
+from ml_dashd.ports import Clock, Journal, Superseded
+
+log = logging.getLogger("ml_dashd.flow")
+
+LONGEST_PAUSE_S = 60.0
+"""A lane looks at the journal at least this often, whatever it was told."""
+
+
+class Worker:
+    """Runs the uploader on what is due."""
+
+    def __init__(self, journal: Journal, uploader: Uploader, finish: Finish, clock: Clock) -> None:
+        self._journal = journal
+        self._uploader = uploader
+        self._finish = finish
+        self._clock = clock
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._wakes = {lane: asyncio.Event() for lane in Lane}
+        self._lanes: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins with what the journal holds."""
+        self._lanes = [asyncio.create_task(self._lane(lane), name=f"lane {lane}") for lane in Lane]
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        for event in self._wakes.values():
+            event.set()
+
+    async def cancel(self, jobs: list[Job]) -> None:
+        """Takes back jobs whose cancellation the journal has noted."""
+        for job in jobs:
+            if job.state is State.FAILED:
+                await self._finish.discard(job)
+            elif (task := self._running.get(job.id)) is not None:
+                task.cancel()
+        self.wake()
+
+    async def stop(self, drain_s: float) -> None:
+        """Begins nothing more; waits for what is under way, then breaks it off: the journal knows where it stands."""
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+        running = list(self._running.values())
+        if running:
+            await asyncio.wait(running, timeout=drain_s)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _lane(self, lane: Lane) -> None:
+        width, wake = WIDTH[lane], self._wakes[lane]
+        mine: set[int] = set()
+        while True:
+            wake.clear()
+            free = width - len(mine)
+            now = self._clock.now_ms()
+            if free > 0:
+                jobs = await self._journal.due(lane, now, list(mine), free)
+                for job in jobs:
+                    self._begin(job, mine, wake)
+                if len(jobs) == free:
+                    continue
+            await self._pause(wake, now)
+
+    async def _pause(self, wake: asyncio.Event, now_ms: int) -> None:
+        """Until something is handed over, ends, or has waited its time."""
+        due = await self._journal.next_due_ms(now_ms)
+        pause = LONGEST_PAUSE_S
+        if due is not None:
+            pause = min(pause, max(0.0, (due - self._clock.now_ms()) / 1000))
+        try:
+            async with asyncio.timeout(pause):
+                await wake.wait()
+        except TimeoutError:
+            return
+
+    def _begin(self, job: Job, mine: set[int], wake: asyncio.Event) -> None:
+        task = asyncio.create_task(self._run(job), name=f"file {job.id}")
+        self._running[job.id] = task
+        mine.add(job.id)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._running[job.id]
+            mine.discard(job.id)
+            wake.set()
+
+        task.add_done_callback(ended)
+
+    async def _run(self, job: Job) -> None:
+        try:
+            await self._uploader.run(job)
+        except Superseded:
+            return  # cancelled, or finished by another hand
+        except Exception as failure:  # noqa: BLE001 whatever it is, the file goes on or says why
+            await self._after(job.id, failure)
+
+    async def _after(self, file_id: int, failure: Exception) -> None:
+        """What follows a failure. The job is read again: it may have come far since it was begun."""
+        jobs = await self._journal.get([file_id])
+        if not jobs or jobs[0].state in (State.DONE, State.CANCELLED, State.FAILED):
+            return
+        job = jobs[0]
+        try:
+            await self._follow(job, failure)
+        except Superseded:
+            return
+        except StoreError as again:
+            trouble = Trouble(Code.STORE_UNAVAILABLE, again.message, TABLE[Code.STORE_UNAVAILABLE].hint)
+            await self._finish.postpone(job, trouble, LATER_MS, blocked=False)
+
+    async def _follow(self, job: Job, failure: Exception) -> None:
+        if isinstance(failure, MLDashError) and job.state is not State.VERIFIED:
+            trouble = Trouble(failure.code, failure.message, failure.hint or "")
+            await self._finish.fail(job, trouble)
+            return
+        if not isinstance(failure, StoreError):
+            log.error("file_stumbled id=%d path=%s", job.id, job.record.path, exc_info=failure)
+            trouble = Trouble(Code.INTERNAL, f"{type(failure).__name__}: {failure}", TABLE[Code.INTERNAL].hint)
+            await self._finish.postpone(job, trouble, LATER_MS, blocked=False)
+            return
+        decision = decide(failure.fault, failure.message, job.attempt + 1, self._clock.jitter())
+        log.info(
+            "file_retry id=%d next=%s fault=%s error=%s",
+            job.id,
+            decision.next,
+            failure.fault,
+            failure.message,
+        )
+        if decision.next is Next.FAIL:
+            await self._finish.fail(job, decision.trouble)
+        elif decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
+            await self._finish.requeue(job, decision.trouble, decision.delay_ms)
+        else:
+            blocked = decision.next is Next.BLOCK
+            await self._finish.postpone(job, decision.trouble, decision.delay_ms, blocked=blocked)
+
+
+LATER_MS = 5_000
+"""How long a file waits after a failure that has no rule of its own."""

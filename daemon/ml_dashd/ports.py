@@ -1,0 +1,319 @@
+"""What the flow asks of the world. Each port is a Protocol, with an implementation in `edge`, chosen by `app`.
+
+The stores and the catalogs have contract suites in tests/contract, which every implementation passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from ml_dash.messages import Message
+from ml_dashd.core.checksum import Digest
+from ml_dashd.core.model import (
+    Algorithm,
+    Evidence,
+    FileRecord,
+    Fingerprint,
+    Job,
+    OpenUpload,
+    Pin,
+    Selection,
+    SentPart,
+    Summary,
+    Target,
+)
+from ml_dashd.core.plan import Part
+from ml_dashd.core.schedule import Lane
+from ml_dashd.core.states import State
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Time and chance, so that tests can rule them."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970, UTC; may step."""
+
+    def monotonic(self) -> float:
+        """Seconds that never step."""
+
+    def jitter(self) -> float:
+        """A random number in [0, 1)."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits."""
+
+
+class Faults(Protocol):
+    """Named points at which tests make the daemon die, fail, hang or dawdle. Off, a call does nothing."""
+
+    def at(self, point: str) -> None:
+        """Marks a point on the way. The names are literals, so that a test can list them from the code."""
+
+
+class Journal(Protocol):
+    """The durable queue. Every change is on stable storage when its call returns; a call is one transaction."""
+
+    async def accept(self, job: Job, key: bytes, content: bytes | None = None) -> tuple[Job, bool]:
+        """Takes in a new job, with the bytes of an inline pin.
+
+        A job that came before with this owner's `key` is returned in its place, with False.
+        """
+
+    async def advance(self, job: Job, to: State, **changes: Any) -> Job:
+        """Moves a job from its state to another, with other columns; raises Superseded when it is no longer there."""
+
+    async def note(self, job: Job, **changes: Any) -> Job:
+        """Changes columns while the state stays; raises Superseded when the job is no longer in that state."""
+
+    async def mark_on_disk(self, file_id: int) -> None:
+        """Notes that the source is on stable storage, in whatever state the job is. Idempotent."""
+
+    async def set_sha256(self, file_id: int, sha256: str) -> None:
+        """Notes what a hash-only pass found, where nothing is known yet. Idempotent."""
+
+    async def cancel(self, ids: Sequence[int]) -> list[Job]:
+        """Asks for those that are on their way or failed to be cancelled; returns them as they are now."""
+
+    async def add_part(self, job: Job, part: SentPart) -> None:
+        """Remembers a part that was sent. Idempotent."""
+
+    async def parts(self, job: Job) -> list[SentPart]:
+        """The parts of the job's present upload, by number."""
+
+    async def get(self, ids: Sequence[int]) -> list[Job]:
+        """The jobs of these ids that the journal still has."""
+
+    async def content(self, job: Job) -> bytes:
+        """The bytes of an inline pin."""
+
+    async def select(self, selection: Selection) -> list[Job]:
+        """Jobs that the catalog does not list: on their way or failed, in the order of (path, newest first)."""
+
+    async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
+        """How many files of an experiment are on their way, and up to 16 that failed."""
+
+    async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
+        """Jobs of a lane that are on their way and may run now, in order of hand-off, without those in `skip`."""
+
+    async def next_due_ms(self, now_ms: int) -> int | None:
+        """When the next job that waits beyond now may run."""
+
+    async def due_count(self) -> int:
+        """How many files are on their way."""
+
+    async def pinned(self) -> list[Job]:
+        """Every job that still needs its source: on their way, and failed."""
+
+    async def forget(self, before_ms: int) -> int:
+        """Drops the rows of finished jobs last changed before then; returns how many."""
+
+    async def summary(self) -> Summary:
+        """The queue in short."""
+
+    async def high_water(self) -> int:
+        """The largest id ever accepted here, 0 for none."""
+
+    async def setting(self, name: str) -> str | None:
+        """A fact kept across restarts, such as what a store can do."""
+
+    async def set_setting(self, name: str, value: str) -> None:
+        """Keeps a fact. Idempotent."""
+
+
+class Superseded(Exception):  # noqa: N818 it is no error: somebody else was first
+    """The job is no longer in the state in which the caller saw it."""
+
+
+class Store(Protocol):
+    """Where objects go. Raises StoreError (core/retry.py) and nothing else for what a store can answer."""
+
+    url: str
+    single_bytes: int
+    """The largest file that goes in one request."""
+
+    async def prepare(self) -> Algorithm:
+        """Finds out, once, which checksum the store really verifies."""
+
+    def key(self, record: FileRecord) -> str:
+        """The object's name in the store."""
+
+    async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
+        """Stores a whole object in one request. Idempotent: a key only ever gets the same bytes."""
+
+    async def begin(self, target: Target) -> str:
+        """Begins a multipart upload and returns its id. Each call begins another; nothing is visible yet."""
+
+    async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
+        """Sends one part. Idempotent: a part that comes again replaces itself."""
+
+    async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
+        """The parts that the store has, by number. Raises Fault.GONE when it has no such upload."""
+
+    async def complete(self, target: Target, upload_id: str, parts: Sequence[SentPart], whole: Digest) -> None:
+        """Makes the object of its parts. Its outcome is not evidence: ask `head`."""
+
+    async def abort(self, target: Target, upload_id: str) -> None:
+        """Forgets an upload and its parts. Idempotent."""
+
+    async def head(self, key: str) -> Evidence | None:
+        """What the store states of an object; None when there is none."""
+
+    def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
+        """The bytes of a range, in pieces."""
+
+    async def delete(self, key: str) -> None:
+        """Removes an object. Idempotent."""
+
+    def uploads(self, key: str) -> AsyncIterator[OpenUpload]:
+        """The multipart uploads of this key that are open: a key holds a file's id, so they are all ours."""
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+
+
+class Catalog(Protocol):
+    """What is stored. A record is in it only when its object is verified."""
+
+    async def commit(self, record: FileRecord) -> FileRecord:
+        """Lists a stored file. Idempotent: an upsert by id, which never takes back a deletion."""
+
+    async def get(self, ids: Sequence[int]) -> list[FileRecord]:
+        """The records of these ids, deleted ones too."""
+
+    async def select(self, selection: Selection) -> list[FileRecord]:
+        """Records that are not deleted, in the order of (path, newest first)."""
+
+    async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
+        """Marks records as deleted; returns the ids that are now. Idempotent: the first time stays."""
+
+    async def close(self) -> None:
+        """Lets go of files and connections."""
+
+
+class Source(Protocol):
+    """A pinned source, open for reading. All calls block."""
+
+    size_bytes: int
+
+    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
+        """Fills the buffer and feeds the digesters with it. Raises SOURCE_CHANGED when it is not what it was."""
+
+    def check(self) -> bool:
+        """Whether the source is untouched since it was pinned; False when only its ctime moved.
+
+        Raises SOURCE_CHANGED when its content may have changed.
+        """
+
+    def fingerprint(self) -> Fingerprint | None:
+        """The source's fingerprint now; None for a source that nobody else can reach by name."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+class Feedable(Protocol):
+    """What takes bytes in order: a Digester, a hashlib hash."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Takes the next bytes."""
+
+
+class Pins(Protocol):
+    """Keeps sources. All calls block: run them in a thread."""
+
+    def take(self, descriptor: int, file_id: int, source: str, snapshot: str) -> tuple[Pin, bytes | None, int]:
+        """Pins an open file in the best way there is; returns the pin, the content of an inline one, and the size.
+
+        The descriptor stays the caller's. Raises the errors of a file that can't be taken.
+        """
+
+    def open(self, job: Job, content: bytes) -> Source:
+        """Opens a job's source; raises SOURCE_LOST or SOURCE_CHANGED when it is not there as it was."""
+
+    def sync(self, pin: Pin, file_id: int) -> None:
+        """Brings the source's bytes, and the spool folder's entry for it, to stable storage. Idempotent."""
+
+    def release(self, pin: Pin, file_id: int) -> None:
+        """Lets the source go; the user's own file is never touched. Idempotent."""
+
+    def sweep(self, jobs: Sequence[Job]) -> int:
+        """Removes what no job needs from the spool, at start; returns how many files that were."""
+
+    def spool_bytes(self) -> int:
+        """What the spool takes on disk, without what is only linked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A spool file that a client writes into. The descriptor is the daemon's own."""
+
+    number: int
+    capacity_bytes: int
+    descriptor: int
+
+
+class Slots(Protocol):
+    """Spool files for clients to write into, each belonging to one connection. All calls block."""
+
+    def grant(self, connection: int, size_bytes: int) -> Slot:
+        """A slot of at least that size, allocated; raises DISK_FULL. One that the connection had is used again."""
+
+    def commit(self, connection: int, number: int, size_bytes: int) -> Pin:
+        """The pin of a granted slot; it is not granted again before `Pins.release`. Idempotent."""
+
+    def give_back(self, connection: int, number: int) -> None:
+        """Takes a granted slot back, to be granted again. Idempotent."""
+
+    def disconnect(self, connection: int) -> None:
+        """Wipes the connection's slots: at once, or when they are released."""
+
+
+class Threads(Protocol):
+    """Where blocking work runs."""
+
+    async def run(self, work: Callable[..., T], *args: Any) -> T:
+        """Runs it in a thread of the pool and returns what it returns."""
+
+
+class Buffers(Protocol):
+    """Memory for parts, under one budget that all files share."""
+
+    async def take(self, size_bytes: int) -> memoryview:
+        """A buffer of that size, as soon as the budget allows; give it back, or discard it."""
+
+    def give_back(self, buffer: memoryview) -> None:
+        """The buffer may be used again."""
+
+    def discard(self, buffer: memoryview) -> None:
+        """As give_back, but the memory is not used again: a dead connection may still hold it (rule C1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A client's connection, as the kernel states it."""
+
+    number: int
+    uid: int
+    pid: int
+
+
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Service(Protocol):
+    """What answers the messages of a connection."""
+
+    async def handle(
+        self, session: Session, message: Message, descriptors: Sequence[int], send: Send
+    ) -> tuple[Message, Sequence[int]]:
+        """The reply to a request, and the descriptors that go with it. `send` is for what comes before the reply.
+
+        The request's descriptors are closed by the caller afterwards. Raises MLDashError for a refusal.
+        """
+
+    def disconnected(self, session: Session) -> None:
+        """The connection has ended."""
