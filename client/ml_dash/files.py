@@ -259,7 +259,7 @@ class FileSet:
         place = self._place
         return error(Code.NO_MATCH, f"no file fits {where!r} in {place.namespace}/{place.project}/{place.experiment}")
 
-    def _download_many(self, pattern: str, folder: Path) -> Sequence[str]:
+    def _download_many(self, pattern: str, folder: Path) -> Paths:
         records = [*self._records(self._place, pattern, latest=True)]
         if not records:
             raise self._no_match(pattern)

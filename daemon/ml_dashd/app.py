@@ -29,6 +29,7 @@ from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFa
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.recover import recover
@@ -123,7 +124,8 @@ class Daemon:
             root = config.store_root
             root.mkdir(parents=True, exist_ok=True)
             return LocalStore(root, self._threads, self._faults, int(config.store.mode, 8))
-        from ml_dashd.edge.s3 import S3Settings, S3Store  # noqa: PLC0415 its import takes half a second
+        from ml_dashd.edge.s3 import S3Store  # noqa: PLC0415 its import takes half a second
+        from ml_dashd.edge.s3_client import S3Settings  # noqa: PLC0415
 
         settings = S3Settings(
             bucket=config.bucket,
@@ -135,7 +137,7 @@ class Daemon:
             connections=config.limits.connections,
             part_bytes=config.store.part_size,
         )
-        return S3Store(settings, self._clock)
+        return S3Store(settings)
 
     def _wire_flow(self) -> None:
         config, clock, faults = self._config, self._clock, self._faults
@@ -150,7 +152,10 @@ class Daemon:
             "faults": faults,
         }
         finish = Finish(catalog=self._catalog, **common)
-        uploader = Uploader(buffers=buffers, finish=finish, part_bytes=config.store.part_size, **common)
+        checksums = Checksums(self._journal, self._store)
+        uploader = Uploader(
+            checksums=checksums, buffers=buffers, finish=finish, part_bytes=config.store.part_size, **common
+        )
         self._worker = Worker(self._journal, uploader, finish, clock)
 
     async def _make_service(self) -> Serve:

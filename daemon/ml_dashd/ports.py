@@ -135,8 +135,8 @@ class Store(Protocol):
     single_bytes: int
     """The largest file that goes in one request."""
 
-    async def prepare(self) -> Algorithm:
-        """Finds out, once, which checksum the store really verifies."""
+    async def prepare(self, known: Algorithm | None = None) -> Algorithm:
+        """Finds out, once, which checksum the store really verifies; `known` is what it answered in an earlier life."""
 
     def key(self, record: FileRecord) -> str:
         """The object's name in the store."""

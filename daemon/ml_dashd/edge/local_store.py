@@ -44,7 +44,7 @@ class LocalStore:
         self._synced: set[Path] = set()
         """Folders above the ids' own whose entries are on stable storage: synced once in a process's life."""
 
-    async def prepare(self) -> Algorithm:
+    async def prepare(self, known: Algorithm | None = None) -> Algorithm:
         await self._run(lambda: self._temporary("").mkdir(parents=True, exist_ok=True, mode=0o700))
         return Algorithm.CRC64NVME
 

@@ -34,6 +34,11 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+async def breathe() -> None:
+    """Lets the loop look at others."""
+    await asyncio.sleep(0)
+
+
 class Pool:
     """A thread pool of our own: reads, hashes and fsyncs never wait behind name look-ups in the loop's default one."""
 

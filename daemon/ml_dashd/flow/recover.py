@@ -11,7 +11,7 @@ log = logging.getLogger("ml_dashd.flow")
 
 
 async def recover(journal: Journal, pins: Pins, threads: Threads) -> int:
-    """Removes from the spool what no file needs, as a crash between pin and journal leaves it; returns the queue's length.
+    """Removes from the spool what no file needs, as a crash before the journal leaves it; returns the queue's length.
 
     What the store has of each file is asked when that file goes on: the journal is intent, the remote is evidence.
     """

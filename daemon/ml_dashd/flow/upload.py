@@ -18,6 +18,7 @@ from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
 from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Pins, Source, Store, Threads
 
@@ -41,6 +42,7 @@ class Uploader:
         threads: Threads,
         buffers: Buffers,
         finish: Finish,
+        checksums: Checksums,
         bell: Bell,
         clock: Clock,
         faults: Faults,
@@ -52,6 +54,7 @@ class Uploader:
         self._threads = threads
         self._buffers = buffers
         self._finish = finish
+        self._checksums = checksums
         self._bell = bell
         self._clock = clock
         self._faults = faults
@@ -78,7 +81,7 @@ class Uploader:
         return await self._threads.run(self._pins.open, job, content)
 
     async def _send(self, job: Job, source: Source) -> Job:
-        algorithm = await self._store.prepare()
+        algorithm = await self._checksums.algorithm()
         if source.size_bytes <= self._store.single_bytes:
             return await self._send_whole(job, source, algorithm)
         fresh = job.state is State.QUEUED

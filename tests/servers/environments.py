@@ -1,0 +1,91 @@
+"""One cached virtual environment per server, kept apart from the tests' own packages.
+
+The servers pin packages that the project needs in other versions (botocore above all), so they are
+never installed beside it. An environment is found by the hash of its pins: new pins, new environment.
+"""
+
+import fcntl
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_PINS = Path(__file__).parent
+_CACHE = _PINS.parents[1] / ".cache" / "servers"
+_INSTALL_TIMEOUT_S = 900
+
+
+class EnvironmentUnavailableError(RuntimeError):
+    """A server's pinned packages could not be installed here; the message holds pip's own words."""
+
+
+def server_python(name: str, cache: Path = _CACHE) -> Path:
+    """Return the interpreter of server `name`'s environment, which is built first where there is none.
+
+    Safe to call from several processes at once, and after a build that was cut off at any point.
+    """
+    pins = _PINS / f"{name}.txt"
+    root = cache / f"{name}-{_fingerprint(pins)}"
+    if not _ready(root):
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _ready(root):  # another process may have built it while this one waited
+                _build(name, root, pins, lock.fileno())
+    return _python(root)
+
+
+def _fingerprint(pins: Path) -> str:
+    # Wheels are built for one version of Python, so the version is part of the identity.
+    identity = f"{sys.implementation.cache_tag} {platform.machine()}\n".encode() + pins.read_bytes()
+    return hashlib.sha256(identity).hexdigest()[:12]
+
+
+def _python(root: Path) -> Path:
+    return root / "bin" / "python"
+
+
+def _marker(root: Path) -> Path:
+    return root / ".ready"
+
+
+def _ready(root: Path) -> bool:
+    # exists() follows the link: an environment whose base interpreter was removed is no environment.
+    return _marker(root).exists() and _python(root).exists()
+
+
+def _build(name: str, root: Path, pins: Path, lock: int) -> None:
+    # Without its marker, what lies here is an interrupted build.
+    shutil.rmtree(root, ignore_errors=True)
+    _run(name, lock, sys.executable, "-m", "venv", str(root))
+    pip = (str(_python(root)), "-I", "-m", "pip", "--disable-pip-version-check")
+    # The pins are the whole closure; resolving again could only differ. Wheels only: a compiler that is
+    # not there fails late and unreadably.
+    options = ("--quiet", "--no-input", "--no-deps", "--only-binary=:all:")
+    _run(name, lock, *pip, "install", *options, "-r", str(pins))
+    _run(name, lock, *pip, "check")
+    _marker(root).touch()
+
+
+def _run(name: str, lock: int, *command: str) -> None:
+    # The child inherits the lock: if this process is killed, pip goes on writing, and nobody may start
+    # to build at the same place before it has ended.
+    try:
+        subprocess.run(
+            command,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            pass_fds=(lock,),
+            timeout=_INSTALL_TIMEOUT_S,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentUnavailableError(
+            f"The test server {name!r} cannot be installed on Python {platform.python_version()} "
+            f"({platform.machine()}) from the versions pinned in tests/servers/{name}.txt: {error}\n"
+            f"{error.output}"
+        ) from error

@@ -1,0 +1,32 @@
+"""pytest plugin: the running servers. Load it with `pytest_plugins = ["tests.servers.fixtures"]`."""
+
+import shutil
+from collections.abc import Iterator
+from typing import TypeVar
+
+import pytest
+from tests.servers.localstack import LocalStack
+from tests.servers.s3server import S3Server
+from tests.servers.swift import Swift
+
+Server = TypeVar("Server", bound=S3Server)
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """Swift, started for the first test that asks; a test that kills it must start it again."""
+    yield from _serve(Swift(tmp_path_factory.mktemp("swift")))
+
+
+@pytest.fixture(scope="session")
+def localstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """LocalStack, started for the first test that asks."""
+    yield from _serve(LocalStack(tmp_path_factory.mktemp("localstack")))
+
+
+def _serve(server: Server) -> Iterator[Server]:
+    with server:
+        yield server
+    # pytest keeps the directories of three runs: the logs are worth it, the objects are not.
+    for bulky in (server.data, server.state / "tmp"):
+        shutil.rmtree(bulky, ignore_errors=True)
