@@ -202,6 +202,13 @@ class Connection:
         self._slots = {}
 
 
+class _Socket(socket.socket):
+    """Results keep their connection, so it ends, without a warning, with the last of them."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class _Channel:
     """One socket, after connecting; not safe among threads."""
 
@@ -306,7 +313,7 @@ def _connect(endpoint: Endpoint) -> _Channel:
 
 def _try(path: Path) -> socket.socket | None:
     """A connected socket, or None where nobody listens."""
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with reachable(path) as address:
             peer.connect(address)

@@ -41,6 +41,7 @@ def _run(config: settings.Config, ready_fd: int) -> int:
     if config.embedded is not None:
         _detach()
     os.umask(0o027)
+    logging.getLogger("aiobotocore").setLevel(logging.WARNING)
     logging.basicConfig(
         level=config.daemon.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

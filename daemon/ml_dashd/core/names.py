@@ -136,6 +136,7 @@ def matches(path: str, prefix: str, pattern: str | None) -> bool:
 
 def literal_prefix(pattern: str) -> str:
     """The leading segments of a glob that have no wildcard, all of them where none has: what an index can look up."""
+    pattern = unicodedata.normalize("NFC", pattern)
     if not is_pattern(pattern):
         return pattern
     segments = pattern.split("/")[:-1]

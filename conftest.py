@@ -1,0 +1,48 @@
+"""What every suite shares: isolation from the user's own settings, real servers, and a daemon to talk to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+ISOLATED = ("AWS_", "ML_DASH", "DASH_", "XDG_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No credentials, proxies, daemons or folders of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith(ISOLATED):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def full_size() -> bool:
+    """Whether the suites run at full size (`make long`)."""
+    return "ML_DASH_TEST_LONG" in LONG
+
+
+LONG = frozenset(name for name in os.environ if name == "ML_DASH_TEST_LONG")
+
+
+@pytest.fixture(params=["local", "swift", "localstack"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
+    """Each of the stores that a user can have, empty."""
+    if request.param == "local":
+        return Folder(tmp_path / "store")
+    return Bucket(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def daemon(store: StoreUnderTest, tmp_path: Path) -> Iterator[DaemonProcess]:
+    """A daemon of its own, serving the store."""
+    with DaemonProcess(tmp_path / "daemon", store) as process:
+        yield process

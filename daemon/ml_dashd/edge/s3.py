@@ -1,0 +1,333 @@
+"""The store on S3. A key holds the file's id, so whatever is repeated writes the same bytes.
+
+What a server answers is sorted into a Fault by s3_client.py. What it can verify is found out once: see `prepare`.
+Permissions: PutObject, GetObject, AbortMultipartUpload, ListMultipartUploadParts, ListBucketMultipartUploads,
+DeleteObject (for cancelled files and the probe).
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from ml_dashd.core.checksum import Digest, combine, digest
+from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
+from ml_dashd.core.names import RESERVED, s3_key
+from ml_dashd.core.plan import MIB, Part
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.s3_client import Clients, S3Settings, code_of, sorted_error, watched
+
+T = TypeVar("T")
+
+ID_FIELD = "ml-dash-id"
+"""The object's metadata that holds the file's id: x-amz-meta-ml-dash-id."""
+CHECKSUM_FIELDS = {Algorithm.CRC64NVME: "ChecksumCRC64NVME", Algorithm.CRC32C: "ChecksumCRC32C"}
+ALGORITHM_NAMES = {Algorithm.CRC64NVME: "CRC64NVME", Algorithm.CRC32C: "CRC32C"}
+LIST_PAGE = 1000
+ABORT_TRIES = 5
+"""Parts that were on their way when an upload was aborted may appear after it: abort again until none is listed."""
+
+
+class S3Store:
+    """The `Store` of ports.py on S3."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self.url = f"s3://{settings.bucket}/{settings.key_prefix}".rstrip("/")
+        self.single_bytes = settings.part_bytes
+        self._settings = settings
+        self._clients = Clients(settings)
+        self._algorithm = settings.checksum
+
+    async def prepare(self, known: Algorithm | None = None) -> Algorithm:
+        """The best checksum that the server verifies and states again: CRC64NVME, CRC32C, Content-MD5, or none.
+
+        Unless the settings name one, a small upload with a wrong checksum is made, which must be refused, and one with
+        the right checksum, which HEAD must then state. `known` is an earlier answer. Asks the server once.
+        """
+        self._algorithm = self._algorithm or known
+        if self._algorithm is None:
+            for candidate in (Algorithm.CRC64NVME, Algorithm.CRC32C, Algorithm.MD5):
+                if await self._verifies(candidate):
+                    self._algorithm = candidate
+                    break
+            else:
+                self._algorithm = Algorithm.NONE
+        return self._algorithm
+
+    def key(self, record: FileRecord) -> str:
+        return s3_key(record, self._settings.key_prefix)
+
+    async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
+        async def send() -> Evidence:
+            async with watched(body) as stream:
+                answer = await (await self._clients.data()).put_object(
+                    **self._at(target.key),
+                    Body=stream,
+                    ContentLength=len(body),
+                    ContentType=target.content_type,
+                    Metadata={ID_FIELD: str(target.file_id)},
+                    **_checksum_of(digest),
+                )
+            checksum = answer.get(CHECKSUM_FIELDS.get(digest.algorithm, ""))
+            return Evidence(len(body), _bare(answer.get("ETag")), checksum, target.file_id)
+
+        return await self._ask(send, f"put {target.key}")
+
+    async def begin(self, target: Target) -> str:
+        algorithm = await self.prepare()
+
+        async def ask() -> str:
+            answer = await (await self._clients.control()).create_multipart_upload(
+                **self._at(target.key),
+                ContentType=target.content_type,
+                Metadata={ID_FIELD: str(target.file_id)},
+                **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES.get(algorithm)),
+            )
+            return str(answer["UploadId"])
+
+        return await self._ask(ask, f"begin {target.key}")
+
+    async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
+        async def send() -> SentPart:
+            async with watched(body) as stream:
+                answer = await (await self._clients.data()).upload_part(
+                    **self._at(target.key),
+                    UploadId=upload_id,
+                    PartNumber=part.number,
+                    Body=stream,
+                    ContentLength=len(body),
+                    **_checksum_of(digest),
+                )
+            checksum = answer.get(CHECKSUM_FIELDS.get(digest.algorithm, ""))
+            return SentPart(part.number, len(body), _bare(answer["ETag"]), checksum, digest.crc64nvme)
+
+        return await self._ask(send, f"part {part.number} of {target.key}")
+
+    async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
+        field = CHECKSUM_FIELDS.get(await self.prepare(), "")
+
+        async def ask() -> list[SentPart]:
+            found: list[SentPart] = []
+            marker = 0
+            while True:
+                page = await (await self._clients.control()).list_parts(
+                    **self._at(target.key), UploadId=upload_id, PartNumberMarker=marker, MaxParts=LIST_PAGE
+                )
+                parts = page.get("Parts", [])
+                found.extend(
+                    SentPart(each["PartNumber"], each["Size"], _bare(each["ETag"]), each.get(field)) for each in parts
+                )
+                if not page.get("IsTruncated") or not parts:
+                    return found
+                marker = parts[-1]["PartNumber"]
+
+        try:
+            return await self._ask(ask, f"list parts of {target.key}")
+        except StoreError as failure:
+            if code_of(failure.__cause__ or failure) == "NoSuchKey":  # Ceph's word for an upload that is gone
+                raise StoreError(Fault.GONE, failure.message) from None
+            raise
+
+    async def complete(self, target: Target, upload_id: str, parts: Sequence[SentPart], whole: Digest) -> None:
+        field = CHECKSUM_FIELDS.get(whole.algorithm)
+        listed = [
+            {"PartNumber": part.number, "ETag": f'"{part.etag}"'} | ({field: part.checksum} if field else {})
+            for part in parts
+        ]
+
+        async def ask() -> None:
+            await (await self._clients.control()).complete_multipart_upload(
+                **self._at(target.key),
+                UploadId=upload_id,
+                MultipartUpload={"Parts": listed},
+                **_full_object(whole.algorithm, MpuObjectSize=whole.size_bytes),
+                **(_checksum_of(whole) if field else {}),
+            )
+
+        await self._ask(ask, f"complete {target.key}")
+
+    async def abort(self, target: Target, upload_id: str) -> None:
+        async def ask() -> None:
+            await (await self._clients.control()).abort_multipart_upload(**self._at(target.key), UploadId=upload_id)
+
+        for _ in range(ABORT_TRIES):
+            try:
+                await self._ask(ask, f"abort {target.key}")
+                if not await self.list_parts(target, upload_id, 0):
+                    return
+            except StoreError as failure:
+                if failure.fault is Fault.GONE or code_of(failure.__cause__ or failure) == "NoSuchKey":
+                    return
+                raise
+        raise StoreError(Fault.TRANSIENT, f"the upload of {target.key} still lists parts after it was aborted")
+
+    async def head(self, key: str) -> Evidence | None:
+        field = CHECKSUM_FIELDS.get(await self.prepare(), "")
+
+        async def ask() -> Evidence | None:
+            try:
+                mode = {"ChecksumMode": "ENABLED"} if field else {}
+                answer = await (await self._clients.control()).head_object(**self._at(key), **mode)
+            except Exception as failure:
+                if code_of(failure) in ("404", "NoSuchKey", "NotFound"):
+                    return None
+                raise
+            file_id = answer.get("Metadata", {}).get(ID_FIELD)
+            return Evidence(
+                answer["ContentLength"],
+                _bare(answer.get("ETag")),
+                answer.get(field),
+                int(file_id) if file_id and file_id.isdigit() else None,
+            )
+
+        return await self._ask(ask, f"head {key}")
+
+    async def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
+        if size == 0:
+            return
+        what = f"get {key}"
+        try:
+            answer = await (await self._clients.data()).get_object(
+                **self._at(key), Range=f"bytes={offset}-{offset + size - 1}"
+            )
+            async with answer["Body"] as stream:
+                while piece := await stream.read(MIB):
+                    yield piece
+        except Exception as failure:
+            if code_of(failure) == "NoSuchKey":
+                raise StoreError(Fault.REFUSED, f"{key} is not in {self.url}") from None
+            raise await self._failed(failure, what) from failure
+
+    async def delete(self, key: str) -> None:
+        async def ask() -> None:
+            await (await self._clients.control()).delete_object(**self._at(key))
+
+        await self._ask(ask, f"delete {key}")
+
+    async def uploads(self, key: str) -> AsyncIterator[OpenUpload]:
+        markers: dict[str, str] = {}
+        seen: set[str] = set()
+        while True:
+            page = await self._ask(partial(self._list_uploads, key, markers), f"list uploads of {key}")
+            fresh = [each for each in page.get("Uploads", []) if each["Key"] == key and each["UploadId"] not in seen]
+            for each in fresh:
+                seen.add(each["UploadId"])
+                yield OpenUpload(key, each["UploadId"])
+            if not page.get("IsTruncated") or not fresh:
+                return
+            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    async def close(self) -> None:
+        await self._clients.close()
+
+    async def _list_uploads(self, key: str, markers: dict[str, str]) -> Any:
+        control = await self._clients.control()
+        return await control.list_multipart_uploads(Bucket=self._settings.bucket, Prefix=key, **markers)
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._settings.bucket, "Key": key}
+
+    async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        """A call, its failure sorted into a Fault."""
+        try:
+            return await call()
+        except StoreError:
+            raise
+        except Exception as failure:
+            raise await self._failed(failure, what) from failure
+
+    async def _failed(self, failure: Exception, what: str) -> StoreError:
+        if isinstance(failure, StoreError):
+            return failure
+        error = sorted_error(failure, what)
+        if error.fault is Fault.CREDENTIALS:
+            await self._clients.close()  # the next call asks for credentials anew: they may have been mended
+        return error
+
+    # ---- what the server can do
+
+    async def _verifies(self, algorithm: Algorithm) -> bool:
+        """Whether a wrong checksum is refused and a right one is stated by HEAD. Other refusals are raised."""
+        key = f"{self._settings.key_prefix}{RESERVED}-probe/{secrets.token_hex(8)}"
+        body = memoryview(secrets.token_bytes(1024))
+        right = digest(body, algorithm)
+        wrong = digest(memoryview(b"x"), algorithm)
+        if not await self._refuses(key, body, wrong):
+            return False
+        try:
+            if algorithm is Algorithm.MD5:
+                return _bare((await self._put_probe(key, body, right))["ETag"]) == _hex(right)
+            return await self._states(key, body, right)
+        finally:
+            await self.delete(key)
+
+    async def _refuses(self, key: str, body: memoryview, wrong: Digest) -> bool:
+        try:
+            await self._put_probe(key, body, wrong)
+        except StoreError as failure:
+            if failure.fault is Fault.CORRUPT:
+                return True
+            if failure.fault is Fault.REFUSED:  # the header itself is not understood
+                return False
+            raise
+        await self.delete(key)
+        return False
+
+    async def _states(self, key: str, body: memoryview, right: Digest) -> bool:
+        """Whether a multipart upload with this checksum is completed, and HEAD then states it for the whole object."""
+        algorithm, field = right.algorithm, CHECKSUM_FIELDS[right.algorithm]
+        control = await self._clients.control()
+
+        async def ask() -> bool:
+            begun = await control.create_multipart_upload(
+                **self._at(key), **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES[algorithm])
+            )
+            upload = self._at(key) | {"UploadId": begun["UploadId"]}
+            sent = await control.upload_part(**upload, PartNumber=1, Body=bytes(body), **_checksum_of(right))
+            part = {"PartNumber": 1, "ETag": sent["ETag"], field: right.proof}
+            await control.complete_multipart_upload(
+                **upload,
+                MultipartUpload={"Parts": [part]},
+                **_full_object(algorithm, MpuObjectSize=len(body)),
+                **_checksum_of(combine([right], algorithm)),
+            )
+            stated = await control.head_object(**self._at(key), ChecksumMode="ENABLED")
+            return bool(stated.get(field) == right.proof)
+
+        try:
+            return await self._ask(ask, "probe the bucket")
+        except StoreError as failure:
+            if failure.fault in (Fault.REFUSED, Fault.CORRUPT, Fault.GONE):
+                return False
+            raise
+
+    async def _put_probe(self, key: str, body: memoryview, checksum: Digest) -> Any:
+        control = await self._clients.control()
+
+        async def ask() -> Any:
+            return await control.put_object(**self._at(key), Body=bytes(body), **_checksum_of(checksum))
+
+        return await self._ask(ask, "probe the bucket")
+
+
+def _checksum_of(digest: Digest) -> dict[str, str]:
+    """The header by which the server verifies what it receives."""
+    if digest.proof is None:
+        return {}
+    return {CHECKSUM_FIELDS.get(digest.algorithm, "ContentMD5"): digest.proof}
+
+
+def _full_object(algorithm: Algorithm, **more: Any) -> dict[str, Any]:
+    """What asks for a checksum over the whole object; nothing where the algorithm has none."""
+    return {"ChecksumType": "FULL_OBJECT", **more} if algorithm in CHECKSUM_FIELDS else {}
+
+
+def _bare(etag: str | None) -> str:
+    return (etag or "").strip('"')
+
+
+def _hex(md5: Digest) -> str:
+    return base64.b64decode(md5.proof or "").hex()
