@@ -1,0 +1,216 @@
+"""What every store must do. A store that passes this is right for the flow; the flow never asks which it has."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_dashd.core.checksum import Digest, combine, digest, has_part, proves
+from ml_dashd.core.model import Algorithm, FileRecord, Target
+from ml_dashd.core.plan import MIB, Part
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.local_store import LocalStore
+from ml_dashd.edge.s3 import S3Store
+from ml_dashd.edge.s3_client import S3Settings
+from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.ports import Store
+from tests.harness import Bucket
+
+PART = 5 * MIB
+
+
+@pytest.fixture
+def threads() -> Iterator[Pool]:
+    pool = Pool(2, "contract")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(params=["local", "swift", "localstack"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, threads: Pool, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Store]:
+    made = (
+        LocalStore(tmp_path, threads, NoFaults())
+        if request.param == "local"
+        else s3_store(request.getfixturevalue(request.param), monkeypatch)
+    )
+    await made.prepare()
+    yield made
+    await made.close()
+
+
+def s3_store(server, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    bucket = Bucket(server)
+    for name, value in bucket.credentials.items():
+        monkeypatch.setenv(name, value)
+    return S3Store(S3Settings(bucket.bucket, "pre/", server.endpoint, "us-east-1", None, None, 4, PART))
+
+
+def target_of(store: Store, size: int, name: str = "model.pt") -> Target:
+    file_id = secrets.randbits(62)
+    record = FileRecord(file_id, 0, "ns", "project", "exp", "a/b", name, size, "application/octet-stream", 0, 0)
+    return Target(store.key(record), file_id, size, "application/octet-stream")
+
+
+async def upload(store: Store, target: Target, pieces: list[bytes]) -> tuple[str, Digest]:
+    """Sends all parts, completes nothing; returns the upload's id and the whole object's digest."""
+    algorithm = await store.prepare()
+    upload_id = await store.begin(target)
+    digests = []
+    for number, piece in enumerate(pieces, start=1):
+        view = memoryview(piece)
+        digests.append(digest(view, algorithm))
+        part = Part(number, (number - 1) * PART, len(piece))
+        await store.send_part(target, upload_id, part, view, digests[-1])
+    return upload_id, combine(digests, algorithm)
+
+
+async def body_of(store: Store, key: str, offset: int, size: int) -> bytes:
+    return b"".join([piece async for piece in store.get(key, offset, size)])
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000])
+async def test_put_then_head_and_get_state_the_same(store: Store, size: int) -> None:
+    body = os.urandom(size)
+    target = target_of(store, size)
+    sent = digest(memoryview(body), await store.prepare())
+    evidence = await store.put(target, memoryview(body), sent)
+    stated = await store.head(target.key)
+    assert stated is not None
+    assert stated.size_bytes == size
+    assert stated.file_id == target.file_id
+    assert proves(evidence, sent) or proves(stated, sent)
+    assert await body_of(store, target.key, 0, size) == body
+
+
+async def test_put_again_changes_nothing(store: Store) -> None:
+    target, body = target_of(store, 5), memoryview(b"hello")
+    sent = digest(body, await store.prepare())
+    await store.put(target, body, sent)
+    await store.put(target, body, sent)
+    assert await body_of(store, target.key, 0, 5) == b"hello"
+
+
+async def test_there_is_no_object_before_complete_and_a_whole_one_after(store: Store) -> None:
+    pieces = [os.urandom(PART), os.urandom(PART), os.urandom(7)]
+    target = target_of(store, sum(map(len, pieces)))
+    upload_id, whole = await upload(store, target, pieces)
+    assert await store.head(target.key) is None
+    listed = await store.list_parts(target, upload_id, PART)
+    await store.complete(target, upload_id, listed, whole)
+    stated = await store.head(target.key)
+    assert stated is not None
+    assert proves(stated, whole) is True
+    assert stated.file_id == target.file_id
+    assert await body_of(store, target.key, 0, whole.size_bytes) == b"".join(pieces)
+    assert await body_of(store, target.key, PART - 1, 3) == pieces[0][-1:] + pieces[1][:2]
+
+
+async def test_parts_are_listed_with_what_proves_them(store: Store) -> None:
+    algorithm = await store.prepare()
+    pieces = [os.urandom(PART), os.urandom(11)]
+    target = target_of(store, PART + 11)
+    upload_id, _ = await upload(store, target, pieces)
+    listed = await store.list_parts(target, upload_id, PART)
+    assert [part.number for part in listed] == [1, 2]
+    for part, piece in zip(listed, pieces, strict=True):
+        assert has_part(part, digest(memoryview(piece), algorithm), None)
+        assert not has_part(part, digest(memoryview(piece[:-1] + b"\0\0"), algorithm), None)
+
+
+async def test_a_part_that_comes_again_replaces_itself(store: Store) -> None:
+    algorithm = await store.prepare()
+    first, second = os.urandom(PART), os.urandom(PART)
+    target = target_of(store, PART)
+    upload_id, _ = await upload(store, target, [first])
+    view = memoryview(second)
+    await store.send_part(target, upload_id, Part(1, 0, PART), view, digest(view, algorithm))
+    listed = await store.list_parts(target, upload_id, PART)
+    assert len(listed) == 1
+    await store.complete(target, upload_id, listed, combine([digest(view, algorithm)], algorithm))
+    assert await body_of(store, target.key, 0, PART) == second
+
+
+async def test_damaged_bytes_are_refused(store: Store) -> None:
+    """A store with a checksum refuses what is not what was stated. A folder has no wire to damage it."""
+    if isinstance(store, LocalStore):
+        pytest.skip("nothing lies between the daemon and a folder")
+    target = target_of(store, 6)
+    wrong = digest(memoryview(b"right!"), await store.prepare())
+    with pytest.raises(StoreError) as refused:
+        await store.put(target, memoryview(b"wrong!"), wrong)
+    assert refused.value.fault is Fault.CORRUPT
+    upload_id = await store.begin(target)
+    with pytest.raises(StoreError) as refused:
+        await store.send_part(target, upload_id, Part(1, 0, 6), memoryview(b"wrong!"), wrong)
+    assert refused.value.fault is Fault.CORRUPT
+    await store.abort(target, upload_id)
+
+
+async def test_abort_leaves_nothing_and_may_be_repeated(store: Store) -> None:
+    target = target_of(store, PART)
+    upload_id, whole = await upload(store, target, [os.urandom(PART)])
+    assert [upload.upload_id async for upload in store.uploads(target.key)] == [upload_id]
+    await store.abort(target, upload_id)
+    await store.abort(target, upload_id)
+    assert [upload async for upload in store.uploads(target.key)] == []
+    with pytest.raises(StoreError) as gone:
+        await store.list_parts(target, upload_id, PART)
+    assert gone.value.fault is Fault.GONE
+    with pytest.raises(StoreError):
+        await store.complete(target, upload_id, [], whole)
+    assert await store.head(target.key) is None
+
+
+async def test_complete_again_does_no_harm(store: Store) -> None:
+    """Whatever a server answers to it, the object stays what it is: the flow asks `head`, never the answer."""
+    pieces = [os.urandom(PART), b"end"]
+    target = target_of(store, PART + 3)
+    upload_id, whole = await upload(store, target, pieces)
+    listed = await store.list_parts(target, upload_id, PART)
+    await store.complete(target, upload_id, listed, whole)
+    try:
+        await store.complete(target, upload_id, listed, whole)
+    except StoreError as failure:
+        assert failure.fault in (Fault.GONE, Fault.TRANSIENT, Fault.REFUSED)  # noqa: PT017 either answer is right
+    stated = await store.head(target.key)
+    assert stated is not None
+    assert proves(stated, whole) is True
+
+
+async def test_uploads_of_other_keys_are_not_listed(store: Store) -> None:
+    mine, other = target_of(store, 1), target_of(store, 1)
+    upload_id = await store.begin(mine)
+    other_id = await store.begin(other)
+    assert [upload.upload_id async for upload in store.uploads(mine.key)] == [upload_id]
+    await store.abort(mine, upload_id)
+    await store.abort(other, other_id)
+
+
+async def test_delete_may_be_repeated(store: Store) -> None:
+    target = target_of(store, 1)
+    await store.put(target, memoryview(b"x"), digest(memoryview(b"x"), await store.prepare()))
+    await store.delete(target.key)
+    await store.delete(target.key)
+    assert await store.head(target.key) is None
+    with pytest.raises(StoreError):
+        await body_of(store, target.key, 0, 1)
+
+
+async def test_a_name_of_255_bytes_and_one_beyond_ascii(store: Store) -> None:
+    for name in ("n" * 255, "größe 数据 +%&?#.pt"):
+        target = target_of(store, 2, name)
+        await store.put(target, memoryview(b"ok"), digest(memoryview(b"ok"), await store.prepare()))
+        assert await body_of(store, target.key, 0, 2) == b"ok"
+
+
+async def test_the_probe_finds_what_each_server_verifies(swift, localstack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server, expected in ((swift, Algorithm.MD5), (localstack, Algorithm.CRC64NVME)):
+        store = s3_store(server, monkeypatch)
+        assert await store.prepare() is expected
+        await store.close()
