@@ -62,7 +62,7 @@ class MLDashError(Exception):
     """A failure with a code, a message that names the thing, and a hint that says what to do."""
 
     def __init__(self, code: Code, message: str, hint: str | None = None) -> None:
-        super().__init__(code, message, hint)
+        super().__init__(message)  # alone: of more, an OSError would make errno and filename
         self.code = code
         self.message = message
         self.hint = TABLE[code].hint if hint is None else hint

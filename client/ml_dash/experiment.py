@@ -141,6 +141,11 @@ class Run:
             self.state = state
 
 
+def files_at(prefix: str, connection: Connection, durability: str = "") -> Files:
+    """An experiment's files without a run: what the `ml-dash` command works with."""
+    return Files(connection, _place(prefix), durability, lambda: 0)
+
+
 def _place(prefix: str) -> m.Place:
     """The three parts of a prefix; the daemon checks their names."""
     parts = prefix.split("/", 2)

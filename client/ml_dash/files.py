@@ -12,11 +12,12 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_dash import messages as m
 from ml_dash import serialize
@@ -29,6 +30,24 @@ Paths = list[str]
 Receipt = dict[str, Any]
 Receipts = list[Receipt]
 DIGITS_OF_ID = "0123456789"
+
+
+class Fetched(NamedTuple):
+    """What `fetch` yields: where the file lies now, and its record."""
+
+    path: str
+    file: FileResult
+
+
+class Discarded(NamedTuple):
+    """What `discard` yields: the newest of the versions that are gone, and the receipt for all of them."""
+
+    file: FileResult
+    receipt: Receipt
+
+
+Watch = Callable[[FileResult, int, int], None]
+"""Told of a download: the file, the bytes that are there, of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +70,11 @@ class FileSet:
         self._place = place
         self._defaults = defaults
         self._durability = durability
+
+    @property
+    def place(self) -> m.Place:
+        """Where these files belong."""
+        return self._place
 
     # ---- hand-off
 
@@ -162,7 +186,11 @@ class FileSet:
         `pattern` is relative to the prefix: `*` stays inside a folder, `**` spans any number of them. `latest` leaves
         only the newest version of each path. Files that are still on their way are listed too; see `state`.
         """
-        return [self._result(record) for record in self._records(self._place, pattern, latest=latest)]
+        return [*self.each(pattern, latest=latest)]
+
+    def each(self, pattern: str | None = None, *, latest: bool = False) -> Iterator[FileResult]:
+        """`list`, a page at a time: for more files than one cares to hold."""
+        return map(self._result, self._records(self._place, pattern, latest=latest))
 
     def download(self, pattern: str | None = None, *, to: PathLike | None = None) -> str | Paths:
         """Writes files here, their SHA-256 checked, each under a temporary name until it is whole.
@@ -173,13 +201,19 @@ class FileSet:
 
         Raises ValueError when nothing fits, StorageError when the bytes are not the recorded ones.
         """
-        if pattern is not None and _is_glob(pattern):
-            return self._download_many(pattern, Path(to or "."))
-        record = self._newest(pattern)
-        target = Path(to or ".")
-        if target.is_dir() or (to is not None and os.fspath(to).endswith("/")):
-            target = target / record.filename
-        return self._fetch(record, target)
+        paths = [one.path for one in self.fetch(pattern, to=to)]
+        return paths if pattern is not None and _is_glob(pattern) else paths[0]
+
+    def fetch(
+        self, pattern: str | None = None, *, to: PathLike | None = None, watch: Watch | None = None
+    ) -> Iterator[Fetched]:
+        """`download`, file by file: each is whole when it is yielded. `watch` is told of its start, way and end."""
+        for record, target in self._targets(pattern, to):
+            tell = partial(watch or _unwatched, self._result(record))
+            tell(0, record.size_bytes)
+            fetched = self._fetch(record, target, tell)
+            tell(fetched.size_bytes, fetched.size_bytes)
+            yield Fetched(str(target), self._result(replace(record, sha256=fetched.sha256)))
 
     def delete(self, pattern: str | None = None) -> Receipt | Receipts:
         """Deletes all versions of a file, or of each that fits a glob; with `files(file_id=…)` that version alone.
@@ -187,18 +221,28 @@ class FileSet:
         A file that is still on its way is cancelled. Returns {id: newest, ids, deletedAt}, for a glob a list of them.
         Raises ValueError when nothing fits.
         """
-        if self._defaults.file_id is not None:
-            return self._delete([self._newest(None)])
-        if pattern is not None and _is_glob(pattern):
-            by_path: dict[tuple[str, str], Any] = {}
-            for record in self._records(self._place, pattern):
-                by_path.setdefault((record.path, record.filename), []).append(record)
-            if not by_path:
-                raise self._no_match(pattern)
-            return [self._delete(versions) for versions in by_path.values()]
-        return self._delete(self._versions(pattern))
+        receipts = [one.receipt for one in self.discard(pattern)]
+        return receipts if self._defaults.file_id is None and pattern and _is_glob(pattern) else receipts[0]
+
+    def discard(self, pattern: str | None = None) -> Iterator[Discarded]:
+        """`delete`, path by path."""
+        for versions in self._doomed(pattern):
+            yield Discarded(self._result(versions[0]), self._delete(versions))
 
     # ---- the pieces
+
+    def _doomed(self, pattern: str | None) -> Collection[Sequence[m.Record]]:
+        """The versions that `delete` takes, those of one path together, newest first."""
+        if self._defaults.file_id is not None:
+            return [[self._newest(None)]]
+        if pattern is None or not _is_glob(pattern):
+            return [self._versions(pattern)]
+        by_path: dict[tuple[str, str], Any] = {}
+        for record in self._records(self._place, pattern):
+            by_path.setdefault((record.path, record.filename), []).append(record)
+        if not by_path:
+            raise self._no_match(pattern)
+        return by_path.values()
 
     def _describe(
         self,
@@ -259,25 +303,30 @@ class FileSet:
         place = self._place
         return error(Code.NO_MATCH, f"no file fits {where!r} in {place.namespace}/{place.project}/{place.experiment}")
 
-    def _download_many(self, pattern: str, folder: Path) -> Paths:
-        records = [*self._records(self._place, pattern, latest=True)]
-        if not records:
-            raise self._no_match(pattern)
+    def _targets(self, pattern: str | None, to: PathLike | None) -> Iterator[tuple[m.Record, Path]]:
+        """What `download` brings, and where each goes."""
+        target = Path(to or ".")
+        if pattern is None or not _is_glob(pattern):
+            record = self._newest(pattern)
+            is_folder = target.is_dir() or (to is not None and os.fspath(to).endswith("/"))
+            yield record, target / record.filename if is_folder else target
+            return
         prefix = f"/{self._place.prefix}" if self._place.prefix else ""
-        paths = []
-        for record in records:
-            below = record.path.removeprefix(prefix).strip("/")
-            paths.append(self._fetch(record, folder / below / record.filename))
-        return paths
+        found = False
+        for record in self._records(self._place, pattern, latest=True):
+            found = True
+            yield record, target / record.path.removeprefix(prefix).strip("/") / record.filename
+        if not found:
+            raise self._no_match(pattern)
 
-    def _fetch(self, record: m.Record, target: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    def _fetch(self, record: m.Record, target: Path, progress: Callable[[int, int], None]) -> m.Fetched:
         """One version into a file. The destination is opened here, so the daemon needs no right to the folder."""
         _refuse_escape(record)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".ml-dash-{record.id}-{secrets.token_hex(4)}"
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            self._connection.call_aside(
+            fetched = self._connection.call_aside(
                 m.Fetched, lambda number: m.Fetch(request=number, id=record.id), (descriptor,), progress
             )
             temporary.replace(target)
@@ -287,7 +336,7 @@ class FileSet:
             raise
         finally:
             os.close(descriptor)
-        return str(target)
+        return fetched
 
     def _delete(self, versions: Sequence[m.Record]) -> dict[str, Any]:
         ids = tuple(record.id for record in versions)
@@ -350,6 +399,16 @@ class Files(FileSet):
             left -= step
             if not waited.pending or left <= 0:
                 return waited
+
+
+def file_by_id(connection: Connection, file_id: str | int) -> FileSet:
+    """The one file of an id, wherever it belongs."""
+    nowhere = m.Place(namespace="", project="", experiment="")
+    return FileSet(connection, nowhere, Defaults(file_id=_id(file_id)))
+
+
+def _unwatched(_: FileResult, done_bytes: int, total_bytes: int) -> None:
+    """Nobody asked."""
 
 
 def _open_source(source: str) -> int:

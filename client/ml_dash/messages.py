@@ -1,7 +1,7 @@
 """Every message, a frozen dataclass each; PROTOCOL.md lists them. Their annotations are the schema.
 
-`encode` and `decode` are strict: an unknown field, a missing one, a wrong type or a value past its bound raises
-ProtocolError. A field with a default may be left out.
+`decode` is strict: an unknown field, a missing one, a wrong type or a value past its bound raises ProtocolError. A
+field with a default may be left out. `encode` trusts its caller.
 """
 
 from __future__ import annotations
@@ -367,7 +367,8 @@ class StatusReport(Message):
 REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
-        Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch, Status,
+        Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
+        Status,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
@@ -472,7 +473,7 @@ def _map(kind: Any) -> Reader:
         if not isinstance(value, dict):
             raise _broken(f"{name} is {type(value).__name__}, not a map")
         if not value.keys() <= readers.keys():
-            raise _broken(f"{name} has fields that are not known: {sorted(value.keys() - readers.keys())[:3]}")
+            raise _broken(f"{name} has fields that are not known, such as {min(value.keys() - readers.keys())[:64]!r}")
         if not required <= value.keys():
             raise _broken(f"{name} lacks {sorted(required - value.keys())[:3]}")
         return kind(**{key: readers[key](item, f"{name}.{key}") for key, item in value.items()})

@@ -130,7 +130,7 @@ def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: fl
 def failure_of(record: Record) -> MLDashError:
     """The error of a file that failed or was cancelled."""
     path = f"{record.path.rstrip('/')}/{record.filename}"
-    if record.error_code is None:
+    if record.state == "CANCELLED" or record.error_code is None:
         return error(Code.CANCELLED, f"{path} (file {record.id}) was cancelled")
     message = f"{path} (file {record.id}): {record.error_message}"
     return error(parse_code(record.error_code), message, record.error_hint)

@@ -23,8 +23,10 @@ MAX_DESCRIPTORS = 16
 """Descriptors in one frame; the kernel's own limit is 253."""
 MAX_DEPTH = 8
 """Containers within containers; msgpack itself gives up with a StackError at about 1,000."""
-MAX_ITEMS = 16_384
-"""Elements of one container."""
+MAX_ITEMS = 1_024
+"""Elements of one container; msgpack makes room for as many as its header states, before they came."""
+MAX_CONTAINERS = 4_096
+"""Containers in one payload: one that is empty takes a byte there and 64 here. A full Page has 3,002."""
 
 
 class Frame(NamedTuple):
@@ -81,11 +83,11 @@ class Decoder:
             return None
         length, version, count, kind = HEADER.unpack_from(self._buffer)
         self._check_header(length, version, count, kind)
+        if len(self._descriptors) < count:
+            raise _broken(f"the frame states {count} descriptors, {len(self._descriptors)} came")
         end = HEADER.size + length
         if len(self._buffer) < end:
             return None
-        if len(self._descriptors) < count:
-            raise _broken(f"the frame states {count} descriptors, {len(self._descriptors)} came")
         fields = unpack(bytes(memoryview(self._buffer)[HEADER.size : end]))
         del self._buffer[:end]
         return Frame(kind, fields, tuple(self._descriptors.popleft() for _ in range(count)))
@@ -102,8 +104,10 @@ class Decoder:
             raise _broken(f"a payload of {length} bytes, at most {limit} for message kind {kind}")
 
     def _refuse_strays(self) -> None:
-        """Descriptors come with the first byte of their frame, so an empty buffer leaves none waiting."""
+        """Descriptors come with the first byte of their frame, so only those of an unfinished frame may wait."""
         allowed = MAX_DESCRIPTORS if self._buffer else 0
+        if len(self._buffer) >= HEADER.size:
+            _, _, allowed, _ = HEADER.unpack_from(self._buffer)
         if len(self._descriptors) > allowed:
             raise _broken(f"{len(self._descriptors)} descriptors that no frame states")
 
@@ -121,14 +125,15 @@ def unpack(payload: bytes) -> dict[str, Any]:
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
             max_ext_len=0,
+            ext_hook=_no_extension,
         )
     except ProtocolError:
         raise
     except (ValueError, msgpack.UnpackException) as bad:
-        raise _broken(f"the payload is not one msgpack value: {bad or type(bad).__name__}") from None
+        raise _broken(f"the payload is not one msgpack value: {str(bad) or type(bad).__name__}") from None
     if not isinstance(fields, dict):
         raise _broken(f"the payload is {type(fields).__name__}, not a map")
-    _check_depth(fields)
+    _check_shape(fields)
     return fields
 
 
@@ -141,8 +146,14 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _check_depth(value: object) -> None:
+def _no_extension(code: int, _: bytes) -> None:
+    """For empty ones; max_ext_len refuses the rest."""
+    raise _broken(f"extension type {code}")
+
+
+def _check_shape(value: object) -> None:
     level: list[Any] = [value]
+    containers = 1
     for _ in range(MAX_DEPTH):
         level = [
             inner
@@ -153,6 +164,9 @@ def _check_depth(value: object) -> None:
         ]
         if not level:
             return
+        containers += len(level)
+        if containers > MAX_CONTAINERS:
+            raise _broken(f"more than {MAX_CONTAINERS} containers")
     raise _broken(f"containers nest deeper than {MAX_DEPTH}")
 
 

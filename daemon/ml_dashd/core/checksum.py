@@ -82,7 +82,7 @@ def combine(digests: Sequence[Digest], algorithm: Algorithm) -> Digest:
             proof = encode_crc(_combine_crc32c(digests), 4)
         case Algorithm.MD5:
             proof = composite_etag(digests)
-        case Algorithm.NONE:
+        case _:
             proof = None
     return Digest(size, crc64, algorithm, proof)
 

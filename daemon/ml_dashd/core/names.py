@@ -21,6 +21,8 @@ RESERVED = ".ml-dash"
 """No segment may start with it: the daemon's own folders do."""
 _ID_DIGITS = 19
 """Decimal digits of the largest 63-bit id, counted for every key so that its length does not hang on the id."""
+_TOKEN = re.compile(r"\[([!^]?+)(\][^\]]*|[^\]]+)\]|\*+|.", re.DOTALL)
+"""A set, stars, or one character of a glob; a "[" without its "]" is a character."""
 _TYPES = mimetypes.MimeTypes()
 _MORE_TYPES = {
     ".safetensors": "application/octet-stream",
@@ -54,8 +56,8 @@ def clean_experiment(namespace: str, project: str, experiment: str) -> tuple[str
     """The checked parts of an experiment's prefix: one segment, one segment, one or more."""
     whole = f"{namespace}/{project}/{experiment}"
     segments = clean(whole, "the prefix", Code.INVALID_PREFIX)
-    if len(segments) < 3 or "/" in namespace or "/" in project:  # noqa: PLR2004 namespace, project, experiment
-        raise error(Code.INVALID_PREFIX, f"the prefix {_shown(whole)} has fewer than three segments")
+    if "/" in namespace or "/" in project:
+        raise error(Code.INVALID_PREFIX, f"the prefix {_shown(whole)} has a namespace or a project of several segments")
     return segments[0], segments[1], "/".join(segments[2:])
 
 
@@ -98,7 +100,8 @@ def content_type(filename: str) -> str:
     """The media type that a filename suggests."""
     dot = filename.rfind(".")
     known = _MORE_TYPES.get(filename[dot:].lower()) if dot >= 0 else None
-    return known or _TYPES.guess_type(filename, strict=False)[0] or "application/octet-stream"
+    guessed, compression = _TYPES.guess_type(filename, strict=False)
+    return known or (None if compression else guessed) or "application/octet-stream"
 
 
 def metadata(text: str | None) -> str | None:
@@ -155,36 +158,57 @@ def is_pattern(text: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """`*` and `?` stay inside a segment, `**` as a whole segment spans zero or more, `[…]` is a set."""
+    """`*` and `?` stay inside a segment, `[…]` is a set, `**` spans segments: zero or more, at the end one or more.
+
+    What follows a star is taken where it first fits and tried nowhere else (`(?>…)`): another place can't do better,
+    and no pattern takes more than the product of its length and the path's.
+    """
     pattern = unicodedata.normalize("NFC", pattern)
     if len(pattern) > MAX_PATTERN:
         raise error(Code.INVALID_PATH, f"the pattern has {len(pattern)} characters, at most {MAX_PATTERN}")
     segments = pattern.split("/")
     if any(segment in ("", ".", "..") for segment in segments):
         raise error(Code.INVALID_PATH, f"the pattern {_shown(pattern)} has an empty, '.' or '..' segment")
-    text = ""
-    for index, segment in enumerate(segments):
-        last = index == len(segments) - 1
+    runs: list[list[str]] = [[]]
+    for segment in segments:
         if segment == "**":
-            text += "(?s:.+)" if last else "(?:[^/]+/)*"
+            runs.append([])
         else:
-            text += _segment(segment) + ("" if last else "/")
-    return re.compile(text)
+            runs[-1].append(_segment(segment))
+    text = "/".join(runs[0])
+    if len(runs) > 1:
+        first, *middle, last = ["".join(f"{segment}/" for segment in run) for run in runs]
+        text = first + "".join(f"(?>(?:[^/]+/)*?{run})" for run in middle)
+        text += f"(?:[^/]+/)*{last[:-1]}" if last else "(?s:.+)"
+    try:
+        return re.compile(text)
+    except re.error as bad:
+        raise error(Code.INVALID_PATH, f"the pattern {_shown(pattern)} has a set that can't be: {bad.msg}") from None
 
 
 def _segment(glob: str) -> str:
     """A regular expression for one segment of a glob."""
-    text, rest = "", glob
-    while rest:
-        if (found := re.match(r"\[([!^]?)(\]?[^\]]*)\]", rest)) is not None:
-            negated, members = found.groups()
-            members = members.replace("\\", r"\\").replace("[", r"\[").replace("&&", r"&\&").replace("]", r"\]")
-            text += f"(?!/)[{'^' if negated else ''}{members}]"
-            rest = rest[found.end() :]
-            continue
-        text += {"*": "[^/]*", "?": "[^/]"}.get(rest[0]) or re.escape(rest[0])
-        rest = re.sub(r"^\*+", "", rest) if rest[0] == "*" else rest[1:]
-    return text
+    chunks = [""]
+    for token in _TOKEN.finditer(glob):
+        negation, members = token.groups()
+        if members:
+            chunks[-1] += f"(?!/)[{'^' if negation else ''}{_set(members)}]"
+        elif token[0].startswith("*"):
+            chunks.append("")
+        else:
+            chunks[-1] += "[^/]" if token[0] == "?" else re.escape(token[0])
+    if len(chunks) == 1:
+        return chunks[0]
+    first, *middle, last = chunks
+    return first + "".join(f"(?>[^/]*?{chunk})" for chunk in middle) + f"[^/]*{last}"
+
+
+def _set(members: str) -> str:
+    """The inside of a set: ranges and single characters, none of them special."""
+    return "".join(
+        re.escape(single) or f"{re.escape(low)}-{re.escape(high)}"
+        for low, high, single in re.findall(r"(.)-(.)|(.)", members, re.DOTALL)
+    )
 
 
 def _fault(segment: str) -> str | None:

@@ -1,0 +1,178 @@
+"""The commands, a function each: options in, exit status out. Each raises what failed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ml_dash import messages as m
+from ml_dash.cli import completion, parser, report, show, waiting
+from ml_dash.connection import Connection, default_prefix, find_endpoint
+from ml_dash.errors import Code, MLDashError, error
+from ml_dash.experiment import files_at
+from ml_dash.files import Files, FileSet, file_by_id
+from ml_dash.result import FileResult
+
+
+def status(options: Namespace) -> int:
+    """Asks a daemon that runs; starts none."""
+    endpoint = find_endpoint(options.socket, options.root)
+    connection = Connection(replace(endpoint, root=None))
+    try:
+        answer = connection.call(m.StatusReport, lambda number: m.Status(request=number))
+    except MLDashError as failure:
+        if endpoint.root is None or failure.code is not Code.DAEMON_UNAVAILABLE:
+            raise
+        message, hint = f"no daemon runs for {endpoint.root}", "it is started with the next file that is handed over"
+        raise error(Code.DAEMON_UNAVAILABLE, message, hint) from None
+    finally:
+        connection.close()
+    if options.json:
+        show.one(report.as_object(answer, endpoint.socket))
+    else:
+        for line in report.as_lines(answer, endpoint.socket):
+            print(line)
+    return 0
+
+
+def put(options: Namespace) -> int:
+    """Hands a file over."""
+    with _connected(options) as connection:
+        result = _files(options, connection).upload(
+            options.file,
+            to=options.to,
+            description=options.description,
+            tags=options.tags,
+            metadata=options.metadata,
+            durability=options.durability,
+            snapshot=options.snapshot,
+        )
+        if options.wait:
+            _wait(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))
+            result.refresh()
+    if options.json:
+        show.one(show.plain(result))
+    else:
+        print(f"{result['id']}  {show.path(result)}  {show.plain(result)['state']}")
+    return 0
+
+
+def ls(options: Namespace) -> int:
+    """Lists files as they come, page by page."""
+    with _connected(options) as connection:
+        found = _listed(_files(options, connection), options.pattern, latest=options.latest)
+        if options.json:
+            show.array(map(show.plain, found))
+        else:
+            report.table(found)
+    return 0
+
+
+def get(options: Namespace) -> int:
+    """Downloads files."""
+    with _connected(options) as connection, show.Bar() as bar:
+
+        def watch(file: FileResult, done: int, total: int) -> None:
+            bar.update(show.path(file), done, total)
+
+        written = []
+        for fetched in _chosen(options, connection).fetch(options.path, to=options.output, watch=watch):
+            bar.close()
+            if options.json:
+                written.append(show.plain(fetched.file) | {"localPath": str(Path(fetched.path).absolute())})
+            else:
+                print(fetched.path)
+    if options.json:
+        show.array(written)
+    return 0
+
+
+def rm(options: Namespace) -> int:
+    """Deletes files."""
+    gone = []
+    with _connected(options) as connection:
+        for file, receipt in _chosen(options, connection).discard(options.path):
+            count = len(receipt["ids"])
+            gone.append(receipt | {key: file[key] for key in ("experimentId", "path", "filename")})
+            if not options.json:
+                print(f"deleted {show.path(file)} ({count} version{'s' if count > 1 else ''})")
+    if options.json:
+        show.array(gone)
+    return 0
+
+
+def wait(options: Namespace) -> int:
+    """Waits until files are stored."""
+    if options.ids and options.prefix:
+        raise error(Code.INVALID_ARGUMENT, "ids and --prefix are given", "give one of them")
+    with _connected(options) as connection:
+        if options.ids:
+            ids = list(dict.fromkeys(options.ids))
+            _wait(waiting.at_ids(connection, ids), options.timeout, "bytes", f"{len(ids)} files")
+            count = len(ids)
+        elif options.prefix:
+            place = files_at(options.prefix, connection).place
+            count = _wait(waiting.at_experiment(connection, place), options.timeout, "files", options.prefix).total
+        else:
+            count = _wait(waiting.at_everything(connection), options.timeout, "files", "everything").total
+    if options.json:
+        show.one({"waitedFor": count})
+    else:
+        print(f"{count} file{'' if count == 1 else 's'} stored" if count else "nothing is on its way")
+    return 0
+
+
+def complete(options: Namespace) -> int:
+    """Prints a completion script."""
+    print(completion.script(options.shell, parser.build()), end="")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "status": status,
+    "put": put,
+    "ls": ls,
+    "get": get,
+    "rm": rm,
+    "wait": wait,
+    "completion": complete,
+}
+
+
+# ---- the pieces
+
+
+@contextmanager
+def _connected(options: Namespace) -> Iterator[Connection]:
+    connection = Connection(find_endpoint(options.socket, options.root))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _files(options: Namespace, connection: Connection) -> Files:
+    prefix = options.prefix or default_prefix()
+    if not prefix:
+        hint = "pass --prefix namespace/project/experiment, or set ML_DASH_PREFIX"
+        raise error(Code.INVALID_PREFIX, "no experiment is named", hint)
+    return files_at(prefix, connection)
+
+
+def _chosen(options: Namespace, connection: Connection) -> FileSet:
+    return _files(options, connection) if options.id is None else file_by_id(connection, options.id)
+
+
+def _listed(files: Files, pattern: str | None, *, latest: bool) -> Iterator[FileResult]:
+    """A glob lists what fits it; a plain name what is at it and below."""
+    if pattern is None or any(mark in pattern for mark in "*?["):
+        return files.each(pattern, latest=latest)
+    return files(pattern).each(latest=latest)
+
+
+def _wait(look: waiting.Look, timeout_s: float | None, unit: str, title: str) -> waiting.Seen:
+    with show.Bar(unit) as bar:
+        return waiting.until_stored(look, timeout_s, lambda done, total: bar.update(title, done, total))

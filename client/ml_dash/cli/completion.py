@@ -1,0 +1,191 @@
+"""Completion scripts, made from the parser: commands, options, their choices, and local files where they are due."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ml_dash.cli.parser import PROGRAM, actions_of
+
+LOCAL = {"FILE": "files", "DIR": "folders", "DEST": "files", "SOCKET": "files"}
+"""What a metavar stands for, where it is something on this machine."""
+
+
+class Option(NamedTuple):
+    """An option: `value` is "" for a flag, "files", "folders", or "any"."""
+
+    flags: tuple[str, ...]
+    help: str
+    value: str
+    choices: tuple[str, ...]
+
+
+class Command(NamedTuple):
+    """A command: `argument` is what its first argument may be, as an option's value; `choices` if it has some."""
+
+    name: str
+    help: str
+    options: tuple[Option, ...]
+    argument: str
+    choices: tuple[str, ...]
+
+
+def script(shell: str, parser: argparse.ArgumentParser) -> str:
+    """The script for bash, zsh or fish."""
+    shared = tuple(_options(parser))
+    lines = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](shared, tuple(_commands(parser)))
+    return "\n".join(lines) + "\n"
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterator[Command]:
+    for action in actions_of(parser):
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 its only name
+            helps = {choice.dest: choice.help or "" for choice in action._get_subactions()}  # noqa: SLF001
+            for name, command in action.choices.items():
+                first = next((each for each in actions_of(command) if not each.option_strings), None)
+                value = "" if first is None else LOCAL.get(str(first.metavar), "any")
+                choices = _choices(first)
+                yield Command(name, helps[name], tuple(_options(command)), value, choices)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:
+    for action in actions_of(parser):
+        if action.option_strings:
+            value = "" if action.nargs == 0 else LOCAL.get(str(action.metavar), "any")
+            yield Option(tuple(action.option_strings), action.help or "", value, _choices(action))
+
+
+def _choices(action: argparse.Action | None) -> tuple[str, ...]:
+    return tuple(map(str, action.choices)) if action is not None and action.choices is not None else ()
+
+
+# ---- bash
+
+
+def _bash(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]:
+    names = " ".join(command.name for command in commands)
+    yield from (
+        f"# {PROGRAM} completion for bash",
+        "_ml_dash() {",
+        '    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" command="" word',
+        '    for word in "${COMP_WORDS[@]:1:COMP_CWORD - 1}"; do',
+        f'        case "$word" in {names.replace(" ", "|")}) command="$word"; break ;; esac',
+        "    done",
+        '    local complete="" words=""',
+        '    case "$command $previous" in',
+    )
+    for command in (Command("", "", tuple(shared), "", ()), *commands):
+        for option in command.options:
+            if option.value:
+                patterns = "|".join(f'"{command.name} {flag}"' for flag in option.flags)
+                yield f"        {patterns}) {_bash_value(option.value, option.choices)} ;;"
+    yield '        *) case "$command" in'
+    yield f'            "") complete=words words="{names} {_flags(shared)}" ;;'
+    for command in commands:
+        words = " ".join((*command.choices, _flags(command.options)))
+        kind = "files" if command.argument == "files" else "words"
+        yield f'            {command.name}) complete={kind} words="{words}" ;;'
+    yield from (
+        "        esac ;;",
+        "    esac",
+        '    [[ "$current" == -* && -n "$words" ]] && complete=words',
+        '    case "$complete" in',
+        '        words) mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current") ;;',
+        '        files) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;',
+        '        folders) mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;',
+        "        *) COMPREPLY=() ;;",
+        "    esac",
+        "}",
+        f"complete -o filenames -F _ml_dash {PROGRAM}",
+    )
+
+
+def _bash_value(value: str, choices: Sequence[str]) -> str:
+    if choices:
+        return f'complete=words words="{" ".join(choices)}"'
+    return "" if value == "any" else f"complete={value}"
+
+
+def _flags(options: Sequence[Option]) -> str:
+    return " ".join(flag for option in options for flag in option.flags)
+
+
+# ---- zsh
+
+
+def _zsh(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]:
+    yield from (
+        f"#compdef {PROGRAM}",
+        "_ml_dash() {",
+        "    local context state state_descr line",
+        "    typeset -A opt_args",
+        "    local -a commands=(",
+    )
+    for command in commands:
+        yield f"        {_quoted(f'{command.name}:{command.help}')}"
+    yield "    )"
+    yield "    _arguments -C \\"
+    yield from _zsh_options(shared)
+    yield "        '1:command:->command' '*::argument:->rest'"
+    yield '    case "$state" in'
+    yield "        command) _describe command commands ;;"
+    yield '        rest) case "$line[1]" in'
+    for command in commands:
+        yield f"            {command.name}) _arguments \\"
+        yield from _zsh_options(command.options)
+        action = f"({' '.join(command.choices)})" if command.choices else _ZSH[command.argument]
+        yield f"                {_quoted(f'*:{command.name}:{action}')} ;;"
+    yield from (
+        "        esac ;;",
+        "    esac",
+        "}",
+        'if [ "${funcstack[1]}" = _ml-dash ]; then _ml_dash "$@"; else compdef _ml_dash ml-dash; fi',
+    )
+
+
+_ZSH = {"files": "_files", "folders": "_files -/", "any": " ", "": " "}
+
+
+def _zsh_options(options: Sequence[Option]) -> Iterator[str]:
+    for option in options:
+        text = option.help.translate({ord(mark): f"\\{mark}" for mark in "[]:\\"})
+        action = f"({' '.join(option.choices)})" if option.choices else _ZSH[option.value]
+        value = f":value:{action}" if option.value else ""
+        for flag in option.flags:
+            yield f"        {_quoted(f'{flag}[{text}]{value}')} \\"
+
+
+# ---- fish
+
+
+def _fish(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]:
+    names = " ".join(command.name for command in commands)
+    yield f"# {PROGRAM} completion for fish"
+    yield f"complete -c {PROGRAM} -f"
+    for command in commands:
+        condition = f"not __fish_seen_subcommand_from {names}"
+        yield f"complete -c {PROGRAM} -n {_quoted(condition)} -a {command.name} -d {_quoted(command.help)}"
+    for option in shared:
+        yield f"complete -c {PROGRAM} {_fish_option(option)}"
+    for command in commands:
+        seen = f"complete -c {PROGRAM} -n {_quoted(f'__fish_seen_subcommand_from {command.name}')}"
+        for option in command.options:
+            if option not in shared:
+                yield f"{seen} {_fish_option(option)}"
+        if command.choices:
+            yield f"{seen} -a {_quoted(' '.join(command.choices))}"
+        elif command.argument == "files":
+            yield f"{seen} -F"
+
+
+def _fish_option(option: Option) -> str:
+    flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags)
+    value = {"": "", "any": " -x", "files": " -r -F", "folders": " -x -a '(__fish_complete_directories)'"}[option.value]
+    choices = f" -a {_quoted(' '.join(option.choices))}" if option.choices else ""
+    return f"{flags}{value}{choices} -d {_quoted(option.help)}"
+
+
+def _quoted(text: str) -> str:
+    """One word for any of the shells."""
+    return "'" + text.replace("'", "'\\''") + "'"

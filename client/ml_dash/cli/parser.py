@@ -1,0 +1,198 @@
+"""What can be typed: commands, options and examples. The completion scripts are made from this parser."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+PROGRAM = "ml-dash"
+EXAMPLES = {
+    "": """\
+  ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --wait
+  ml-dash ls "models/*.pt" --prefix alice/cv/resnet
+  ml-dash COMMAND --help                           more on each command""",
+    "status": """\
+  ml-dash status                                   the daemon that a script here would use
+  ml-dash status --root ./runs                     the one that serves a folder
+  ml-dash status --json | jq .files.QUEUED""",
+    "put": """\
+  ml-dash put model.pt --prefix alice/cv/resnet
+  ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --tag best --wait
+  ml-dash put log.txt --prefix alice/cv/resnet --metadata '{"epoch": 3}' --json""",
+    "ls": """\
+  ml-dash ls --prefix alice/cv/resnet              every version of every file
+  ml-dash ls models --prefix alice/cv/resnet       at and below models
+  ml-dash ls "**/*.json" --latest --prefix alice/cv/resnet --json""",
+    "get": """\
+  ml-dash get models/best.pt --prefix alice/cv/resnet
+  ml-dash get "models/*.pt" --prefix alice/cv/resnet -o ./out
+  ml-dash get --id 7351023561728 -o old.pt         one version, wherever it belongs""",
+    "rm": """\
+  ml-dash rm models/bad.pt --prefix alice/cv/resnet    all its versions
+  ml-dash rm "tmp/**" --prefix alice/cv/resnet
+  ml-dash rm --id 7351023561728                        one version""",
+    "wait": """\
+  ml-dash wait                                     for everything that is on its way
+  ml-dash wait --prefix alice/cv/resnet --timeout 600
+  ml-dash wait 7351023561728 7351023561729""",
+    "completion": """\
+  source <(ml-dash completion bash)                now; put it into ~/.bashrc to keep it
+  ml-dash completion zsh > "${fpath[1]}/_ml-dash"
+  ml-dash completion fish > ~/.config/fish/completions/ml-dash.fish""",
+}
+
+
+class UsageError(Exception):
+    """What was typed can't be understood."""
+
+    def __init__(self, message: str, usage: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.usage = usage
+        self.hint = hint
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would end the process."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **words)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.format_usage(), f"see `{self.prog} --help`")
+
+
+def build() -> Parser:
+    """The parser. Options that all commands share may stand before the command or after it."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Hands files to the ML-Dash daemon, shows how they fare, and brings them back.",
+        epilog=f"examples:\n{EXAMPLES['']}\n\nexit status: 0, 1 failed, 2 wrong usage, 3 no daemon",
+    )
+    _add_shared(parser, json=False, socket=None, root=None)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, (text, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"examples:\n{EXAMPLES[name]}",
+        )
+        add_arguments(command)
+        _add_shared(command, json=argparse.SUPPRESS, socket=argparse.SUPPRESS, root=argparse.SUPPRESS)
+    return parser
+
+
+def _add_shared(parser: Parser, **defaults: Any) -> None:
+    """A command has no defaults of its own, so that it does not undo what stands before it."""
+    options = parser.add_argument_group("options of every command")
+    options.add_argument("--json", action="store_true", help="print one JSON document", default=defaults["json"])
+    where = options.add_mutually_exclusive_group()
+    where.add_argument("--socket", metavar="SOCKET", help="a daemon's socket", default=defaults["socket"])
+    where.add_argument("--root", metavar="DIR", help="a folder with its own daemon", default=defaults["root"])
+    options.add_argument("--version", action="version", version=f"{PROGRAM} {version('ml-dash')}")
+
+
+def _status(_: Parser) -> None:
+    """It has no arguments of its own."""
+
+
+def _put(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the file to hand over")
+    _add_prefix(parser)
+    parser.add_argument("--to", metavar="PATH", help="its path in the experiment (default: its own name)")
+    parser.add_argument("--description", metavar="TEXT", help="what it is")
+    parser.add_argument("--tag", metavar="TAG", action="append", default=[], dest="tags", help="may be repeated")
+    parser.add_argument("--metadata", metavar="JSON", type=_object, help="a JSON object")
+    parser.add_argument("--wait", action="store_true", help="return only when it is stored")
+    parser.add_argument(
+        "--durability", choices=("disk", "memory"), default="", help="disk: return only when it outlives a reboot"
+    )
+    parser.add_argument("--snapshot", choices=("copy",), default="", help="copy: it may be overwritten at once")
+
+
+def _ls(parser: Parser) -> None:
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help='a folder, a file or a glob, such as "**/*.json"')
+    _add_prefix(parser)
+    parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
+
+
+def _get(parser: Parser) -> None:
+    _add_path_or_id(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="DEST", help="a file or a folder to write to (default: the working folder)"
+    )
+
+
+def _rm(parser: Parser) -> None:
+    _add_path_or_id(parser)
+
+
+def _wait(parser: Parser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", type=_id, help="files, by their ids")
+    parser.add_argument("--prefix", metavar="NS/PROJ/EXP", help="all files of an experiment")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long; the work goes on")
+
+
+def _completion(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "status": ("how the daemon and its files are doing", _status),
+    "put": ("hand a file over", _put),
+    "ls": ("list files", _ls),
+    "get": ("download files, their checksums verified", _get),
+    "rm": ("delete files; one that is on its way is cancelled", _rm),
+    "wait": ("wait until files are stored", _wait),
+    "completion": ("print a completion script for a shell", _completion),
+}
+
+
+def _add_prefix(parser: Parser) -> None:
+    parser.add_argument("--prefix", metavar="NS/PROJ/EXP", help="the experiment (default: $ML_DASH_PREFIX)")
+
+
+def _add_path_or_id(parser: Parser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("path", metavar="PATH", nargs="?", help="a file in the experiment, or a glob")
+    which.add_argument("--id", metavar="ID", type=_id, help="one version, by its id; needs no prefix")
+    _add_prefix(parser)
+
+
+# ---- values
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as bad:
+        raise argparse.ArgumentTypeError(f"not JSON: {bad}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON object is due, not {type(value).__name__}")
+    return value
+
+
+def _id(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is no id: a decimal number is due, as `ml-dash ls` shows it")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """A parser's options and arguments; argparse has no public way to ask for them."""
+    return parser._actions  # noqa: SLF001

@@ -1,0 +1,87 @@
+"""Tables for people, and the daemon's status as an object."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_dash.cli import show
+from ml_dash.connection import now_ms
+from ml_dash.messages import Record, StatusReport
+from ml_dash.result import FileResult, to_dict
+
+
+def table(files: Iterable[FileResult]) -> None:
+    """Prints files, a line each, as they come: the columns have their widths beforehand, and paths stand last."""
+    head = f"{'ID':>19}  {'STATE':<10}  {'SIZE':>10}  {'CREATED':<19}  PATH"
+    for file in files:
+        if head:
+            print(head)
+            head = ""
+        record = show.plain(file)
+        created = show.moment(record["createdAt"])
+        print(
+            f"{record['id']:>19}  {record['state']:<10}  {show.size(record['sizeBytes']):>10}  {created}  "
+            f"{show.path(record)}"
+        )
+    if head:
+        print("no files", file=sys.stderr)
+
+
+def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
+    """The status for programs."""
+    return {
+        "version": answer.version,
+        "pid": answer.pid,
+        "embedded": answer.embedded,
+        "store": answer.store,
+        "stateDir": answer.state_dir,
+        "socket": str(socket),
+        "startedAt": show.iso(answer.started_ms),
+        "uptimeSeconds": _since(answer.started_ms),
+        "connections": answer.connections,
+        "spoolBytes": answer.spool_bytes,
+        "oldestAt": show.iso(answer.oldest_ms),
+        "files": {count.state: {"files": count.files, "sizeBytes": count.size_bytes} for count in answer.counts},
+        "blocked": [_troubled(record) for record in answer.blocked],
+        "failed": [_troubled(record) for record in answer.failed],
+    }
+
+
+def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
+    """The status for people."""
+    kind = "embedded" if answer.embedded else "service"
+    yield f"daemon   {answer.version}, {kind}, pid {answer.pid}, up {show.duration(_since(answer.started_ms))}"
+    yield f"store    {answer.store}"
+    yield f"socket   {socket}"
+    yield f"spool    {show.size(answer.spool_bytes)} in {answer.state_dir}"
+    oldest = "nothing" if answer.oldest_ms is None else f"the oldest for {show.duration(_since(answer.oldest_ms))}"
+    yield f"waiting  {oldest}"
+    if answer.counts:
+        yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
+    for count in answer.counts:
+        yield f"{count.state:<10}  {count.files:>8}  {show.size(count.size_bytes):>10}"
+    for title, records in (("blocked", answer.blocked), ("failed", answer.failed)):
+        if records:
+            yield f"\n{title}:"
+        for record in records:
+            yield from _trouble(record)
+
+
+def _trouble(record: Record) -> Iterator[str]:
+    where = f"{record.namespace}/{record.project}/{record.experiment}"
+    yield f"  {record.id}  {where}: {show.path(to_dict(record))}"
+    yield f"    {record.error_code}: {record.error_message}"
+    if record.error_hint:
+        yield f"    hint: {record.error_hint}"
+
+
+def _troubled(record: Record) -> dict[str, Any]:
+    said = {"code": record.error_code, "message": record.error_message, "hint": record.error_hint}
+    return to_dict(record) | {"attempt": record.attempt, "error": said}
+
+
+def _since(ms: int) -> float:
+    return max(0, now_ms() - ms) / 1000

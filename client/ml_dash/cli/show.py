@@ -1,0 +1,176 @@
+"""What is printed: sizes, times, records, errors, and progress on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from ml_dash.errors import MLDashError
+from ml_dash.result import FileResult
+
+KIB = 1024
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+LATELY_S = 120
+"""Up to here a duration is shown in seconds; up to as many minutes in minutes, and so on."""
+
+
+def size(count: int) -> str:
+    """Bytes for people: 512 B, 1.5 KiB, 93.1 GiB."""
+    value, unit = float(count), 0
+    while value >= KIB and unit < len(UNITS) - 1:
+        value, unit = value / KIB, unit + 1
+    return f"{value:.1f} {UNITS[unit]}" if unit else f"{count} B"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 95 s, 12 min, 5 h, 3 d."""
+    for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < LATELY_S * length:
+            return f"{max(0, int(seconds / length))} {unit}"
+    return f"{int(seconds / 86400)} d"
+
+
+def moment(iso: str) -> str:
+    """A record's time, on the clock of whoever reads it."""
+    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def iso(ms: int | None) -> str | None:
+    """Milliseconds since 1970 as records have them: ISO 8601, UTC."""
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def path(record: Mapping[str, Any]) -> str:
+    """A file's path in its experiment, as `get` and `rm` take it."""
+    return f"{record['path']}/{record['filename']}".lstrip("/")
+
+
+def plain(file: FileResult) -> dict[str, Any]:
+    """The fields as they are known now; reading them through the result would wait for the checksum."""
+    return dict(dict.items(file))
+
+
+def one(value: Any) -> None:
+    """Prints a JSON document."""
+    print(json.dumps(value, indent=2))
+
+
+def array(values: Iterable[Any]) -> None:
+    """Prints a JSON array, a line an element, as they come: none is held. Nothing is printed before the first."""
+    opening = "["
+    for value in values:
+        print(f"{opening}\n{json.dumps(value)}", end="")
+        opening = ","
+    print("[]" if opening == "[" else "\n]")
+
+
+def failure(failed: MLDashError, *, as_json: bool) -> None:
+    """Says on stderr what went wrong, and what to do about it."""
+    with suppress(OSError):
+        if as_json:
+            said = {"code": failed.code.value, "message": failed.message, "hint": failed.hint}
+            print(json.dumps({"error": said}), file=sys.stderr)
+            return
+        print(f"ml-dash: {failed.message}", file=sys.stderr)
+        if failed.hint:
+            print(f"hint: {failed.hint}", file=sys.stderr)
+
+
+# ---- progress
+
+Update = Callable[[int, int], None]
+"""Takes how much is done, of how much."""
+
+
+class Bar:
+    """A progress bar on stderr where that is a terminal, else nothing. Used as a context, it is gone with its block.
+
+    `unit` is "bytes", or what is counted. rich draws it where it is installed.
+    """
+
+    def __init__(self, unit: str = "bytes") -> None:
+        self._shown = sys.stderr is not None and sys.stderr.isatty()
+        self._unit = unit
+        self._title = ""
+        self._drawn: _Drawn | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, title: str, done: int, total: int) -> None:
+        """Draws it; another title ends the bar and begins the next. Where there is nothing to do, nothing is drawn."""
+        if not self._shown or not total:
+            return
+        if self._drawn is not None and title != self._title:
+            self.close()
+        if self._drawn is None:
+            self._title, self._drawn = title, _draw(title, self._unit, total)
+        self._drawn.update(done, total)
+
+    def close(self) -> None:
+        """Ends the line, so that others may print."""
+        if self._drawn is not None:
+            self._drawn.close()
+        self._drawn = None
+
+
+class _Drawn:
+    """A bar that is on the terminal now."""
+
+    def __init__(self, update: Update, close: Callable[[], None]) -> None:
+        self.update = update
+        self.close = close
+
+
+def _draw(title: str, unit: str, total: int) -> _Drawn:
+    try:
+        return _draw_with_rich(title, unit, total)
+    except ImportError:
+        return _draw_plainly(title, unit)
+
+
+def _draw_with_rich(title: str, unit: str, total: int) -> _Drawn:
+    from rich.console import Console  # noqa: PLC0415 it is optional, and its import takes a while
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    name = TextColumn("{task.description}", markup=False)
+    amount = (
+        (DownloadColumn(binary_units=True), TransferSpeedColumn())
+        if unit == "bytes"
+        else (MofNCompleteColumn(), TextColumn(unit))
+    )
+    console = Console(file=sys.stderr)
+    progress = Progress(
+        name, BarColumn(), *amount, TimeRemainingColumn(), console=console, redirect_stdout=False, redirect_stderr=False
+    )
+    task = progress.add_task(title, total=total)
+    progress.start()
+    return _Drawn(lambda done, total: progress.update(task, completed=done, total=total), progress.stop)
+
+
+def _draw_plainly(title: str, unit: str) -> _Drawn:
+    def update(done: int, total: int) -> None:
+        amount = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
+        print(f"\r{title}  {100 * done // total} %  {amount}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    return _Drawn(update, lambda: print(file=sys.stderr))
