@@ -108,8 +108,13 @@ class SpoolPins:
     def open(self, job: Job, content: bytes) -> Source:
         if job.pin.kind is PinKind.INLINE:
             return InlineSource(content)
-        descriptor = self._open(job)
-        return FileSource(descriptor, job)
+        source = FileSource(self._open(job), job)
+        try:
+            source.check()
+        except MLDashError:
+            source.close()
+            raise
+        return source
 
     def sync(self, pin: Pin, file_id: int) -> None:
         if pin.kind is PinKind.INLINE:

@@ -76,7 +76,7 @@ class Finish:
         now = self._clock.now_ms()
         await self._catalog.delete([job.id], now)  # it may have been listed in the moment in which it was deleted
         self._faults.at("finish.before_cancelled")
-        job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now)
+        job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release(job)
         log.info("file_cancelled id=%d path=%s", job.id, job.record.path)
         self._bell.ring()
