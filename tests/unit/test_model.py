@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from ml_dashd.core.model import MAX_FILE_BYTES, FileRecord, Fingerprint, Job, Pin, PinKind
+from ml_dashd.core.states import State
+
+RECORD = FileRecord(5, 1000, "ns", "project", "exp", "a/b", "c.pt", 9, "text/plain", 1, 2)
+FINGERPRINT = Fingerprint(device=1, inode=2, size_bytes=3, mtime_ns=4, ctime_ns=5)
+
+
+def test_the_largest_file_is_the_specs():
+    assert MAX_FILE_BYTES == 100 * 10**9
+
+
+def test_a_records_path():
+    assert RECORD.path == "a/b/c.pt"
+    assert replace(RECORD, prefix="").path == "c.pt"
+
+
+def test_a_job_has_its_records_id_and_starts_queued():
+    job = Job(RECORD, Pin(PinKind.LINK))
+    assert (job.id, job.state, job.on_disk, job.blocked) == (5, State.QUEUED, False, False)
+
+
+@pytest.mark.parametrize("field", ["device", "inode", "size_bytes", "mtime_ns"])
+def test_another_content(field: str):
+    assert not FINGERPRINT.same_content(replace(FINGERPRINT, **{field: 9}))
+
+
+def test_the_same_content_under_another_ctime():
+    assert FINGERPRINT.same_content(replace(FINGERPRINT, ctime_ns=9))
+
+
+def test_values_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        RECORD.size_bytes = 10

@@ -1,0 +1,499 @@
+"""One rule for every path, the layouts of both stores, and globs against an independent matcher."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from types import FrameType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.core import names
+from ml_dashd.core.model import FileRecord
+
+RECORD = FileRecord(5, 0, "ns", "project", "exp/seed 1", "a/b", "c.pt", 0, "text/plain", 0, 0)
+
+
+def fault(code: Code, call, *arguments) -> str:
+    """The message with which a call refused its arguments."""
+    with pytest.raises(MLDashError) as caught:
+        call(*arguments)
+    assert caught.value.code is code
+    return caught.value.message
+
+
+# ---- the path rule
+
+
+@pytest.mark.parametrize(
+    ("path", "segments"),
+    [
+        ("", ()),
+        ("a", ("a",)),
+        ("models/best.pt", ("models", "best.pt")),
+        ("a b/ü/日本/🎉", ("a b", "ü", "日本", "🎉")),
+        (".hidden/..a/a..", (".hidden", "..a", "a..")),
+        ("...", ("...",)),
+        (".ml-das/x.ml-dash", (".ml-das", "x.ml-dash")),
+        ("a\\b/*?[]", ("a\\b", "*?[]")),
+        ("a\u202eb/\u200b", ("a\u202eb", "\u200b")),
+    ],
+)
+def test_paths_that_are_taken(path: str, segments: tuple[str, ...]):
+    assert names.clean(path, "the path") == segments
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/", "the path '/' is absolute"),
+        ("/etc/passwd", "the path '/etc/passwd' is absolute"),
+        ("a//b", "the path 'a//b' has an empty segment"),
+        ("a/", "the path 'a/' has an empty segment"),
+        (".", "the path '.' has a '.' segment"),
+        ("a/./b", "the path 'a/./b' has a '.' segment"),
+        ("..", "the path '..' has a '..' segment"),
+        ("../x", "the path '../x' has a '..' segment"),
+        ("a/..", "the path 'a/..' has a '..' segment"),
+        ("a\0b", "the path 'a\\x00b' has the control character U+0000"),
+        ("a/\n", "the path 'a/\\n' has the control character U+000A"),
+        ("a\x7f", "the path 'a\\x7f' has the control character U+007F"),
+        ("\x85", "the path '\\x85' has the control character U+0085"),
+        ("\ud800", "the path '\\ud800' has the unpaired surrogate character U+D800"),
+        (".ml-dash", "the path '.ml-dash' has a segment that starts with .ml-dash, which is reserved"),
+        ("a/.ml-dashd/b", "the path 'a/.ml-dashd/b' has a segment that starts with .ml-dash, which is reserved"),
+    ],
+)
+def test_paths_that_are_refused(path: str, complaint: str):
+    assert fault(Code.INVALID_PATH, names.clean, path, "the path") == complaint
+
+
+def test_a_refusal_has_the_callers_code_and_words():
+    assert fault(Code.INVALID_PREFIX, names.clean, "/a", "the prefix", Code.INVALID_PREFIX).startswith(
+        "the prefix '/a'"
+    )
+
+
+def test_paths_are_normalised_to_nfc():
+    assert names.clean("e\u0301/A\u030a", "the path") == ("\u00e9", "\u00c5")
+    assert names.clean("\u212b", "the path") == ("\u00c5",)
+
+
+def test_a_segment_of_255_bytes():
+    assert names.clean("é" * 127 + "x", "the path") == ("é" * 127 + "x",)
+    assert "has a segment of 256 bytes, at most 255" in fault(Code.INVALID_PATH, names.clean, "é" * 128, "the path")
+    assert names.clean("e\u0301" * 127, "the path") == ("é" * 127,), "the bytes are counted after normalising"
+
+
+def test_a_long_path_is_shortened_in_messages():
+    message = fault(Code.INVALID_PATH, names.clean, "a" * 120 + "/.." + "b" * 50 + "/..", "the path")
+    assert message == f"the path '{'a' * 80}…{'b' * 27}/..' has a '..' segment"
+    assert f"'{'a' * 117}/..'" in fault(Code.INVALID_PATH, names.clean, "a" * 117 + "/..", "the path")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=12) | st.text(alphabet="a./\0é", max_size=8))
+def test_a_path_is_taken_whole_or_refused(path: str):
+    try:
+        segments = names.clean(path, "the path")
+    except MLDashError as refused:
+        assert refused.code is Code.INVALID_PATH  # noqa: PT017 it need not come
+        return
+    assert names.clean("/".join(segments), "the path") == segments
+    assert not any(segment in ("", ".", "..") or "/" in segment for segment in segments)
+
+
+def test_an_experiments_parts():
+    assert names.clean_experiment("ns", "project", "exp") == ("ns", "project", "exp")
+    assert names.clean_experiment("e\u0301", "b", "c/d/e") == ("é", "b", "c/d/e")
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        (("", "b", "c"), "the prefix '/b/c' is absolute"),
+        (("a", "", "c"), "the prefix 'a//c' has an empty segment"),
+        (("a", "b", ""), "the prefix 'a/b/' has an empty segment"),
+        (("a", "b", "c/../d"), "the prefix 'a/b/c/../d' has a '..' segment"),
+        (("a/b", "c", "d"), "the prefix 'a/b/c/d' has a namespace or a project of several segments"),
+        (("a", "b/c", "d"), "the prefix 'a/b/c/d' has a namespace or a project of several segments"),
+    ],
+)
+def test_an_experiment_that_is_refused(parts: tuple[str, str, str], complaint: str):
+    assert fault(Code.INVALID_PREFIX, names.clean_experiment, *parts) == complaint
+
+
+@pytest.mark.parametrize(
+    ("prefix", "to", "placed"),
+    [
+        ("", "a.pt", ("", "a.pt")),
+        ("models", "a.pt", ("models", "a.pt")),
+        ("", "models/a.pt", ("models", "a.pt")),
+        ("a/b", "c/d.pt", ("a/b/c", "d.pt")),
+    ],
+)
+def test_where_a_file_goes(prefix: str, to: str, placed: tuple[str, str]):
+    assert names.place(prefix, to) == placed
+
+
+def test_where_no_file_goes():
+    assert fault(Code.INVALID_PATH, names.place, "a", "") == "the file name is empty"
+    assert fault(Code.INVALID_PATH, names.place, "a", "../b") == "the file name '../b' has a '..' segment"
+    assert fault(Code.INVALID_PATH, names.place, "/a", "b") == "the prefix '/a' is absolute"
+
+
+# ---- where files lie
+
+
+def test_the_layouts():
+    assert names.s3_key(RECORD, "runs/") == "runs/files/ns/project/exp/seed 1/a/b/5/c.pt"
+    assert names.s3_key(RECORD) == "files/ns/project/exp/seed 1/a/b/5/c.pt"
+    assert names.local_key(RECORD) == "ns/project/exp/seed 1/files/a/b/5/c.pt"
+
+
+def test_the_layouts_without_a_prefix():
+    bare = replace(RECORD, prefix="")
+    assert names.s3_key(bare) == "files/ns/project/exp/seed 1/5/c.pt"
+    assert names.local_key(bare) == "ns/project/exp/seed 1/files/5/c.pt"
+
+
+@pytest.mark.parametrize("file_id", [1, 2**63 - 1])
+def test_the_length_of_a_key_does_not_hang_on_the_id(file_id: int):
+    longest = replace(RECORD, id=2**63 - 1, prefix="")
+    room = 1024 - len(names.s3_key(longest, "runs/").encode()) - 1
+    prefix = "/".join(["x" * 199] * (room // 200) + ["x" * (room % 200)])
+    fitting = replace(RECORD, id=file_id, prefix=prefix)
+    names.check_length(fitting, "runs/")
+    message = fault(Code.INVALID_PATH, names.check_length, replace(fitting, prefix=prefix + "x"), "runs/")
+    assert message.endswith("takes 1025 bytes, at most 1024")
+    assert fault(Code.INVALID_PATH, names.check_length, fitting, "runs2/").endswith("takes 1025 bytes, at most 1024")
+
+
+def test_the_length_of_a_key_is_in_bytes():
+    record = replace(RECORD, prefix="/".join(["日" * 85] * 4))
+    assert "takes 1078 bytes, at most 1024" in fault(Code.INVALID_PATH, names.check_length, record, "k/")
+
+
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        ("model.pt", "application/octet-stream"),
+        ("MODEL.PTH", "application/octet-stream"),
+        ("m.safetensors", "application/octet-stream"),
+        ("a.json", "application/json"),
+        ("a.b.JSON", "application/json"),
+        ("log.jsonl", "application/jsonl"),
+        ("a.yaml", "application/yaml"),
+        ("a.yml", "application/yaml"),
+        ("a.toml", "application/toml"),
+        ("a.md", "text/markdown"),
+        ("a.txt", "text/plain"),
+        ("a.csv", "text/csv"),
+        ("a.png", "image/png"),
+        ("a.jpg", "image/jpeg"),
+        ("a.mp4", "video/mp4"),
+        ("README", "application/octet-stream"),
+        ("a.unheard-of", "application/octet-stream"),
+        (".yaml", "application/yaml"),
+        ("a.json.gz", "application/octet-stream"),
+        ("a.tar.xz", "application/octet-stream"),
+        ("a.", "application/octet-stream"),
+    ],
+)
+def test_content_types(filename: str, expected: str):
+    assert names.content_type(filename) == expected
+
+
+# ---- what is said of a file
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a": [1, 2.5, null, true, "é"]}', ' {"a":{}} ', '{"a":1,"a":2}', None])
+def test_metadata_stays_as_it_came(text: str | None):
+    assert names.metadata(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "the metadata is not JSON: Expecting value"),
+        ("{", "the metadata is not JSON: Expecting property name"),
+        ("{'a': 1}", "the metadata is not JSON: Expecting property name"),
+        ("{} {}", "the metadata is not JSON: Extra data"),
+        ('{"a": NaN}', "the metadata is not JSON: NaN is not a JSON value"),
+        ('{"a": -Infinity}', "the metadata is not JSON: -Infinity is not a JSON value"),
+        ('{"a":' * 100_000, "the metadata is not JSON: maximum recursion depth exceeded"),
+        ('{"a":' + "1" * 5000 + "}", "the metadata is not JSON: Exceeds the limit"),
+        ("[]", "the metadata is list, not an object"),
+        ("null", "the metadata is NoneType, not an object"),
+        ('"a"', "the metadata is str, not an object"),
+    ],
+)
+def test_metadata_that_is_no_object(text: str, complaint: str):
+    assert fault(Code.INVALID_METADATA, names.metadata, text).startswith(complaint)
+
+
+def test_tags_are_kept_once_in_their_order():
+    assert names.tags(["b", "a", "b", "ü x"], "tags") == ("b", "a", "ü x")
+    assert names.tags((), "tags") == ()
+
+
+@pytest.mark.parametrize("value", ["", "a\nb", "\0", "\udc80"])
+def test_tags_that_are_refused(value: str):
+    message = fault(Code.INVALID_ARGUMENT, names.tags, ["fine", value], "bindrs")
+    assert message == f"bindrs has {value!r}: use short text without control characters"
+
+
+# ---- globs
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "pattern", "expected"),
+    [
+        # No pattern: everything at or below the prefix
+        ("a.pt", "", None, True),
+        ("models/a.pt", "models", None, True),
+        ("models", "models", None, True),
+        ("models/a/b", "models/a", None, True),
+        ("models/a.pt", "model", None, False),
+        ("models", "models/a", None, False),
+        ("other/models/a", "models", None, False),
+        # Patterns are relative to the prefix
+        ("models/a.pt", "models", "*.pt", True),
+        ("models/a.pt", "models", "models/*.pt", False),
+        ("models/a.pt", "", "*.pt", False),
+        ("models/a.pt", "model", "*", False),
+        ("models", "models", "*", False),
+        ("models", "models", "**", False),
+        # A literal pattern
+        ("a.pt", "", "a.pt", True),
+        ("axpt", "", "a.pt", False),
+        ("x/a.pt", "", "a.pt", False),
+        ("a.pt/x", "", "a.pt", False),
+        ("a+(b)|^$", "", "a+(b)|^$", True),
+        ("a\\b", "", "a\\b", True),
+        # A star stays inside a segment
+        ("a/b.pt", "", "*", False),
+        ("a/b.pt", "", "a/*", True),
+        ("a/b.pt", "", "*/*", True),
+        ("a/b/c.pt", "", "a/*.pt", False),
+        ("a", "", "a*", True),
+        ("abc", "", "a*c", True),
+        ("abcb", "", "a*c", False),
+        ("aXbXc", "", "a*b*c", True),
+        ("ab", "", "a**b", True),
+        ("a/b", "", "a**b", False),
+        ("aab", "", "*ab", True),
+        ("abab", "", "*ab", True),
+        ("ababc", "", "*ab*bc", True),
+        ("ab", "", "*ab*b", False),
+        # Two stars span segments
+        ("c.json", "", "**/*.json", True),
+        ("a/c.json", "", "**/*.json", True),
+        ("a/b/c.json", "", "**/*.json", True),
+        ("configs/a/b/c.json", "configs", "**/*.json", True),
+        ("a/b/c.json", "", "a/**/c.json", True),
+        ("a/c.json", "", "a/**/c.json", True),
+        ("ab/c.json", "", "a/**/c.json", False),
+        ("a/b/c", "", "**", True),
+        ("a", "", "**", True),
+        ("a/b/c", "", "a/**", True),
+        ("a/b", "", "a/**", True),
+        ("a", "", "a/**", False),
+        ("ab/c", "", "a/**", False),
+        ("a", "", "**/**", True),
+        ("a/b", "", "**/**/b", True),
+        ("x/b/y/b/c", "", "**/b/c", True),
+        ("x/b/y/b/c", "", "**/b/**/c", True),
+        ("b/c", "", "**/b/**/c", True),
+        ("b/x/b", "", "**/b/**/b/**/b", False),
+        ("a/b/c/d", "", "a/**/**/d", True),
+        ("a/b/a/b/c", "", "**/a/b/**/a/b/c", True),
+        ("a/b/c", "", "**/a/b/**/a/b/c", False),
+        # Question marks and sets
+        ("a1", "", "a?", True),
+        ("a", "", "a?", False),
+        ("a/", "", "a?", False),
+        ("a/b", "", "a?b", False),
+        ("a1", "", "a[0-9]", True),
+        ("ax", "", "a[0-9]", False),
+        ("ax", "", "a[!0-9]", True),
+        ("ax", "", "a[^0-9]", True),
+        ("a1", "", "a[!0-9]", False),
+        ("a/b", "", "a[!0-9]b", False),
+        ("a/b", "", "a[+-9]b", False),
+        ("a.b", "", "a[+-9]b", True),
+        ("a]", "", "a[]]", True),
+        ("a]", "", "a[]b]", True),
+        ("a]", "", "a[!]]", False),
+        ("ab", "", "a[!]]", True),
+        ("a[", "", "a[[]", True),
+        ("a-", "", "a[b-]", True),
+        ("a-", "", "a[-b]", True),
+        ("a-", "", "a[+--]", True),
+        ("a,", "", "a[+--]", True),
+        ("a\\", "", "a[\\]", True),
+        ("ad", "", "a[\\d]", True),
+        ("a1", "", "a[\\d]", False),
+        ("a&", "", "a[x&&y]", True),
+        ("a|", "", "a[x||y]", True),
+        ("a~", "", "a[x~~y]", True),
+        ("a^", "", "a[x^]", True),
+        ("a^", "", "a[^^]", False),
+        ("a\n", "", "a[\n]", True),
+        # A bracket without its partner is itself
+        ("a[b", "", "a[b", True),
+        ("a[]", "", "a[]", True),
+        ("a[!]", "", "a[!]", True),
+        ("a[^]", "", "a[^]", True),
+        ("[a/b]", "", "[a/b]", True),
+        ("a]", "", "a]", True),
+        # Case and normal form
+        ("a", "", "A", False),
+        ("\u00e9", "", "e\u0301", True),
+        ("\u00e9", "", "?", True),
+    ],
+)
+def test_globs(path: str, prefix: str, pattern: str | None, expected: bool):
+    assert names.matches(path, prefix, pattern) is expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("", "the pattern '' has an empty, '.' or '..' segment"),
+        ("/a", "the pattern '/a' has an empty, '.' or '..' segment"),
+        ("a//b", "the pattern 'a//b' has an empty, '.' or '..' segment"),
+        ("a/../b", "the pattern 'a/../b' has an empty, '.' or '..' segment"),
+        ("./a", "the pattern './a' has an empty, '.' or '..' segment"),
+        ("*" * 1025, "the pattern has 1025 characters, at most 1024"),
+        ("[z-a]", "the pattern '[z-a]' has a set that can't be: bad character range z-a"),
+        ("[a--]", "the pattern '[a--]' has a set that can't be: bad character range a-\\-"),
+    ],
+)
+def test_patterns_that_are_refused(pattern: str, complaint: str):
+    assert fault(Code.INVALID_PATH, names.matches, "a", "", pattern) == complaint
+
+
+def test_the_longest_pattern():
+    assert names.matches("a" * 255, "", "*" * 1024)
+
+
+def fits(path: list[str], pattern: list[str]) -> bool:
+    """The same rule in other words: segment by segment, `**` for zero or more of them, at the end for one or more."""
+    if not pattern:
+        return not path
+    first, *rest = pattern
+    if first == "**":
+        return bool(path) if not rest else any(fits(path[skipped:], rest) for skipped in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], first) and fits(path[1:], rest)
+
+
+segments = st.text(alphabet="ab.", min_size=1, max_size=5).filter(lambda segment: segment not in (".", ".."))
+globs = st.text(alphabet="ab.*?", min_size=1, max_size=6).filter(lambda glob: glob not in (".", ".."))
+paths = st.lists(segments, min_size=1, max_size=6).map("/".join)
+patterns = st.lists(globs | st.just("**"), min_size=1, max_size=6).map("/".join)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=300)
+@given(paths, patterns)
+def test_globs_agree_with_an_independent_matcher(path: str, pattern: str):
+    # The reference knows no `**` inside a segment: there it is one star.
+    reference = ["**" if glob == "**" else re.sub(r"\*+", "*", glob) for glob in pattern.split("/")]
+    assert names.matches(path, "", pattern) is fits(path.split("/"), reference)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=250)
+@given(st.data(), paths)
+def test_globs_made_from_a_path_agree_with_an_independent_matcher(data: st.DataObject, path: str):
+    made = []
+    for segment in path.split("/"):
+        start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(segment))] * 2)))
+        glob = segment[:start] + data.draw(st.sampled_from(["*", "?", "*a*", ""])) + segment[end:]
+        made.append(data.draw(st.sampled_from(["**", segment, glob or "*"])))
+    made = ["*" if glob in (".", "..") else glob for glob in made]
+    assert names.matches(path, "", "/".join(made)) is fits(path.split("/"), made)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=100)
+@given(paths, patterns, paths)
+def test_a_prefix_is_taken_off_before_the_pattern(path: str, pattern: str, prefix: str):
+    assert names.matches(f"{prefix}/{path}", prefix, pattern) is names.matches(path, "", pattern)
+    assert not names.matches(f"{prefix}x/{path}", prefix, pattern)
+    assert not names.matches(prefix, prefix, pattern)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=150)
+@given(paths, patterns | paths)
+def test_whatever_fits_lies_at_or_below_the_literal_prefix(path: str, pattern: str):
+    literal = names.literal_prefix(pattern)
+    if literal and names.matches(path, "", pattern):
+        assert f"{path}/".startswith(f"{literal}/")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "literal"),
+    [
+        ("a/b.pt", "a/b.pt"),
+        ("a/b/*.pt", "a/b"),
+        ("a/*/b/*.pt", "a"),
+        ("*.pt", ""),
+        ("**/a", ""),
+        ("a/b?/c", "a"),
+        ("a/b/[c]", "a/b"),
+        ("e\u0301/*", "\u00e9"),
+        ("e\u0301", "\u00e9"),
+    ],
+)
+def test_literal_prefixes(pattern: str, literal: str):
+    assert names.literal_prefix(pattern) == literal
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a/b.pt", False), ("*", True), ("a?", True), ("[a", True), ("", False)]
+)
+def test_what_is_a_pattern(text: str, expected: bool):
+    assert names.is_pattern(text) is expected
+
+
+@pytest.fixture
+def five_seconds() -> Iterator[None]:
+    """Ends a match that would go on for years: the regular expression engine listens to signals."""
+
+    def over(number: int, where: FrameType | None) -> None:
+        pytest.fail("the pattern takes longer than five seconds")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("five_seconds")
+@pytest.mark.parametrize(
+    ("path", "pattern"),
+    [
+        pytest.param("a" * 255, "*a" * 500 + "b", id="stars in a segment"),
+        pytest.param("a" * 255, "*a" * 100 + "?b", id="stars and a question mark"),
+        pytest.param("a" * 255, "*[a-b]" * 150 + "c", id="stars and sets"),
+        pytest.param("a" * 255, "*?" * 511 + "c", id="stars and question marks"),
+        pytest.param("/".join("a" * 500), "**/" * 340 + "b", id="double stars"),
+        pytest.param("/".join("a" * 500), "**/a/" * 200 + "b", id="double stars between segments"),
+        pytest.param("/".join("a" * 500), "**/*/" * 200 + "b", id="double stars and stars"),
+        pytest.param("/".join("a" * 500), "**/*a*/" * 140 + "b", id="double stars and stars in segments"),
+        pytest.param("/".join("a" * 500), "**/" + "*/" * 400 + "b", id="many stars"),
+        pytest.param("/".join(["a" * 250] * 4), "**/*a*a*a*a*a*a*b/" * 50 + "c", id="all at once"),
+    ],
+)
+def test_no_pattern_is_slow(path: str, pattern: str):
+    assert not names.matches(path, "", pattern)

@@ -1,0 +1,149 @@
+"""Golden frames: a change of the wire format is seen here first.
+
+`python tests/unit/test_vectors.py` writes the file anew; releases that are out there do not change with it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ml_dash import messages as m
+from ml_dash import wire
+
+FILE = Path(__file__).parents[1] / "vectors" / "frames.json"
+KINDS = {**m.REQUESTS, **m.REPLIES}
+
+PLACE = m.Place(namespace="alice", project="cv", experiment="resnet/seed 1", prefix="models/größe")
+DESCRIBED = m.Described(
+    place=PLACE,
+    to="best.pt",
+    description="the best so far",
+    tags=("best", "eval"),
+    bindrs=("run",),
+    metadata='{"epoch":12}',
+)
+RECORD = m.Record(
+    id=7_123_456_789_012_345_678,
+    namespace="alice",
+    project="cv",
+    experiment="resnet",
+    path="models",
+    filename="best.pt",
+    size_bytes=100_000_000_000,
+    content_type="application/octet-stream",
+    created_ms=1_750_000_000_000,
+    updated_ms=1_750_000_000_001,
+    state="FAILED",
+    ack="disk",
+    pin="link",
+    description="the best so far",
+    tags=("best",),
+    bindrs=("run",),
+    metadata="{}",
+    sha256="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    uploaded_ms=1_750_000_000_002,
+    deleted_ms=1_750_000_000_003,
+    sent_bytes=16_777_216,
+    attempt=2,
+    error_code="SOURCE_CHANGED",
+    error_message="it changed",
+    error_hint="upload it again",
+)
+LEAST_RECORD = m.Record(
+    id=1,
+    namespace="a",
+    project="b",
+    experiment="c",
+    path="",
+    filename="d",
+    size_bytes=0,
+    content_type="text/plain",
+    created_ms=2,
+    updated_ms=3,
+    state="QUEUED",
+    ack="memory",
+    pin="fd",
+)
+KEY = bytes(range(16))
+
+EXAMPLES: dict[str, tuple[m.Message, int]] = {
+    type(message).__name__: (message, descriptors)
+    for message, descriptors in (
+        (m.Hello(request=0, min_version=1, max_version=1, client="ml-dash 1.0"), 0),
+        (m.OpenExperiment(request=1, place=PLACE), 0),
+        (m.Upload(request=2, key=KEY, file=DESCRIBED, source="/data/best.pt", durability="disk", snapshot="copy"), 1),
+        (m.Put(request=3, key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)), 0),
+        (m.RequestSlot(request=4, size_bytes=1 << 30, held=(1, 2)), 0),
+        (m.CommitSlot(request=5, key=KEY, slot=1, file=DESCRIBED, size_bytes=4096, durability="memory"), 0),
+        (m.ReleaseSlot(request=6, slot=1), 0),
+        (m.List(request=7, place=PLACE, pattern="**/*.pt", latest=True, cursor="a\n1", page_size=10), 0),
+        (m.Get(request=8, ids=(1, 2**63 - 1)), 0),
+        (m.Wait(request=9, until="stored", timeout_ms=60_000, ids=(1,), place=PLACE), 0),
+        (m.Delete(request=10, ids=(1, 2)), 0),
+        (m.Fetch(request=11, id=1), 1),
+        (m.Status(request=2**63 - 1), 0),
+        (m.Welcome(request=0, version=1, daemon="ml-dashd 1.0", embedded=True, store="file:///data"), 0),
+        (m.Done(request=6), 0),
+        (m.Failed(request=2, code="DISK_FULL", message="no space", hint="free some"), 0),
+        (m.Accepted(request=3, record=RECORD), 0),
+        (m.SlotGranted(request=4, slot=1, capacity_bytes=1 << 30), 1),
+        (m.Page(request=7, records=(RECORD, LEAST_RECORD), cursor="models/best.pt\n1"), 0),
+        (m.Waited(request=9, reached=1, pending=2, failed=(RECORD,)), 0),
+        (m.Deleted(request=10, ids=(1, 2), deleted_ms=1_750_000_000_000), 0),
+        (m.Progress(request=11, done_bytes=1, total_bytes=2), 0),
+        (m.Fetched(request=11, size_bytes=2, sha256="00ff"), 0),
+        (
+            m.StatusReport(
+                request=12,
+                version="1.0",
+                pid=4321,
+                embedded=False,
+                store="s3://bucket/runs/",
+                state_dir="/var/lib/ml-dash",
+                started_ms=1_750_000_000_000,
+                connections=3,
+                spool_bytes=1 << 40,
+                counts=(m.Count(state="QUEUED", files=2, size_bytes=3),),
+                oldest_ms=1_750_000_000_001,
+                blocked=(LEAST_RECORD,),
+                failed=(RECORD,),
+            ),
+            0,
+        ),
+    )
+}
+
+
+def frames() -> dict[str, str]:
+    """The bytes of every example, in hexadecimal."""
+    return {name: m.encode(message, descriptors).hex() for name, (message, descriptors) in EXAMPLES.items()}
+
+
+def golden() -> dict[str, str]:
+    return json.loads(FILE.read_text())
+
+
+def test_every_message_has_a_golden_frame():
+    assert set(golden()) == set(EXAMPLES) == {schema.__name__ for schema in KINDS.values()}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_message_gives_its_golden_frame(name: str):
+    assert frames()[name] == golden()[name]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_golden_frame_gives_its_message(name: str):
+    message, descriptors = EXAMPLES[name]
+    decoder = wire.Decoder(m.REQUEST_LIMITS | m.REPLY_LIMITS)
+    (frame,) = decoder.feed(bytes.fromhex(golden()[name]), range(descriptors))
+    assert frame.descriptors == tuple(range(descriptors))
+    assert m.decode(frame, KINDS) == message
+
+
+if __name__ == "__main__":
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(json.dumps(frames(), indent=2) + "\n")
