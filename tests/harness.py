@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ml_dash import Experiment
 from ml_dash.connection import Connection, Endpoint
@@ -31,7 +31,7 @@ class StoreUnderTest:
     url: str
     endpoint: str | None = None
     key_prefix = ""
-    credentials: dict[str, str] = {}
+    credentials: ClassVar[dict[str, str]] = {}
 
     def keys(self) -> list[str]:
         raise NotImplementedError

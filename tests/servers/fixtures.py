@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import pytest
+
 from tests.servers.localstack import LocalStack
 from tests.servers.s3server import S3Server
 from tests.servers.swift import Swift

@@ -15,6 +15,7 @@ from typing import Any
 import awscrt.checksums
 import pytest
 from botocore.exceptions import ClientError
+
 from tests.servers.localstack import LocalStack
 from tests.servers.s3server import S3Server
 from tests.servers.swift import Swift
