@@ -42,9 +42,9 @@ bench: $(READY)  ## the figures in README, with their peers
 long: $(READY)   ## the same suites at full size; seeds are printed
 	ML_DASH_TEST_LONG=1 $(BIN)/python -m pytest tests
 
-lock: $(READY)   ## pin the newest versions that pyproject.toml allows
+lock:            ## pin the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv==0.13.9
-	.cache/uv/bin/uv pip compile --quiet --no-config --universal --generate-hashes --upgrade \
+	.cache/uv/bin/uv pip compile --quiet --no-config --universal --no-strip-extras --generate-hashes --upgrade \
 	  --python-version 3.11 --extra daemon --extra dev --custom-compile-command "make lock" \
 	  pyproject.toml --output-file requirements.lock
 
