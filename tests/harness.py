@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -144,7 +145,7 @@ class DaemonProcess:
         )
         command = [sys.executable, "-m", "ml_dashd", "run", "--config", self._config(), "--ready-fd", str(writing)]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stderr=log, pass_fds=[writing])
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=[writing])
         os.close(writing)
         with os.fdopen(reading) as pipe:
             said = pipe.read()
@@ -158,6 +159,18 @@ class DaemonProcess:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def wait_until_hung(self, timeout: float = 30) -> None:
+        """Returns once a fault point has stopped the process (action "hang")."""
+        assert self.process is not None
+        deadline = time.monotonic() + timeout
+        while os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+            assert time.monotonic() < deadline, "the daemon did not come to the point at which it hangs"
+            time.sleep(0.005)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit status."""

@@ -36,6 +36,8 @@ START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
 RECONNECT_S = 20.0
 """How long a lost daemon is looked for: a restart takes a few seconds."""
+PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN)
+"""Failures that end when the daemon is back."""
 LOOK_S = 0.05
 KEEP_MAPPED = 4
 """Slots whose mapping is kept for the next save; the least recently granted goes first."""
@@ -90,7 +92,7 @@ class Connection:
     def call(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with."""
         with self._lock:
-            return _expect(reply, self._repeat(lambda channel: channel.ask(build, descriptors)))
+            return _expect(reply, self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors))))
 
     def call_aside(
         self,
@@ -100,32 +102,32 @@ class Connection:
         progress: Callable[[int, int], None] | None = None,
     ) -> M:
         """`call` on a connection of its own, for requests that take long: others are not held up."""
-        channel = self._open()
-        try:
-            return _expect(reply, channel.ask(build, descriptors, progress))
-        except (OSError, EOFError) as lost:
-            if isinstance(lost, MLDashError):
-                raise
-            raise error(Code.CONNECTION_LOST, f"the daemon at {self.endpoint.socket} went away: {lost}") from None
-        finally:
-            channel.close()
+
+        def ask() -> Message:
+            channel = self._open()
+            try:
+                return channel.ask(build, descriptors, progress)
+            finally:
+                channel.close()
+
+        return _expect(reply, self._persist(ask))
 
     def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
         """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
         while True:
             with self._lock:
                 slot, mapping = self._grant(len(data))
-                channel = self._channel
+                granted_by = self._channel
             if len(data):
                 mapping[: len(data)] = data
             with self._lock:
-                if self._channel is channel and channel is not None:
+                if self._channel is granted_by:
                     try:
-                        return _expect(messages.Accepted, channel.ask(partial(build, slot=slot), ()))
+                        answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
+                        return _expect(messages.Accepted, answer)
                     except (OSError, EOFError) as lost:
-                        if isinstance(lost, MLDashError):
-                            raise
-                        self._drop()
+                        if (failure := _away(lost, self.endpoint)).code not in PASSING:
+                            raise failure from None
             # The connection broke, and the slot with it: the content goes into another one, under the same key.
 
     def close(self) -> None:
@@ -137,10 +139,10 @@ class Connection:
         def ask(channel: _Channel) -> Message:
             held = tuple(self._slots)
             return channel.ask(
-                lambda number: messages.RequestSlot(request=number, size_bytes=size, held=held), (), keep=True
+                lambda number: messages.RequestSlot(request=number, size_bytes=size, held=held), keep=True
             )
 
-        granted = _expect(messages.SlotGranted, self._repeat(ask))
+        granted = _expect(messages.SlotGranted, self._persist(lambda: self._ask(ask)))
         if self._channel is not None and (received := self._channel.take_received()):
             self._slots[granted.slot] = mmap.mmap(received[0], granted.capacity_bytes)
             _close(received)
@@ -150,34 +152,34 @@ class Connection:
             del self._slots[next(iter(self._slots))]
         return granted.slot, mapping
 
-    def _repeat(self, ask: Callable[[_Channel], Message]) -> Message:
-        """Asks, and asks again on a new connection while the daemon is away for a moment."""
+    def _persist(self, ask: Callable[[], Message]) -> Message:
+        """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
         deadline = time.monotonic() + RECONNECT_S
         while True:
-            channel = self._connected(deadline)
             try:
-                return ask(channel)
+                return ask()
             except (OSError, EOFError) as lost:
-                if isinstance(lost, MLDashError):
-                    raise
-                self._drop()
-                if time.monotonic() >= deadline:
-                    raise error(
-                        Code.CONNECTION_LOST, f"the daemon at {self.endpoint.socket} went away: {lost}"
-                    ) from None
+                failure = _away(lost, self.endpoint)
+                was_there = failure.code is not Code.DAEMON_UNAVAILABLE or self.welcome is not None
+                if failure.code not in PASSING or not was_there or time.monotonic() >= deadline:
+                    raise failure from None
+            threading.Event().wait(LOOK_S)
 
-    def _connected(self, deadline: float) -> _Channel:
+    def _ask(self, ask: Callable[[_Channel], Message]) -> Message:
+        """Asks on the kept connection; one that was left in the middle of an answer is not used again."""
+        channel = self._connected()
+        try:
+            return ask(channel)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _connected(self) -> _Channel:
         if self._channel is not None and self._channel.pid != os.getpid():
             self._slots = {}
             self._channel = None  # the parent's: its socket is left alone
-        known = self.welcome is not None
-        while self._channel is None:
-            try:
-                self._channel = self._open()
-            except MLDashError as failure:
-                if failure.code is not Code.DAEMON_UNAVAILABLE or not known or time.monotonic() >= deadline:
-                    raise
-                threading.Event().wait(LOOK_S)
+        if self._channel is None:
+            self._channel = self._open()
         return self._channel
 
     def _open(self) -> _Channel:
@@ -186,8 +188,7 @@ class Connection:
             answer = channel.ask(
                 lambda number: Hello(
                     request=number, min_version=wire.VERSION, max_version=wire.VERSION, client=f"ml-dash {_version()}"
-                ),
-                (),
+                )
             )
             self.welcome = _expect(Welcome, answer)
         except BaseException:
@@ -223,12 +224,15 @@ class _Channel:
     def ask(
         self,
         build: Callable[[int], Message],
-        descriptors: Sequence[int],
+        descriptors: Sequence[int] = (),
         progress: Callable[[int, int], None] | None = None,
         *,
         keep: bool = False,
     ) -> Message:
-        """One request and its answer. Descriptors that come with it are kept for `take_received` only with `keep`."""
+        """One request and its answer; request 0 is the daemon's own word before it hangs up.
+
+        Descriptors that come with it are kept for `take_received` only with `keep`.
+        """
         self._number += 1
         self._send(messages.encode(build(self._number), len(descriptors)), descriptors)
         while True:
@@ -241,7 +245,9 @@ class _Channel:
             if isinstance(answer, Progress):
                 if progress is not None:
                     progress(answer.done_bytes, answer.total_bytes)
-            elif isinstance(answer, Failed) or answer.request == self._number:
+            elif answer.request in (self._number, 0):
+                if isinstance(answer, Failed) and answer.code == Code.SHUTTING_DOWN:
+                    raise error(Code.SHUTTING_DOWN, answer.message)
                 return answer
 
     def take_received(self) -> list[int]:
@@ -297,6 +303,13 @@ def _expect(reply: type[M], answer: Message) -> M:
     if not isinstance(answer, reply):
         raise error(Code.PROTOCOL, f"{type(answer).__name__} came where {reply.__name__} was due")
     return answer
+
+
+def _away(lost: OSError | EOFError, endpoint: Endpoint) -> MLDashError:
+    """A broken connection in our own words; an error that has its code already is left as it is."""
+    if isinstance(lost, MLDashError):
+        return lost
+    return error(Code.CONNECTION_LOST, f"the daemon at {endpoint.socket} went away: {lost}")
 
 
 # ---- reaching a daemon

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = settings.embedded(options.embedded.resolve()) if options.embedded else settings.load(options.config)
         if options.command == "check-config":
-            print(f"{options.config or 'the defaults'}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
+            source = settings.source(options.config) or "the defaults"
+            print(f"{source}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
             return 0
         return _run(config, options.ready_fd)
     except MLDashError as refused:

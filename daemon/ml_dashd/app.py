@@ -34,6 +34,7 @@ from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.recover import recover
 from ml_dashd.flow.serve import Identity, Serve
+from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Faults, Store
@@ -41,10 +42,11 @@ from ml_dashd.ports import Faults, Store
 log = logging.getLogger("ml_dashd")
 
 EMBEDDED_NODE = 0
-KEEP_FINISHED_MS = 24 * 3600 * 1000
-"""Rows of finished files stay this long, so that a late repeat of a request finds its answer."""
-HOUSEKEEPING_S = 600.0
 IDLE_LOOK_S = 5.0
+QUICK_THREADS = 4
+"""For pins and slots: a hand-off waits behind no read, hash or fsync."""
+DISK_THREADS = 4
+"""For fsyncs, copies and removals, which may take seconds each."""
 
 
 class Daemon:
@@ -67,7 +69,7 @@ class Daemon:
         await self._start()
         ready()
         log.info("ready socket=%s store=%s pid=%d", self._config.socket, self._store.url, os.getpid())
-        chores = [asyncio.create_task(self._keep_house())]
+        chores = [asyncio.create_task(self._sweep.run())]
         if self._config.embedded is not None:
             chores.append(asyncio.create_task(self._end_when_idle(stop)))
         await stop.wait()
@@ -95,6 +97,8 @@ class Daemon:
     async def _start(self) -> None:
         config, clock, faults = self._config, self._clock, self._faults
         self._threads = Pool(config.limits.threads, "work")
+        self._quick = Pool(QUICK_THREADS, "quick")
+        self._disk = Pool(DISK_THREADS, "disk")
         self._bell = Bell()
         self._store = self._make_store()
         single_bytes = self._store.single_bytes
@@ -146,17 +150,22 @@ class Daemon:
             "journal": self._journal,
             "store": self._store,
             "pins": self._pins,
-            "threads": self._threads,
             "bell": self._bell,
             "clock": clock,
             "faults": faults,
         }
-        finish = Finish(catalog=self._catalog, **common)
+        finish = Finish(catalog=self._catalog, threads=self._disk, **common)
         checksums = Checksums(self._journal, self._store)
         uploader = Uploader(
-            checksums=checksums, buffers=buffers, finish=finish, part_bytes=config.store.part_size, **common
+            checksums=checksums,
+            buffers=buffers,
+            finish=finish,
+            threads=self._threads,
+            part_bytes=config.store.part_size,
+            **common,
         )
         self._worker = Worker(self._journal, uploader, finish, clock)
+        self._sweep = Sweep(self._journal, finish, clock)
 
     async def _make_service(self) -> Serve:
         config = self._config
@@ -164,7 +173,8 @@ class Daemon:
             journal=self._journal,
             pins=self._pins,
             slots=self._slots,
-            threads=self._threads,
+            threads=self._quick,
+            disk=self._disk,
             ids=IdSource(EMBEDDED_NODE, await self._journal.high_water()),
             bell=self._bell,
             clock=self._clock,
@@ -206,7 +216,7 @@ class Daemon:
             journal=self._journal,
             pins=self._pins,
             slots=self._slots,
-            threads=self._threads,
+            threads=self._quick,
             bell=self._bell,
         )
 
@@ -220,12 +230,8 @@ class Daemon:
         self._pins.close()
         await self._catalog.close()
         self._journal.close()
-        self._threads.close()
-
-    async def _keep_house(self) -> None:
-        while True:
-            await self._journal.forget(self._clock.now_ms() - KEEP_FINISHED_MS)
-            await self._clock.sleep(HOUSEKEEPING_S)
+        for pool in (self._threads, self._quick, self._disk):
+            pool.close()
 
     async def _end_when_idle(self, stop: asyncio.Event) -> None:
         """An embedded daemon ends when nobody is connected and nothing is on its way for `idle_timeout`."""

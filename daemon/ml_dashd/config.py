@@ -137,6 +137,7 @@ LEAST: dict[str, float] = {
     "limits.memory": 32 * MIB,
     "limits.threads": 1,
     "limits.connections": 1,
+    "access.uids": 0,
 }
 MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
 SCHEMES = {
@@ -144,12 +145,19 @@ SCHEMES = {
     "catalog.url": (("sqlite",), '"sqlite:///file"'),
     "store.endpoint_url": (("http", "https"), '"https://host:port"'),
 }
+PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "spool.pools")
+
+
+def source(path: Path | None) -> Path | None:
+    """The file that settings are read from: the one given, or $ML_DASH_CONFIG; None for the defaults."""
+    if path is None and (named := os.environ.get("ML_DASH_CONFIG")):
+        return Path(named)
+    return path
 
 
 def load(path: Path | None) -> Config:
-    """The settings of a file, of $ML_DASH_CONFIG, or the defaults. Raises CONFIG with the key and what is allowed."""
-    if path is None and (named := os.environ.get("ML_DASH_CONFIG")):
-        path = Path(named)
+    """The settings of `source(path)`, or the defaults. Raises CONFIG with the key and what is allowed."""
+    path = source(path)
     if path is None:
         return with_defaults(Config())
     try:
@@ -229,6 +237,8 @@ def _value(name: str, kind: Any, value: Any) -> Any:
         (item, _) = get_args(kind)
         if not isinstance(value, list) or not all(type(one) is item for one in value):
             raise _wrong(name, value, f"an array of {_NAMES[item]}")
+        for one in value:
+            _check(name, one)
         return tuple(value)
     if type(value) is not kind:
         raise _wrong(name, value, _NAMES[kind])
@@ -243,20 +253,26 @@ def _check(name: str, value: Any) -> None:
         raise _wrong(name, value, f"at least {LEAST[name]}" + (f", at most {MOST[name]}" if name in MOST else ""))
     if name.endswith("mode") and not re.fullmatch(r"0[0-7]{3}", value):
         raise _wrong(name, value, 'an octal mode such as "0640"')
-    if name in SCHEMES:
-        _check_url(name, value)
-    if name in ("daemon.socket", "daemon.state_dir", "store.ca_bundle") and value and not value.startswith("/"):
+    if name in SCHEMES and (value or name != "store.endpoint_url") and not _is_url(value, SCHEMES[name][0]):
+        raise _wrong(name, value, SCHEMES[name][1])
+    if name in PATHS and (value or name == "spool.pools") and not value.startswith("/"):
         raise _wrong(name, value, "an absolute path")
 
 
-def _check_url(name: str, value: str) -> None:
-    schemes, allowed = SCHEMES[name]
-    parts = urlsplit(value)
-    if not value and name == "store.endpoint_url":
-        return
-    local = parts.scheme in ("file", "sqlite")
-    if parts.scheme not in schemes or (local and (parts.netloc or not parts.path)) or not (local or parts.netloc):
-        raise _wrong(name, value, allowed)
+def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    """Whether it names a place, and nothing of it would be dropped without a word."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in schemes or not value.isprintable():
+        return False
+    if parts.scheme in ("file", "sqlite", "s3") and set("?#") & set(value):
+        return False
+    if parts.scheme in ("file", "sqlite"):
+        return not parts.netloc and parts.path.startswith("/")
+    return bool(parts.hostname)
 
 
 def _wrong(name: str, value: Any, allowed: str) -> MLDashError:
@@ -267,7 +283,8 @@ def _unknown(name: str, known: Any) -> MLDashError:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return error(Code.CONFIG, f"unknown key {name}", f"{hint}allowed are {', '.join(known)}")
+    shown = name if name.isprintable() else ascii(name)
+    return error(Code.CONFIG, f"unknown key {shown}", f"{hint}allowed are {', '.join(known)}")
 
 
 def _shown(value: Any) -> str:

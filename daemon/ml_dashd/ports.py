@@ -19,6 +19,7 @@ from ml_dashd.core.model import (
     Job,
     OpenUpload,
     Pin,
+    Protection,
     Selection,
     SentPart,
     Summary,
@@ -108,8 +109,11 @@ class Journal(Protocol):
     async def pinned(self) -> list[Job]:
         """Every job that still needs its source: on their way, and failed."""
 
-    async def forget(self, before_ms: int) -> int:
-        """Drops the rows of finished jobs last changed before then; returns how many."""
+    async def finished(self, before_ms: int, limit: int) -> list[Job]:
+        """Jobs that are stored or cancelled and last changed before then, oldest first."""
+
+    async def forget(self, ids: Sequence[int]) -> None:
+        """Drops the rows of finished jobs. Idempotent."""
 
     async def summary(self) -> Summary:
         """The queue in short."""
@@ -225,10 +229,11 @@ class Feedable(Protocol):
 class Pins(Protocol):
     """Keeps sources. All calls block: run them in a thread."""
 
-    def take(self, descriptor: int, file_id: int, source: str, snapshot: str) -> tuple[Pin, bytes | None, int]:
-        """Pins an open file in the best way there is; returns the pin, the content of an inline one, and the size.
+    def take(self, descriptor: int, file_id: int, source: str, protection: Protection) -> tuple[Pin, bytes | None, int]:
+        """Pins an open file in the quickest way that protects it that far.
 
-        The descriptor stays the caller's. Raises the errors of a file that can't be taken.
+        Returns the pin, the content of an inline one, and the size. The descriptor stays the caller's. Raises the
+        errors of a file that can't be taken.
         """
 
     def open(self, job: Job, content: bytes) -> Source:

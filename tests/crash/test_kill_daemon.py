@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,20 @@ from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, assert_
 
 MIB = 1 << 20
 SIZE = 40 * MIB + 5
-BEFORE_THE_ACK = ("pin.", "accept.")
 CANCEL = "finish.before_cancelled"
 LOCAL_ONLY = "local."
-STARTUP_COMMITS = {"journal": 3, "catalog": 1}
-"""Transactions of a start before the first file: the point of interest is a later one."""
+STARTUP_COMMITS = {"journal": 1}
+"""Transactions that write, of a start before the first file: the point of interest is a later one."""
 
 
-def points_of_an_upload() -> list[str]:
-    return [point for point in fault_points() if point != CANCEL]
+def cases() -> list[tuple[str, str]]:
+    """Every point that an upload passes, on a folder and on a real S3 server."""
+    points = [point for point in fault_points() if point != CANCEL]
+    s3_points = [point for point in points if not point.startswith(LOCAL_ONLY)]
+    return [("local", point) for point in points] + [("swift", point) for point in s3_points]
 
 
-@pytest.fixture(params=["local", "swift"])
+@pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
     if request.param == "local":
         return Folder(tmp_path / "store")
@@ -46,10 +50,9 @@ def test_the_points_stand_before_and_after_every_rule() -> None:
     } <= points  # fmt: skip
 
 
-@pytest.mark.parametrize("point", points_of_an_upload())
+@pytest.mark.slow
+@pytest.mark.parametrize(("store", "point"), cases(), indirect=["store"])
 def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: Path) -> None:
-    if point.startswith(LOCAL_ONLY) and store.endpoint:
-        pytest.skip("a step of the local store")
     hit = STARTUP_COMMITS.get(point.partition(".")[0], 0) + 1
     expected = {
         "big.bin": make_file(tmp_path / "big.bin", SIZE),
@@ -58,23 +61,44 @@ def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: P
     with DaemonProcess(tmp_path / "daemon", store) as daemon:
         daemon.kill()
         daemon.start(faults=f"{point}=kill@{hit}")
-        revived = threading.Thread(target=revive, args=(daemon,))
-        revived.start()
-        with daemon.experiment().run as exp:
+        with revived(daemon), daemon.experiment().run as exp:
             for name in expected:
                 exp.files.upload(tmp_path / name, to=name)
-            revived.join()
+        with daemon.experiment().run as exp:
             exp.files.flush(timeout=60)
             assert_whole(daemon, exp, expected)
         assert point in daemon.faults_met()
 
 
-def revive(daemon: DaemonProcess) -> None:
-    """The operator's part: the daemon that has died is started again."""
-    daemon.wait_for_death()
-    daemon.start()
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["local", "swift"], indirect=True)
+def test_killed_while_it_takes_a_file_back(store: StoreUnderTest, tmp_path: Path) -> None:
+    make_file(tmp_path / "big.bin", SIZE)
+    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+        daemon.kill()
+        daemon.start(faults=f"upload.part_journaled=hang,{CANCEL}=kill")
+        with revived(daemon), daemon.experiment().run as exp:
+            exp.files.upload(tmp_path / "big.bin", to="big.bin")
+            daemon.wait_until_hung()
+            daemon.resume()
+            exp.files("big.bin").delete()
+        with daemon.experiment().run as exp:
+            exp.files.flush(timeout=60)
+            assert exp.files().list() == []
+            assert_whole(daemon, exp, {})
+        assert CANCEL in daemon.faults_met()
 
 
+@contextmanager
+def revived(daemon: DaemonProcess) -> Iterator[None]:
+    """The operator's part: the daemon that dies in this block is started again before the block's end."""
+    with ThreadPoolExecutor(1) as operator:
+        done = operator.submit(lambda: (daemon.wait_for_death(30), daemon.start()))
+        yield
+        done.result()
+
+
+@pytest.mark.slow
 def test_killed_anywhere_it_sends_only_what_was_in_flight_again(swift, tmp_path: Path, full_size: bool) -> None:
     """Random moments of an upload; what the server is sent is counted on the way to it."""
     size, kills = (512 * MIB, 50) if full_size else (128 * MIB, 10)

@@ -25,6 +25,17 @@ class PinKind(StrEnum):
     """Let go: the file is stored."""
 
 
+class Protection(StrEnum):
+    """The least that a pin must outlive."""
+
+    RESTART = "restart"
+    """Whatever is quick; a descriptor, held in memory, where there is nothing better."""
+    REBOOT = "reboot"
+    """Something on a disk: no mere descriptor."""
+    COPY = "copy"
+    """The caller's own writes: bytes of our own."""
+
+
 class Algorithm(StrEnum):
     """The checksum by which a store proves what it received."""
 

@@ -75,15 +75,22 @@ class Database:
         outcomes: list[tuple[Any, BaseException | None]] = []
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            changes = self._connection.total_changes
             outcomes.extend(_attempt(self._connection, work) for work, _, _ in batch)
-            self._faults.at(f"{self._name}.before_commit")
-            self._connection.execute("COMMIT")
-            self._faults.at(f"{self._name}.after_commit")
+            self._commit(wrote=self._connection.total_changes > changes)
         except (sqlite3.Error, OSError) as failure:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             outcomes = [(None, failure)] * len(batch)
         _resolve(batch, outcomes)
+
+    def _commit(self, *, wrote: bool) -> None:
+        """Ends the transaction; one that only read is no durable step."""
+        if wrote:
+            self._faults.at(f"{self._name}.before_commit")
+        self._connection.execute("COMMIT")
+        if wrote:
+            self._faults.at(f"{self._name}.after_commit")
 
 
 def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:

@@ -42,6 +42,12 @@ SAMPLE = 16
 # Spelled out, because a partial index serves only a WHERE that implies its own.
 _DUE = "state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED')"
 _LISTED = "state NOT IN ('DONE', 'CANCELLED')"
+_FINISHED = "state IN ('DONE', 'CANCELLED')"
+# Files are journaled in the order in which their pins are made, not in that of their ids.
+_RAISE_HIGH_WATER = """
+INSERT INTO settings VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE CAST(excluded.value AS INTEGER) > CAST(value AS INTEGER)
+"""
 
 
 class SqliteJournal:
@@ -78,10 +84,7 @@ class SqliteJournal:
                 return _read_job(earlier), False
             connection.execute(statement, values)
             _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
-            connection.execute(
-                "INSERT INTO settings VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                (str(job.id),),
-            )
+            connection.execute(_RAISE_HIGH_WATER, (str(job.id),))
             return job, True
 
         return await self._database.call(work)
@@ -103,7 +106,9 @@ class SqliteJournal:
             if to is State.DONE:
                 values["content"] = None
         assignments = ", ".join(f"{name} = :{name}" for name in values)
-        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old RETURNING *"
+        # A checksum that somebody was told is never replaced by another.
+        same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
+        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same} RETURNING *"
         bound = values | {"_id": job.id, "_old": job.state}
 
         def work(connection: sqlite3.Connection) -> Job:
@@ -201,9 +206,12 @@ class SqliteJournal:
     async def pinned(self) -> list[Job]:
         return await self._jobs(f"WHERE {_LISTED}", ())
 
-    async def forget(self, before_ms: int) -> int:
-        statement = "DELETE FROM files WHERE state IN ('DONE', 'CANCELLED') AND updated_ms < ?"
-        return await self._database.call(lambda connection: connection.execute(statement, (before_ms,)).rowcount)
+    async def finished(self, before_ms: int, limit: int) -> list[Job]:
+        return await self._jobs(f"WHERE {_FINISHED} AND updated_ms < ? ORDER BY updated_ms LIMIT ?", (before_ms, limit))
+
+    async def forget(self, ids: Sequence[int]) -> None:
+        statement = f"DELETE FROM files WHERE id IN ({marks(ids)}) AND {_FINISHED}"
+        await self._database.call(lambda connection: connection.execute(statement, ids).close())
 
     async def summary(self) -> Summary:
         counts = await self._rows(

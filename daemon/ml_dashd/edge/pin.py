@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
-from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind
+from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.ports import Faults, Feedable, Source
 
@@ -45,13 +45,13 @@ class SpoolPins:
 
     # ---- hand-off
 
-    def take(self, descriptor: int, file_id: int, source: str, snapshot: str) -> tuple[Pin, bytes | None, int]:
+    def take(self, descriptor: int, file_id: int, source: str, protection: Protection) -> tuple[Pin, bytes | None, int]:
         status = _check(descriptor, source)
         if status.st_size <= INLINE_BYTES:
             content = _read_whole(descriptor, source)
             return Pin(PinKind.INLINE, source=source), content, len(content)
         self._faults.at("pin.before")
-        kind, name = self._keep(descriptor, file_id, status.st_dev, snapshot)
+        kind, name = self._keep(descriptor, file_id, status.st_dev, protection)
         self._faults.at("pin.after")
         try:
             mark = self._mark(descriptor, kind, name)
@@ -62,9 +62,9 @@ class SpoolPins:
             raise
         return Pin(kind, name, source, mark), None, mark.size_bytes
 
-    def _keep(self, descriptor: int, file_id: int, device: int, snapshot: str) -> tuple[PinKind, str]:
+    def _keep(self, descriptor: int, file_id: int, device: int, protection: Protection) -> tuple[PinKind, str]:
         """Makes the best pin that this file system and this file's owner allow."""
-        if snapshot == "copy":
+        if protection is Protection.COPY:
             return PinKind.COPY, self._copy(descriptor, file_id)
         pool = self._by_device.get(device)
         if pool is not None:
@@ -73,6 +73,8 @@ class SpoolPins:
                 return PinKind.REFLINK, name
             if _link(descriptor, name):
                 return PinKind.LINK, name
+        if protection is Protection.REBOOT:
+            return PinKind.COPY, self._copy(descriptor, file_id)
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         return PinKind.FD, ""
 
@@ -177,7 +179,8 @@ class SpoolPins:
         if job.pin.kind is PinKind.FD:
             held = self._held.get(job.id)
             if held is not None:
-                return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_CLOEXEC)
+                # Not opened again by its name in /proc: that would ask for a right that only the client may have.
+                return fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, 3)
             return _reopen(job)
         try:
             return os.open(self._path(job.pin), os.O_RDONLY | os.O_CLOEXEC)

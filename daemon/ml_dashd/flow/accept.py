@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,16 +12,21 @@ from ml_dash.errors import Code, error
 from ml_dash.messages import CommitSlot, Described, Put, Upload
 from ml_dashd.core import names
 from ml_dashd.core.ids import IdSource
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Clock, Faults, Journal, Pins, Session, Slots, Threads
+
+log = logging.getLogger("ml_dashd.flow")
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
 
 
 class Accept:
-    """Takes files in. `wake` is called once a file is in the journal."""
+    """Takes files in. `wake` is called once a file is in the journal.
+
+    `threads` does what takes microseconds, `disk` what may take seconds: no hand-off waits behind another's bytes.
+    """
 
     def __init__(
         self,
@@ -29,6 +35,7 @@ class Accept:
         pins: Pins,
         slots: Slots,
         threads: Threads,
+        disk: Threads,
         ids: IdSource,
         bell: Bell,
         clock: Clock,
@@ -41,6 +48,7 @@ class Accept:
         self._pins = pins
         self._slots = slots
         self._threads = threads
+        self._disk = disk
         self._ids = ids
         self._bell = bell
         self._clock = clock
@@ -60,9 +68,9 @@ class Accept:
         """Takes an open file. Idempotent by the message's key."""
         self._check(message.durability, message.snapshot)
         record = self._describe(session, message.file)
-        pin, content, size = await self._threads.run(
-            self._pins.take, descriptor, record.id, message.source, message.snapshot
-        )
+        protection = self._protection(message)
+        threads = self._disk if protection is Protection.COPY else self._threads
+        pin, content, size = await threads.run(self._pins.take, descriptor, record.id, message.source, protection)
         return await self._keep(_sized(record, size, content), pin, content, message.key, message.durability)
 
     async def put(self, session: Session, message: Put) -> Job:
@@ -83,17 +91,17 @@ class Accept:
 
     async def _keep(self, record: FileRecord, pin: Pin, content: bytes | None, key: bytes, durability: str) -> Job:
         inline = pin.kind is PinKind.INLINE
-        on_disk = inline or (durability or self._durability) == "disk"
+        on_disk = inline or self._waits_for_disk(durability)
         try:
             if on_disk and not inline:
-                await self._threads.run(self._pins.sync, pin, record.id)
+                await self._disk.run(self._pins.sync, pin, record.id)
             self._faults.at("accept.pinned")
             job, new = await self._journal.accept(Job(record, pin, on_disk=on_disk), key, content)
         except BaseException:
-            await self._threads.run(self._pins.release, pin, record.id)
+            await self._disk.run(self._pins.release, pin, record.id)
             raise
         if not new and job.pin != pin:
-            await self._threads.run(self._pins.release, pin, record.id)
+            await self._disk.run(self._pins.release, pin, record.id)
         self._faults.at("accept.journaled")
         self._wake()
         if not job.on_disk:
@@ -107,9 +115,20 @@ class Accept:
         task.add_done_callback(self._syncing.discard)
 
     async def _sync(self, job: Job) -> None:
-        await self._threads.run(self._pins.sync, job.pin, job.id)
-        await self._journal.mark_on_disk(job.id)
+        try:
+            await self._disk.run(self._pins.sync, job.pin, job.id)
+            await self._journal.mark_on_disk(job.id)
+        except Exception as failure:  # noqa: BLE001 the file keeps its ack of "memory", and says no more than that
+            log.error("sync_failed id=%d path=%s error=%s", job.id, job.record.path, failure)  # noqa: TRY400
         self._bell.ring()
+
+    def _protection(self, message: Upload) -> Protection:
+        if message.snapshot == "copy":
+            return Protection.COPY
+        return Protection.REBOOT if self._waits_for_disk(message.durability) else Protection.RESTART
+
+    def _waits_for_disk(self, durability: str) -> bool:
+        return (durability or self._durability) == "disk"
 
     def _check(self, durability: str, snapshot: str) -> None:
         if self._closed:

@@ -82,12 +82,15 @@ class Finish:
         self._bell.ring()
 
     async def abort_all(self, job: Job) -> None:
-        """Aborts every multipart upload of this file's key, those too that a crash kept out of the journal."""
-        key = job.record.key or self._store.key(job.record)
-        target = Target(key, job.id, job.record.size_bytes, job.record.content_type)
+        """Aborts the file's multipart upload, and those too that a crash kept out of the journal."""
         if job.upload_id is not None:
-            await self._store.abort(target, job.upload_id)
-        for upload in [each async for each in self._store.uploads(key)]:
+            await self._store.abort(self._target(job), job.upload_id)
+        await self.abort_strays(job)
+
+    async def abort_strays(self, job: Job) -> None:
+        """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""
+        target = self._target(job)
+        for upload in [each async for each in self._store.uploads(target.key)]:
             log.info("orphan_aborted id=%d upload=%s", job.id, upload.upload_id)
             await self._store.abort(target, upload.upload_id)
 
@@ -118,3 +121,7 @@ class Finish:
 
     async def _release(self, job: Job) -> None:
         await self._threads.run(self._pins.release, job.pin, job.id)
+
+    def _target(self, job: Job) -> Target:
+        key = job.record.key or self._store.key(job.record)
+        return Target(key, job.id, job.record.size_bytes, job.record.content_type)

@@ -1,0 +1,48 @@
+"""Housekeeping: finished files are forgotten, after the store was asked once more what it still has of them."""
+
+from __future__ import annotations
+
+import logging
+
+from ml_dashd.core.retry import StoreError
+from ml_dashd.flow.finish import Finish
+from ml_dashd.ports import Clock, Journal
+
+log = logging.getLogger("ml_dashd.flow")
+
+KEEP_FINISHED_MS = 24 * 3600 * 1000
+"""Rows of finished files stay this long: a late repeat of a request, or of Create, finds them."""
+PAUSE_S = 600.0
+BATCH = 200
+
+
+class Sweep:
+    """Runs beside the worker, from the start to the end."""
+
+    def __init__(self, journal: Journal, finish: Finish, clock: Clock) -> None:
+        self._journal = journal
+        self._finish = finish
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Sweeps now, and then every ten minutes."""
+        while True:
+            try:
+                await self.once(self._clock.now_ms() - KEEP_FINISHED_MS)
+            except StoreError as failure:
+                log.info("sweep_postponed error=%s", failure)
+            except Exception:
+                log.exception("sweep_failed")
+            await self._clock.sleep(PAUSE_S)
+
+    async def once(self, before_ms: int) -> None:
+        """Forgets what was finished before then.
+
+        A Create that was given up may have reached the store after all, behind the upload that took its place; such an
+        orphan costs money until somebody aborts it. Its key holds the file's id, so it is ours.
+        """
+        while jobs := await self._journal.finished(before_ms, BATCH):
+            for job in jobs:
+                if job.part_size:
+                    await self._finish.abort_strays(job)
+            await self._journal.forget([job.id for job in jobs])
