@@ -13,15 +13,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from ml_dash import Experiment
 from ml_dash.connection import Connection, Endpoint
 from ml_dash.messages import Status, StatusReport
 from tests.servers.s3server import S3Server
 
+T = TypeVar("T")
 PREFIX = "alice/cv/resnet"
 SOURCE = Path(__file__).parent.parent / "daemon" / "ml_dashd"
 
@@ -73,7 +74,7 @@ class Folder(StoreUnderTest):
 class Bucket(StoreUnderTest):
     key_prefix = "some/where/"
 
-    def __init__(self, server: S3Server, endpoint: str | None = None) -> None:
+    def __init__(self, server: S3Server, endpoint: str | None = None, *, make: bool = True) -> None:
         self.server = server
         self.bucket = f"bucket-{secrets.token_hex(6)}"
         self.url = f"s3://{self.bucket}/{self.key_prefix.rstrip('/')}"
@@ -83,7 +84,11 @@ class Bucket(StoreUnderTest):
             "AWS_SECRET_ACCESS_KEY": server.secret_key,
             "AWS_DEFAULT_REGION": server.region,
         }
-        server.make_bucket(self.bucket)
+        if make:
+            self.make()
+
+    def make(self) -> None:
+        self.server.make_bucket(self.bucket)
 
     def keys(self) -> list[str]:
         with self._client() as s3:
@@ -234,6 +239,15 @@ def assert_whole(daemon: DaemonProcess, experiment: Experiment, expected: dict[s
         assert store.sha256(store.key_of(record)) == expected[path]
     assert store.open_uploads() == []
     assert [name for name in daemon.spool() if "slots" not in name] == []
+
+
+def eventually(look: Callable[[], T], timeout: float = 30) -> T:
+    """The first true answer; for what nobody can be asked to wait for, such as a file that becomes blocked."""
+    deadline = time.monotonic() + timeout
+    while not (seen := look()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+    return seen
 
 
 def make_file(path: Path, size: int, seed: int = 0) -> str:

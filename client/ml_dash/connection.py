@@ -234,7 +234,7 @@ class _Channel:
         Descriptors that come with it are kept for `take_received` only with `keep`.
         """
         self._number += 1
-        self._send(messages.encode(build(self._number), len(descriptors)), descriptors)
+        self._send(_encode(build(self._number), len(descriptors)), descriptors)
         while True:
             frame = self._next()
             answer = messages.decode(frame, messages.REPLIES)
@@ -295,6 +295,14 @@ def now_ms() -> int:
 def new_key() -> bytes:
     """An idempotency key."""
     return secrets.token_bytes(16)
+
+
+def _encode(message: Message, descriptors: int) -> bytes:
+    try:
+        return messages.encode(message, descriptors)
+    except UnicodeEncodeError as bad:
+        what = f"{bad.object[:120]!r} has an unpaired surrogate"
+        raise error(Code.INVALID_PATH, what, "use text that UTF-8 can hold") from None
 
 
 def _expect(reply: type[M], answer: Message) -> M:

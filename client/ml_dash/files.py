@@ -109,7 +109,7 @@ class FileSet:
                     request=number,
                     key=key,
                     file=file,
-                    source=os.path.abspath(source),  # noqa: PTH100 keeps symlinks
+                    source=_printable(os.path.abspath(source)),  # noqa: PTH100 keeps symlinks
                     durability=durability or self._durability,
                     snapshot=snapshot or "",
                 ),
@@ -254,7 +254,7 @@ class FileSet:
     ) -> m.Described:
         """What is said of a file: the call's words, else the builder's."""
         given = self._defaults
-        return m.Described(
+        described = m.Described(
             place=self._place,
             to=_text(to, "to"),
             description=given.description if description is None else _text(description, "description"),
@@ -262,6 +262,8 @@ class FileSet:
             bindrs=given.bindrs if bindrs is None else _texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
         )
+        m.check(described)
+        return described
 
     def _result(self, record: m.Record) -> FileResult:
         return FileResult(record, self._connection)
@@ -425,6 +427,11 @@ def _open_source(source: str) -> int:
         os.close(descriptor)
         raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
     return descriptor
+
+
+def _printable(path: str) -> str:
+    """A path for messages: what is not UTF-8 in it is escaped, so that a file of any name can be handed over."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _only(described: dict[str, Any]) -> dict[str, Any]:

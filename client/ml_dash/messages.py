@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from ml_dash import wire
-from ml_dash.errors import Code, ProtocolError
+from ml_dash.errors import Code, ProtocolError, error
 
 KIB = 1024
 MAX_INT = 2**63 - 1
@@ -393,6 +393,14 @@ def decode(frame: wire.Frame, kinds: Mapping[int, type[Message]]) -> Message:
         raise _broken(f"{schema.__name__} came with {len(frame.descriptors)} descriptors")
     message: Message = _reader(cast("Hashable", schema))(frame.fields, schema.__name__)
     return message
+
+
+def check(value: Place | Described) -> None:
+    """Raises INVALID_ARGUMENT where the caller's words are past a bound: `decode` would hang up for it."""
+    try:
+        _reader(cast("Hashable", type(value)))(_plain(value), "")
+    except ProtocolError as bad:
+        raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
 
 
 # ---- the schema, read off the annotations

@@ -14,10 +14,10 @@ PIECE = 1 << 18
 class CountingProxy:
     """Passes everything through; `received` counts the bytes that clients have sent."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, port: int = 0) -> None:
         parts = urlsplit(endpoint)
         self._server = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.received = 0
         self._changed = threading.Condition()

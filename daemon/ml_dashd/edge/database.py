@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from ml_dash.errors import Code, error
 from ml_dashd.ports import Faults
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Database:
         self._faults = faults
         self._name = name
         self._queue: SimpleQueue[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]] | None] = SimpleQueue()
+        self._closed = False
         self._connection = _open(path, migrations)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -42,13 +44,16 @@ class Database:
 
         A caller that is cancelled does not undo it: what was asked for is done.
         """
+        if self._closed:
+            raise error(Code.SHUTTING_DOWN, f"the {self._name} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put((work, loop, future))
         return await asyncio.shield(future)
 
     def close(self) -> None:
-        """Finishes what was asked for, folds the log back and closes. Blocks."""
+        """Finishes what was asked for, folds the log back and closes. Blocks. Idempotent."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 
@@ -125,7 +130,21 @@ def _resolve(
 
 
 def _open(path: Path, migrations: list[str]) -> sqlite3.Connection:
+    path.touch(0o600)
+    path.chmod(0o600)  # before SQLite makes the log, which gets the same mode and holds the same secrets
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    try:
+        _prepare(connection, path, migrations)
+    except sqlite3.Error as failure:
+        connection.close()
+        raise error(Code.DISK_FAILED, f"{path}: {failure}", "put a copy of it back, or move it away") from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, migrations: list[str]) -> None:
     connection.row_factory = sqlite3.Row
     for pragma in (
         "journal_mode=WAL",
@@ -134,17 +153,19 @@ def _open(path: Path, migrations: list[str]) -> sqlite3.Connection:
         "foreign_keys=ON",
     ):
         connection.execute(f"PRAGMA {pragma}")
-    _migrate(connection, migrations)
+    _migrate(connection, path, migrations)
     _stretch_log(connection)
-    path.chmod(0o600)
-    return connection
 
 
-def _migrate(connection: sqlite3.Connection, migrations: list[str]) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: list[str]) -> None:
     """Brings the schema up to date, each step in its own transaction; user_version counts the steps done."""
     (done,) = connection.execute("PRAGMA user_version").fetchone()
     if done > len(migrations):
-        raise sqlite3.DatabaseError(f"made by a newer release (schema {done}, this one knows {len(migrations)})")
+        raise error(
+            Code.CONFIG,
+            f"{path} was made by a newer release (schema {done}, this one knows {len(migrations)})",
+            "run that release, or give this one its own state_dir",
+        )
     for number, script in enumerate(migrations[done:], start=done + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT;")
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Described, Put, Upload
 from ml_dashd.core import names
 from ml_dashd.core.ids import IdSource
@@ -84,8 +84,12 @@ class Accept:
 
     async def commit(self, session: Session, message: CommitSlot) -> Job:
         """Takes what was written into a slot. Idempotent by the message's key."""
-        self._check(message.durability, "")
-        record = self._describe(session, message.file)
+        try:
+            self._check(message.durability, "")
+            record = self._describe(session, message.file)
+        except MLDashError:
+            self._slots.give_back(session.number, message.slot)
+            raise
         pin = self._slots.commit(session.number, message.slot, message.size_bytes)
         return await self._keep(_sized(record, message.size_bytes, None), pin, None, message.key, message.durability)
 
