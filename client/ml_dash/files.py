@@ -23,7 +23,7 @@ from ml_dash import messages as m
 from ml_dash import serialize
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, error
-from ml_dash.result import FileResult, _time, failure_of
+from ml_dash.result import FileResult, _time, failure_of, records_of
 
 PathLike = str | os.PathLike[str]
 Paths = list[str]
@@ -294,10 +294,10 @@ class FileSet:
 
     def _newest(self, name: str | None) -> m.Record:
         if (file_id := self._defaults.file_id) is not None:
-            page = self._connection.call(m.Page, lambda number: m.Get(request=number, ids=(file_id,)))
-            if not page.records or page.records[0].deleted_ms is not None:
+            (record,) = records_of(self._connection, [file_id])
+            if record.deleted_ms is not None:
                 raise error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
-            return page.records[0]
+            return record
         return self._versions(name)[0]
 
     def _no_match(self, pattern: str | None) -> Exception:

@@ -31,6 +31,8 @@ Name = Annotated[str, Max(4096)]
 """A path or a part of one; the real limits are the daemon's (core/names.py), this one bounds the frame."""
 Text = Annotated[str, Max(16 * KIB)]
 Json = Annotated[str, Max(256 * KIB)]
+DESCRIBED_BYTES = 512 * KIB
+"""All that is said of a file: texts are bounded in characters, frames in bytes."""
 Tags = Annotated[tuple[Annotated[str, Max(256)], ...], Max(128)]
 Key = Annotated[bytes, Max(16)]
 """An idempotency key: 16 random bytes; a request that comes again with the same key has the same answer."""
@@ -192,7 +194,10 @@ class List(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Get(Message):
-    """Asks for files by id; those that are not known are left out."""
+    """Asks for files by id; those that are not known are left out.
+
+    The answer has as many as fit, in the order of the ids; its cursor is the id from which to ask again.
+    """
 
     kind: ClassVar[int] = 9
     ids: Annotated[tuple[int, ...], Max(1000)]
@@ -395,12 +400,17 @@ def decode(frame: wire.Frame, kinds: Mapping[int, type[Message]]) -> Message:
     return message
 
 
-def check(value: Place | Described) -> None:
-    """Raises INVALID_ARGUMENT where the caller's words are past a bound: `decode` would hang up for it."""
+def check(described: Described) -> None:
+    """Raises INVALID_ARGUMENT where the caller's words are past a bound: the daemon would hang up for it."""
     try:
-        _reader(cast("Hashable", type(value)))(_plain(value), "")
+        _reader(cast("Hashable", Described))(_plain(described), "")
     except ProtocolError as bad:
         raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
+    texts = (described.to, described.description or "", described.metadata or "", *described.tags, *described.bindrs)
+    size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    if size > DESCRIBED_BYTES:
+        what = f"name, description, tags, bindrs and metadata take {size} bytes, at most {DESCRIBED_BYTES}"
+        raise error(Code.INVALID_ARGUMENT, what, "shorten them")
 
 
 # ---- the schema, read off the annotations

@@ -15,7 +15,8 @@ from ml_dash.messages import Get, Page, Record, Wait, Waited
 
 WAIT_MS = 30_000
 """One request's wait; longer waits ask again."""
-ENDED = ("DONE", "FAILED", "CANCELLED")
+IDS_AT_ONCE = 1000
+"""The most that a request takes."""
 
 
 class Progress(NamedTuple):
@@ -60,11 +61,8 @@ class FileResult(dict[str, Any]):
 
     def refresh(self) -> FileResult:
         """Brings every field up to date, in place."""
-        if self._connection is not None and self._record.state not in ENDED:
-            page = self._connection.call(Page, lambda number: Get(request=number, ids=(self._record.id,)))
-            if not page.records:
-                raise error(Code.UNKNOWN_FILE, f"no file has the id {self._record.id}")
-            self._record = page.records[0]
+        if self._connection is not None:
+            (self._record,) = records_of(self._connection, [self._record.id])
             super().update(to_dict(self._record))
         return self
 
@@ -108,6 +106,20 @@ class FileResult(dict[str, Any]):
         if super().__getitem__("checksum") is None:
             _wait([self], "hashed", None)
             self.refresh()
+
+
+def records_of(connection: Connection, ids: Sequence[int]) -> Iterator[Record]:
+    """The files of these ids, in their order. Raises UNKNOWN_FILE for one that is not known."""
+    left = tuple(ids)
+    while left:
+        some = left[:IDS_AT_ONCE]
+        page = connection.call(Page, lambda number, some=some: Get(request=number, ids=some))  # type: ignore[misc]
+        known = {record.id for record in page.records}
+        asked = some[: some.index(int(page.cursor))] if page.cursor else some
+        if missing := [one for one in asked if one not in known]:
+            raise error(Code.UNKNOWN_FILE, f"no file has the id {missing[0]}")
+        yield from page.records
+        left = left[len(asked) :]
 
 
 def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: float | None) -> None:

@@ -100,6 +100,9 @@ class Journal(Protocol):
     async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
         """Jobs of a lane that are on their way and may run now, in order of hand-off, without those in `skip`."""
 
+    async def retry_blocked(self) -> None:
+        """Lets every blocked job run now: one of them has just succeeded."""
+
     async def next_due_ms(self, now_ms: int) -> int | None:
         """When the next job that waits beyond now may run."""
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from ml_dash import MLDashError
+from ml_dash.connection import Connection, find_endpoint
 from ml_dash.errors import Code
 from ml_dash.messages import Record
+from ml_dash.result import records_of
 from tests.doubles.counting_proxy import CountingProxy
 from tests.harness import Bucket, DaemonProcess, assert_whole, eventually, make_file
 from tests.servers.swift import Swift
@@ -104,3 +106,19 @@ def test_a_blocked_file_can_be_taken_back(swift: Swift, tmp_path: Path) -> None:
 
 def give(profile: Path, key: str, secret: str) -> None:
     profile.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+
+
+def test_much_that_is_said_of_files_fits_every_answer(swift: Swift, tmp_path: Path) -> None:
+    """Twenty files with a quarter of a MiB of metadata each: more than a frame holds."""
+    store = Bucket(swift, make=False)
+    with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
+        results = [
+            exp.files.save_text("x", to=f"{number:02}.txt", metadata={"k": "v" * 250_000}) for number in range(20)
+        ]
+        eventually(lambda: len(daemon.status().blocked) == 16)
+        assert len(exp.files().list()) == 20
+        ids = [int(result["id"]) for result in results]
+        with closing(Connection(find_endpoint(daemon.socket, None))) as connection:
+            assert [record.id for record in records_of(connection, ids)] == ids
+        store.make()
+        exp.files.flush(timeout=60)

@@ -11,12 +11,12 @@ from ml_dash import messages as m
 from ml_dash.cli.show import Update
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, error
-from ml_dash.result import failure_of
+from ml_dash.result import failure_of, records_of
 
 STEP_MS = 500
 """How long one look may take: the bar moves at least this often."""
 AT_ONCE = 100
-"""Ids in one request; a thousand records with all their metadata would not fit its answer."""
+"""Ids that one look waits for."""
 SENT = ("COMPLETING", "VERIFIED", "DONE")
 ENDED = ("DONE", "FAILED", "CANCELLED")
 
@@ -65,13 +65,7 @@ def at_ids(connection: Connection, ids: Sequence[int]) -> Look:
 
     def refresh() -> list[int]:
         moving = [one for one in ids if one not in records or records[one].state not in ENDED]
-        for start in range(0, len(moving), AT_ONCE):
-            some = tuple(moving[start : start + AT_ONCE])
-            page = connection.call(m.Page, lambda number, some=some: m.Get(request=number, ids=some))  # type: ignore[misc]
-            records.update((record.id, record) for record in page.records)
-        missing = [one for one in ids if one not in records]
-        if missing:
-            raise error(Code.UNKNOWN_FILE, f"no file has the id {missing[0]}")
+        records.update((record.id, record) for record in records_of(connection, moving))
         return [one for one in moving if records[one].state not in ENDED]
 
     def look(step_ms: int) -> Seen:

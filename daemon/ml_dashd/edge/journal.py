@@ -190,6 +190,13 @@ class SqliteJournal:
             [lane, now_ms, *skip, limit],
         )
 
+    async def retry_blocked(self) -> None:
+        await self._database.call(
+            lambda connection: connection.execute(
+                f"UPDATE files SET not_before_ms = 0 WHERE {_DUE} AND blocked"
+            ).close()
+        )
+
     async def next_due_ms(self, now_ms: int) -> int | None:
         (row,) = await self._rows(
             f"SELECT min(not_before_ms) AS at FROM files WHERE {_DUE} AND not_before_ms > ?",

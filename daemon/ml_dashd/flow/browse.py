@@ -93,6 +93,16 @@ class Browse:
         seen = (stored.get(one) if one in stored and _is_over(jobs.get(one)) else jobs.get(one) for one in ids)
         return [each for each in seen if each is not None and each.record.owner_uid == session.uid]
 
+    async def get_page(self, session: Session, ids: Sequence[int]) -> tuple[list[Seen], str | None]:
+        """As many of them as fit into one answer, and the id from which to ask again."""
+        found = await self.get(session, ids)
+        weight = 0
+        for count, seen in enumerate(found[:-1], start=1):
+            weight += _weight(seen.record)
+            if weight >= PAGE_BYTES:
+                return found[:count], str(found[count].id)
+        return found, None
+
     async def delete(self, session: Session, ids: Sequence[int]) -> tuple[list[int], int]:
         """Deletes files: one that is on its way is cancelled, a stored one is marked. Idempotent."""
         mine = [seen.id for seen in await self.get(session, ids)]

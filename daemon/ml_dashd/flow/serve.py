@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ml_dash import messages as m
@@ -132,7 +132,8 @@ class Serve:
         return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
 
     async def _get(self, session: Session, message: m.Get, *_: Any) -> Reply:
-        return m.Page(request=message.request, records=self._records(await self._browse.get(session, message.ids))), ()
+        found, cursor = await self._browse.get_page(session, message.ids)
+        return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
 
     async def _wait(self, session: Session, message: m.Wait, *_: Any) -> Reply:
         timeout_ms = min(message.timeout_ms, MAX_WAIT_MS)
@@ -142,7 +143,7 @@ class Serve:
         else:
             reached, pending, failed = await self._browse.wait(session, message.ids, message.until, timeout_ms)
         return m.Waited(
-            request=message.request, reached=reached, pending=pending, failed=self._records(failed[:16])
+            request=message.request, reached=reached, pending=pending, failed=self._samples(failed[:16])
         ), ()
 
     async def _delete(self, session: Session, message: m.Delete, *_: Any) -> Reply:
@@ -172,9 +173,15 @@ class Serve:
                 m.Count(state=one.state, files=one.files, size_bytes=one.size_bytes) for one in summary.counts
             ),
             oldest_ms=summary.oldest_ms,
-            blocked=self._records(summary.blocked),
-            failed=self._records(summary.failed),
+            blocked=self._samples(summary.blocked),
+            failed=self._samples(summary.failed),
         ), ()
+
+    def _samples(self, jobs: Sequence[Job]) -> tuple[m.Record, ...]:
+        """Records that say which files they are and what troubles them, without what may be long."""
+        return tuple(
+            replace(record, description=None, tags=(), bindrs=(), metadata=None) for record in self._records(jobs)
+        )
 
     def _records(self, jobs: Sequence[Job]) -> tuple[m.Record, ...]:
         return tuple(self._record(job) for job in jobs)

@@ -104,6 +104,9 @@ class Worker:
     async def _run(self, job: Job) -> None:
         try:
             await self._uploader.run(job)
+            if job.blocked:  # what held it up is mended, so the others need not wait for their time
+                await self._journal.retry_blocked()
+                self.wake()
         except Superseded:
             return  # cancelled, or finished by another hand
         except Exception as failure:  # noqa: BLE001 whatever it is, the file goes on or says why
