@@ -19,6 +19,7 @@ from ml_dashd.config import Config, fault_plan
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import Algorithm
 from ml_dashd.core.schedule import lane
+from ml_dashd.edge import notice
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
@@ -61,12 +62,19 @@ class Daemon:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
-        self._take_lock()
+        await self._take_lock()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         await self._start()
+        await notice.leave(
+            self._config.state_dir,
+            pid=os.getpid(),
+            version=version("ml-dash"),
+            socket=str(self._config.socket),
+            store=self._store.url,
+        )
         ready()
         log.info("ready socket=%s store=%s pid=%d", self._config.socket, self._store.url, os.getpid())
         chores = [asyncio.create_task(self._sweep.run())]
@@ -78,9 +86,10 @@ class Daemon:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await self._stop()
+        await notice.remove(self._config.state_dir)
         log.info("stopped")
 
-    def _take_lock(self) -> None:
+    async def _take_lock(self) -> None:
         """One daemon for a state folder: the lock lives as long as the process."""
         folder = self._config.state_dir
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,9 +97,11 @@ class Daemon:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            other = await notice.read(folder)
+            who = f" (pid {other['pid']}, socket {other['socket']})" if {"pid", "socket"} <= other.keys() else ""
             raise error(
                 Code.CONFIG,
-                f"another ml-dashd serves {folder}",
+                f"another ml-dashd serves {folder}{who}",
                 "use that one, or give this one its own state_dir",
             ) from None
 

@@ -1,0 +1,172 @@
+"""The pages say what the code does. `python -m tests.unit.test_docs` writes the parts that are made from it anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import pytest
+
+from ml_dash import experiment, files, messages, result
+from ml_dash.cli.parser import COMMANDS
+from ml_dash.errors import TABLE
+from ml_dashd import config
+from ml_dashd.core.states import diagram
+from tests.harness import SOURCE, fault_points
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = re.compile(r"^# (\w+ = .*)$", re.MULTILINE)
+
+
+# ---- what is made from the code
+
+
+def _states() -> str:
+    return f"```mermaid\n{diagram()}\n```"
+
+
+def _messages() -> str:
+    lines = ["| kind | message | fields | descriptors | payload |", "|---|---|---|---|---|"]
+    for kind, message in {**messages.REQUESTS, **messages.REPLIES}.items():
+        most = max(message.descriptors)
+        beside = "" if not most else "1" if 0 not in message.descriptors else "0 or 1"
+        lines.append(f"| {kind} | `{message.__name__}` | {_fields(message)} | {beside} | {message.limit // 1024} KiB |")
+    lines += ["", "Parts of messages:", "", "| | fields |", "|---|---|"]
+    lines += [
+        f"| `{part.__name__}` | {_fields(part)} |"
+        for part in (messages.Place, messages.Described, messages.Record, messages.Count)
+    ]
+    return "\n".join(lines)
+
+
+def _fields(message: Any) -> str:
+    hints = get_type_hints(message)
+    return ", ".join(
+        f"`{field.name}{'' if field.default is dataclasses.MISSING else '?'}` {_type(hints[field.name])}"
+        for field in dataclasses.fields(message)
+    )
+
+
+def _type(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        return _type(get_args(hint)[0])
+    options = [option for option in get_args(hint) if option not in (type(None), Ellipsis)]
+    if get_origin(hint) is tuple:
+        return f"{_type(options[0])}[]"
+    return _type(options[0]) if options else hint.__name__
+
+
+def _errors() -> str:
+    lines = ["| code | exception | hint |", "|---|---|---|"]
+    for code, entry in TABLE.items():
+        builtin = next(base for base in entry.exception.__mro__ if base.__module__ == "builtins")
+        raised = f"`{entry.exception.__name__}`" + (f" ({builtin.__name__})" if builtin is not Exception else "")
+        lines.append(f"| `{code}` | {raised} | {entry.hint} |")
+    return "\n".join(lines)
+
+
+MADE = {
+    ("ARCHITECTURE.md", "states"): _states,
+    ("PROTOCOL.md", "messages"): _messages,
+    ("PROTOCOL.md", "errors"): _errors,
+}
+
+
+def _between(page: str, name: str, text: str) -> str:
+    return re.sub(
+        rf"(<!-- {name}: .*? -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{text}\n{found[2]}",
+        page,
+        count=1,
+        flags=re.DOTALL,
+    )
+
+
+@pytest.mark.parametrize(("page", "name"), MADE, ids=lambda part: part)
+def test_what_is_made_from_the_code_is_up_to_date(page: str, name: str) -> None:
+    text = (ROOT / page).read_text()
+    assert _between(text, name, MADE[page, name]()) == text, "run `python -m tests.unit.test_docs`"
+
+
+# ---- what is written by hand
+
+
+def test_every_setting_is_explained_with_its_default() -> None:
+    text = (ROOT / "config/ml-dashd.toml").read_text()
+    shown = tomllib.loads(DEFAULT.sub(r"\1", text))
+    defaults = dataclasses.asdict(config.Config())
+    del defaults["embedded"]
+    assert shown == {table: {key: _plain(value) for key, value in keys.items()} for table, keys in defaults.items()}
+    for key in DEFAULT.finditer(text):
+        before = text[: key.start()].rstrip("\n").rpartition("\n")[2]
+        assert before.startswith("# "), f"{key[1]} has no reason above it"
+    config.parse(tomllib.loads(text))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_every_fault_point_is_named_once() -> None:
+    text = (ROOT / "DURABILITY.md").read_text()
+    named = re.findall(r"`((?:pin|accept|journal|catalog|upload|local|finish)\.\w+)`", text)
+    assert sorted(named) == fault_points()
+
+
+def test_every_log_event_is_explained() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    section = text[text.index("## Log events") :]
+    calls = re.compile(r'\blog\.(?:debug|info|warning|error|exception)\(\s*"(\w+)')
+    events = {event for path in SOURCE.rglob("*.py") for event in calls.findall(path.read_text())}
+    assert events == set(re.findall(r"`(\w+)`", section)) - {"memory", "ack"}
+
+
+def test_every_module_has_its_line() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    names = {path.name for path in SOURCE.rglob("*") if path.suffix in (".py", ".sql")} - {"__init__.py", "ports.py"}
+    assert {name for name in names if f"{name}`" not in text} == set()
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.split(r"[<>=\[]", each)[0] for group in groups for each in group}
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert {name for name in COMMANDS if f"ml-dash {name}" not in text} == set()
+
+
+@pytest.mark.parametrize("module", [experiment, files, result], ids=lambda module: module.__name__)
+def test_public_names_have_docstrings(module: Any) -> None:
+    for name, thing in vars(module).items():
+        if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__:
+            continue
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name
+            for method, function in vars(thing).items():
+                if not method.startswith("_") and inspect.isfunction(function) and not _inherits(thing, method):
+                    assert inspect.getdoc(function), f"{name}.{method}"
+
+
+def _inherits(thing: type, method: str) -> bool:
+    return any(method in vars(base) for base in thing.__mro__[1:])
+
+
+if __name__ == "__main__":
+    for (page, name), make in MADE.items():
+        path = ROOT / page
+        path.write_text(_between(path.read_text(), name, make()))
