@@ -122,11 +122,12 @@ class Bucket(StoreUnderTest):
 class DaemonProcess:
     """ml-dashd as its users run it. `kill` is kill -9; `start` after it is the restart."""
 
-    def __init__(self, folder: Path, store: StoreUnderTest, settings: str = "") -> None:
+    def __init__(self, folder: Path, store: StoreUnderTest, settings: str = "", daemon_settings: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.store = store
         self.settings = settings
+        self.daemon_settings = daemon_settings
         self.socket = folder / "socket"
         self.state = folder / "state"
         self.environment: dict[str, str] = {}
@@ -219,7 +220,7 @@ class DaemonProcess:
         path = self.folder / "ml-dashd.toml"
         endpoint = f'endpoint_url = "{self.store.endpoint}"\n' if self.store.endpoint else ""
         path.write_text(
-            f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{self.state}"\n'
+            f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{self.state}"\n{self.daemon_settings}\n'
             f'[store]\nurl = "{self.store.url}"\n{endpoint}{self.settings}'
         )
         return str(path)
