@@ -49,4 +49,5 @@ lock:            ## pin the newest versions that pyproject.toml allows
 	  pyproject.toml --output-file requirements.lock
 
 clean:           ## remove what the other targets made here
-	rm -rf $(VENV) .cache build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache build dist .coverage .hypothesis \
+	  .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .dash-demo

@@ -62,7 +62,12 @@ def find_endpoint(socket_path: str | os.PathLike[str] | None, root: str | os.Pat
         for service in _services():
             if _answers(service):
                 return Endpoint(service)
-    folder = Path(root or os.environ.get("ML_DASH_ROOT") or ".dash").absolute()
+    return endpoint_of(root or os.environ.get("ML_DASH_ROOT") or ".dash")
+
+
+def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
+    """The embedded daemon of a root."""
+    folder = Path(root).absolute()
     return Endpoint(folder / HOME / "socket", folder)
 
 

@@ -194,6 +194,13 @@ def test_a_socket_where_nobody_listens_is_no_daemon(tmp_path: Path) -> None:
     assert ended.err.startswith(f"ml-dash: no daemon answers at {tmp_path / 'other'}\nhint: ")
 
 
+def test_a_root_that_is_typed_goes_before_the_environment(shell: Shell, tmp_path: Path) -> None:
+    """Else what was meant for one store would go to another, without a word."""
+    other = Shell(shell.folder, ["--root", str(tmp_path / "runs")])
+    ended = other("status", status=3, ML_DASH_SOCKET=shell.where[1])
+    assert f"no daemon runs for {tmp_path / 'runs'}" in ended.err
+
+
 def test_status_of_a_daemon(shell: Shell, tmp_path: Path) -> None:
     put(shell, "a.bin", b"x" * 1536, "--wait")
     status = shell.json("status")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_dash import messages as m
 from ml_dash.cli import completion, parser, report, show, waiting
-from ml_dash.connection import Connection, default_prefix, find_endpoint
+from ml_dash.connection import Connection, Endpoint, default_prefix, endpoint_of, find_endpoint
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
@@ -19,7 +19,7 @@ from ml_dash.result import FileResult
 
 def status(options: Namespace) -> int:
     """Asks a daemon that runs; starts none."""
-    endpoint = find_endpoint(options.socket, options.root)
+    endpoint = _endpoint(options)
     connection = Connection(replace(endpoint, root=None))
     try:
         answer = connection.call(m.StatusReport, lambda number: m.Status(request=number))
@@ -145,9 +145,14 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
 # ---- the pieces
 
 
+def _endpoint(options: Namespace) -> Endpoint:
+    """What is typed goes before what the environment says."""
+    return endpoint_of(options.root) if options.root else find_endpoint(options.socket, None)
+
+
 @contextmanager
 def _connected(options: Namespace) -> Iterator[Connection]:
-    connection = Connection(find_endpoint(options.socket, options.root))
+    connection = Connection(_endpoint(options))
     try:
         yield connection
     finally:

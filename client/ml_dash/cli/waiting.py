@@ -17,7 +17,6 @@ STEP_MS = 500
 """How long one look may take: the bar moves at least this often."""
 AT_ONCE = 100
 """Ids that one look waits for."""
-SENT = ("COMPLETING", "VERIFIED", "DONE")
 ENDED = ("DONE", "FAILED", "CANCELLED")
 
 
@@ -77,7 +76,7 @@ def at_ids(connection: Connection, ids: Sequence[int]) -> Look:
             )
             moving = refresh()
         failed = [record for record in records.values() if record.state in ("FAILED", "CANCELLED")]
-        done = sum(_done_bytes(record) for record in records.values())
+        done = sum(record.sent_bytes for record in records.values())
         return Seen(len(moving), failed, done, sum(record.size_bytes for record in records.values()))
 
     return look
@@ -116,10 +115,6 @@ def at_everything(connection: Connection) -> Look:
         return Seen(pending, failed, most - pending, most)
 
     return look
-
-
-def _done_bytes(record: m.Record) -> int:
-    return record.size_bytes if record.state in SENT else record.sent_bytes
 
 
 def _files(count: int) -> str:

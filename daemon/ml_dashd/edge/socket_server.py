@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 import struct
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from ml_dash import messages
 from ml_dash.address import reachable
-from ml_dash.errors import Code, MLDashError, ProtocolError
+from ml_dash.errors import Code, MLDashError, ProtocolError, error
 from ml_dash.messages import Failed, Hello, Message
 from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
 from ml_dashd.ports import Clock, Service, Session
@@ -67,10 +68,9 @@ class SocketServer:
         return len(self._connections)
 
     def start(self) -> None:
-        """Binds and listens. A socket file that nobody listens on any more is replaced."""
+        """Binds and listens. A socket file that nobody listens on any more is replaced; raises CONFIG for any other."""
+        _make_room(self._path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        with suppress(FileNotFoundError):
-            self._path.unlink()
         with reachable(self._path) as address:
             listener.bind(address)
             Path(address).chmod(self._access.mode)
@@ -284,6 +284,27 @@ class Connection:
         self._frames.clear()
         self._socket.close()
         self._service.disconnected(self._session)
+
+
+def _make_room(path: Path) -> None:
+    """Removes the socket file of a daemon that is gone, and nothing else."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise error(Code.CONFIG, f"{path} is there already and is no socket", "give daemon.socket another path")
+        if _listens(path):
+            raise error(Code.CONFIG, f"another daemon listens at {path}", "give daemon.socket another path")
+        path.unlink()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe, reachable(path) as address:
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:
+            return True  # more wait to be accepted than its backlog holds
+        return True
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

@@ -19,6 +19,7 @@ from ml_dashd.flow.fetch import Fetch
 from ml_dashd.ports import Journal, Pins, Send, Session, Slots, Threads
 
 MAX_WAIT_MS = 60_000
+SENT = (State.COMPLETING, State.VERIFIED, State.DONE)
 Reply = tuple[m.Message, Sequence[int]]
 
 
@@ -211,7 +212,7 @@ class Serve:
             sha256=record.sha256,
             uploaded_ms=record.uploaded_ms,
             deleted_ms=record.deleted_ms,
-            sent_bytes=record.size_bytes if job.state is State.DONE else self._bell.sent.get(job.id, 0),
+            sent_bytes=record.size_bytes if job.state in SENT else self._bell.sent.get(job.id, 0),
             attempt=job.attempt,
             error_code=trouble.code if trouble else None,
             error_message=trouble.message if trouble else None,

@@ -62,6 +62,12 @@ class Uploader:
 
     async def run(self, job: Job) -> None:
         """Takes a file from where it stands to its end. Raises StoreError, or the error that ends it."""
+        try:
+            await self._run(job)
+        finally:
+            self._bell.sent.pop(job.id, None)
+
+    async def _run(self, job: Job) -> None:
         if job.cancel_requested:
             await self._finish.discard(job)
             return
@@ -152,8 +158,6 @@ class Uploader:
                         task.add_done_callback(lambda _: turn.release())
         except ExceptionGroup as failures:
             raise _first(failures) from None
-        finally:
-            self._bell.sent.pop(job.id, None)
         await self._settle_source(job, source, sha256.hexdigest())
         whole = checksum.combine(digests, job.algorithm)
         return await self._evidence_parts(job, digests, whole, sha256.hexdigest())
