@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -120,7 +119,7 @@ class Daemon:
         self._catalog = SqliteCatalog(config.catalog_path, faults)
         spool = config.state_dir / "spool"
         self._slots = SlotFiles(spool)
-        self._pins = SpoolPins([spool, *map(Path, config.spool.pools)], self._slots, faults)
+        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults)
         self._wire_flow()
         await recover(self._journal, self._pins, self._threads)
         self._worker.start()

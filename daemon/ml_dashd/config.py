@@ -8,6 +8,7 @@ This is the one place in the daemon that reads the environment.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import tomllib
@@ -100,6 +101,12 @@ class Config:
     @property
     def socket(self) -> Path:
         return Path(self.daemon.socket)
+
+    @property
+    def pool_folders(self) -> list[Path]:
+        """A folder of this daemon's own in each pool: what it does not know there it may remove."""
+        mine = hashlib.sha256(self.daemon.state_dir.encode()).hexdigest()[:16]
+        return [Path(pool) / ".ml-dash-spool" / mine for pool in self.spool.pools]
 
     @property
     def bucket(self) -> str:

@@ -28,6 +28,7 @@ COPY_STEP = 64 * 1024 * 1024
 _TORN_READS = 3
 """Tries at reading a small file that is being written, before that is an error."""
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, errno.EOPNOTSUPP}
 
 
@@ -68,20 +69,25 @@ class SpoolPins:
             return PinKind.COPY, self._copy(descriptor, file_id)
         pool = self._by_device.get(device)
         if pool is not None:
-            name = str(pool / str(file_id))
-            if _reflink(descriptor, name):
+            name = self._name(pool, file_id)
+            path = str(pool / str(file_id))
+            if _reflink(descriptor, path):
                 return PinKind.REFLINK, name
-            if _link(descriptor, name):
+            if _link(descriptor, path):
                 return PinKind.LINK, name
         if protection is Protection.REBOOT:
             return PinKind.COPY, self._copy(descriptor, file_id)
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         return PinKind.FD, ""
 
+    def _name(self, pool: Path, file_id: int) -> str:
+        """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
+        return str(file_id) if pool is self._pools[0] else str(pool / str(file_id))
+
     def _copy(self, descriptor: int, file_id: int) -> str:
-        name = str(self._pools[0] / str(file_id))
+        path = self._pools[0] / str(file_id)
         before = _fingerprint(descriptor)
-        copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
@@ -89,17 +95,17 @@ class SpoolPins:
             if _fingerprint(descriptor) != before:
                 raise error(Code.SOURCE_CHANGED, "the file changed while it was copied")
         except (OSError, MLDashError) as failure:
-            Path(name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise _disk_error(failure) from None
         finally:
             os.close(copy)
-        return name
+        return self._name(self._pools[0], file_id)
 
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
         """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""
         if kind in (PinKind.LINK, PinKind.FD):
             return _fingerprint(descriptor)
-        kept = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        kept = os.open(self._path(Pin(kind, name)), os.O_RDONLY | os.O_CLOEXEC)
         try:
             return _fingerprint(kept)
         finally:
@@ -142,7 +148,7 @@ class SpoolPins:
             if (held := self._held.pop(file_id, None)) is not None:
                 os.close(held)
         elif pin.name:
-            Path(pin.name).unlink(missing_ok=True)
+            Path(self._path(pin)).unlink(missing_ok=True)
 
     def sweep(self, jobs: Sequence[Job]) -> int:
         needed = {self._path(job.pin) for job in jobs if job.pin.name}
@@ -151,7 +157,7 @@ class SpoolPins:
             entry.path
             for folder in folders
             for entry in os.scandir(folder)
-            if entry.is_file(follow_symlinks=False) and entry.path not in needed
+            if entry.name.isdigit() and entry.is_file(follow_symlinks=False) and entry.path not in needed
         ]
         for stray in strays:
             Path(stray).unlink(missing_ok=True)
@@ -173,7 +179,8 @@ class SpoolPins:
         self._held.clear()
 
     def _path(self, pin: Pin) -> str:
-        return str(self._pools[0] / SLOT_FOLDER / pin.name) if pin.kind is PinKind.SLOT else pin.name
+        folder = self._pools[0] / SLOT_FOLDER if pin.kind is PinKind.SLOT else self._pools[0]
+        return str(folder / pin.name)
 
     def _open(self, job: Job) -> int:
         if job.pin.kind is PinKind.FD:
@@ -320,12 +327,28 @@ def _link(descriptor: int, name: str) -> bool:
 
 
 def _copy_range(source: int, copy: int, size: int) -> None:
-    offset = 0
+    """Within the kernel: by blocks where the file systems can, else page by page."""
+    offset, copy_some = 0, _copy_blocks
     while offset < size:
-        count = os.copy_file_range(source, copy, min(COPY_STEP, size - offset), offset, offset)
+        try:
+            count = copy_some(source, copy, min(COPY_STEP, size - offset), offset)
+        except OSError as failure:
+            if copy_some is not _copy_blocks or failure.errno not in _NO_COPY_RANGE:
+                raise
+            copy_some = _copy_pages
+            continue
         if count == 0:
             raise error(Code.SOURCE_CHANGED, "the file became shorter while it was copied")
         offset += count
+
+
+def _copy_blocks(source: int, copy: int, size: int, offset: int) -> int:
+    return os.copy_file_range(source, copy, size, offset, offset)
+
+
+def _copy_pages(source: int, copy: int, size: int, offset: int) -> int:
+    os.lseek(copy, offset, os.SEEK_SET)
+    return os.sendfile(copy, source, offset, size)
 
 
 def _reopen(job: Job) -> int:

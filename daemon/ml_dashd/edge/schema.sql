@@ -92,8 +92,7 @@ CREATE TABLE transitions (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TRIGGER only_known_moves BEFORE UPDATE OF state ON files
-WHEN NEW.state <> OLD.state
- AND NOT EXISTS (SELECT 1 FROM transitions WHERE from_state = OLD.state AND to_state = NEW.state)
+WHEN NOT EXISTS (SELECT 1 FROM transitions WHERE from_state = OLD.state AND to_state = NEW.state)
 BEGIN
     SELECT RAISE(ABORT, 'this move is not in the transition table');
 END;

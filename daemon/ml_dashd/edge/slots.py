@@ -39,7 +39,8 @@ class SlotFiles:
 
     def __init__(self, spool: Path) -> None:
         self._folder = spool / SLOT_FOLDER
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (spool, self._folder):  # `parents` would make the spool with the mode of any folder
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}
         self._last = max((int(slot.name) for slot in self._folder.iterdir() if slot.name.isdigit()), default=0)
