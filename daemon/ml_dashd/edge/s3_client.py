@@ -23,7 +23,7 @@ from ml_dashd.core.model import Algorithm
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.system import breathe
 
-SLICE_BYTES = 512 * 1024
+SLICE_BYTES = 1024 * 1024
 """What is given to the transport at a time: 512 KiB to 1 MiB measured best."""
 STALL_S = 60.0
 """A part of which nothing could be sent for this long is given up: aiohttp has no timeout of its own while it sends."""
