@@ -1,0 +1,196 @@
+"""The benchmarks run, and their null S3 server refuses what is wrong. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from awscrt.checksums import crc64nvme
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+PART = b"p" * (5 << 20)
+LAST = b"l" * 1000
+WHOLE = PART + LAST
+WRONG = "AAAAAAAAAAA="
+
+
+def checksum(data: bytes) -> str:
+    return base64.b64encode(crc64nvme(data).to_bytes(8, "big")).decode()
+
+
+def figures(script: str, folder: Path) -> Any:
+    """What a benchmark prints with --json; it must leave nothing behind."""
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []
+    return json.loads(done.stdout)
+
+
+def test_handoff_gives_figures(tmp_path: Path) -> None:
+    found = figures("handoff.py", tmp_path)
+    assert {each["case"] for each in found["handoff"]} == {"daemon idle", "daemon busy", "just written"}
+    for each in found["handoff"] + found["disk"]:
+        assert each["calls"] >= 3
+        assert 0 < each["p50_ms"] <= each["p99_ms"] <= each["max_ms"]
+    assert all(each["ack"] == "disk" and each["fsync_p50_ms"] > 0 for each in found["disk"])
+    assert [(each["processes"], each["acks"]) for each in found["acks"]] == [(2, 20)]
+    assert all(each["seconds"] > 0 for each in found["acks"])
+
+
+def test_pipeline_gives_figures_and_every_byte_is_verified(tmp_path: Path) -> None:
+    found = figures("pipeline.py", tmp_path)
+    assert found["verified"] == {"daemon": True, "boto3": True, "s5cmd": True}
+    assert list(found["clients"]) == list(found["verified"])
+    for each in found["clients"].values():
+        assert len(each["wall_s"]) == len(each["cpu_s"]) == found["rounds"]
+        assert min(each["gb_per_s"], each["cpu_s_per_gb"], each["peak_mb"], each["sink_cpu_s_per_gb"]) > 0
+    assert min(found["daemon_to_s5cmd"].values()) > 0
+
+
+# ---- the server that they send to
+
+
+@pytest.fixture(scope="module", params=["timed", "verifying"])
+def sink(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """The server's mode, and its port."""
+    command = [sys.executable, str(BENCHMARKS / "null_sink.py"), *(["--verify"] * (request.param == "verifying"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield request.param, int(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(30) == 0, "it ends when its stdin does"
+
+
+@pytest.fixture
+def s3(sink: tuple[str, int]) -> Iterator[Any]:
+    settings = Config(
+        request_checksum_calculation="when_required", retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
+    )
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{sink[1]}",
+        region_name="us-east-1",
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+        config=settings,
+    )
+    yield client
+    client.close()
+
+
+def begin(s3: Any, key: str) -> dict[str, Any]:
+    """An upload of two parts, both sent."""
+    at = {"Bucket": "b", "Key": key}
+    begun = s3.create_multipart_upload(**at, ChecksumAlgorithm="CRC64NVME", Metadata={"ml-dash-id": "7"})
+    upload = at | {"UploadId": begun["UploadId"]}
+    for number, data in enumerate((PART, LAST), start=1):
+        s3.upload_part(**upload, PartNumber=number, Body=data, ChecksumCRC64NVME=checksum(data))
+    return upload
+
+
+def complete(s3: Any, upload: dict[str, Any], **changed: Any) -> Any:
+    listed = s3.list_parts(**upload)["Parts"]
+    assert [part["Size"] for part in listed] == [len(PART), len(LAST)]
+    parts = [{name: part[name] for name in ("PartNumber", "ETag", "ChecksumCRC64NVME")} for part in listed]
+    right = {
+        "MultipartUpload": {"Parts": parts},
+        "MpuObjectSize": len(WHOLE),
+        "ChecksumType": "FULL_OBJECT",
+        "ChecksumCRC64NVME": checksum(WHOLE),
+    }
+    return s3.complete_multipart_upload(**upload, **(right | changed))
+
+
+def code_of(refused: pytest.ExceptionInfo[ClientError]) -> str:
+    return refused.value.response["Error"]["Code"]
+
+
+def test_an_upload_is_listed_completed_and_stated(s3: Any) -> None:
+    upload = begin(s3, "a key/ü")
+    open_uploads = s3.list_multipart_uploads(Bucket="b", Prefix="a key/")["Uploads"]
+    assert [(each["Key"], each["UploadId"]) for each in open_uploads] == [("a key/ü", upload["UploadId"])]
+    first = s3.list_parts(**upload, MaxParts=1)
+    assert (len(first["Parts"]), first["IsTruncated"]) == (1, True)
+    assert [part["PartNumber"] for part in s3.list_parts(**upload, PartNumberMarker=1)["Parts"]] == [2]
+    complete(s3, upload)
+    stated = s3.head_object(Bucket="b", Key="a key/ü", ChecksumMode="ENABLED")
+    assert (stated["ContentLength"], stated["ChecksumCRC64NVME"]) == (len(WHOLE), checksum(WHOLE))
+    assert stated["Metadata"] == {"ml-dash-id": "7"}
+    s3.delete_object(Bucket="b", Key="a key/ü")
+    with pytest.raises(ClientError, match="404"):
+        s3.head_object(Bucket="b", Key="a key/ü")
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"MpuObjectSize": len(WHOLE) + 1}, "InvalidRequest"),
+        ({"ChecksumCRC64NVME": WRONG}, "BadDigest"),
+        ({"MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": "x"}]}}, "InvalidPart"),
+        (
+            {
+                "MultipartUpload": {
+                    "Parts": [{"PartNumber": n, "ETag": "x", "ChecksumCRC64NVME": WRONG} for n in (1, 2)]
+                }
+            },
+            "InvalidPart",
+        ),
+    ],
+    ids=["size", "checksum", "number of parts", "checksum of a part"],
+)
+def test_a_wrong_complete_is_refused(s3: Any, changed: dict[str, Any], code: str) -> None:
+    upload = begin(s3, "wrong")
+    with pytest.raises(ClientError) as refused:
+        complete(s3, upload, **changed)
+    assert code_of(refused) == code
+    s3.abort_multipart_upload(**upload)
+    with pytest.raises(ClientError) as refused:
+        s3.list_parts(**upload)
+    assert code_of(refused) == "NoSuchUpload"
+
+
+@pytest.mark.parametrize("name", ["ChecksumCRC64NVME", "ChecksumCRC32", "ContentMD5"])
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_a_wrong_body_is_refused_where_it_is_read(s3: Any, sink: tuple[str, int], name: str, size: int) -> None:
+    wrong = {"ChecksumCRC64NVME": WRONG, "ChecksumCRC32": "AAAAAA==", "ContentMD5": "1B2M2Y8AsgTpgAmY7PhCfg=="}[name]
+    if sink[0] == "timed" and size > 1000:
+        s3.put_object(Bucket="b", Key="k", Body=bytes(size), **{name: wrong})
+        return
+    with pytest.raises(ClientError) as refused:
+        s3.put_object(Bucket="b", Key="k", Body=bytes(size), **{name: wrong})
+    assert code_of(refused) == "BadDigest"
+
+
+@pytest.mark.parametrize(("stated", "status"), [(zlib.crc32(b"hello"), 200), (1, 400)])
+def test_an_aws_chunked_body_is_decoded_and_its_trailer_verified(
+    sink: tuple[str, int], stated: int, status: int
+) -> None:
+    trailer = base64.b64encode(stated.to_bytes(4, "big"))
+    body = b"3\r\nhel\r\n2;chunk-signature=0\r\nlo\r\n0\r\nx-amz-checksum-crc32:" + trailer + b"\r\n\r\n"
+    headers = {
+        "Content-Encoding": "aws-chunked",
+        "x-amz-decoded-content-length": "5",
+        "x-amz-trailer": "x-amz-checksum-crc32",
+    }
+    with closing(http.client.HTTPConnection("127.0.0.1", sink[1], timeout=30)) as connection:
+        connection.request("PUT", "/b/chunked", body, headers)
+        answer = connection.getresponse()
+        said = answer.read()
+        assert (answer.status, b"<Code>BadDigest</Code>" in said) == (status, status == 400)
+        connection.request("GET", "/_stats")  # the next request is read where the body ended
+        stats = json.loads(connection.getresponse().read())
+        assert {"bytes", "requests", "objects", "uploads", "cpu_s"} <= set(stats)
