@@ -31,7 +31,8 @@ from ml_dash.messages import Failed, Hello, Message, Progress, Welcome
 
 M = TypeVar("M", bound=Message)
 
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 64 * 1024
+ANCILLARY_BYTES = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
 START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
 RECONNECT_S = 20.0
@@ -221,6 +222,7 @@ class _Channel:
     def __init__(self, peer: socket.socket) -> None:
         self.pid = os.getpid()
         self._socket = peer
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._decoder = wire.Decoder(messages.REPLY_LIMITS)
         self._frames: list[wire.Frame] = []
         self._received: list[int] = []
@@ -278,17 +280,15 @@ class _Channel:
 
     def _next(self) -> wire.Frame:
         while not self._frames:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                RECEIVE_BYTES, socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-            )
+            count, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
             received = array.array("i")
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     received.frombytes(content[: len(content) - len(content) % received.itemsize])
-            if not data:
+            if not count:
                 _close(received)
                 raise EOFError("the connection was closed")
-            self._frames.extend(self._decoder.feed(data, received))
+            self._frames.extend(self._decoder.feed(self._buffer[:count], received))
         return self._frames.pop(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from types import TracebackType
@@ -80,17 +81,17 @@ class Experiment:
         first = QUIET_S if patience is None else min(QUIET_S, patience)
         waited = self._files.wait_all(first)
         if waited.pending and patience != first:
-            _say(f"waiting for {waited.pending} files to be stored")
+            _say(f"waiting for {_files(waited.pending)} to be stored")
             waited = self._files.wait_all(None if patience is None else patience - first)
         if waited.pending:
             _say(
-                f"{waited.pending} files are still on their way; the daemon goes on. "
-                f"To wait for them: ml-dash wait{self._cli_root()}"
+                f"{_files(waited.pending)} not stored yet; the daemon goes on. "
+                f"To wait for it: ml-dash wait{self._cli_root()}"
             )
 
     def _cli_root(self) -> str:
         root = self._connection.endpoint.root
-        return f" --root {root}" if root is not None else ""
+        return f" --root {shlex.quote(str(root))}" if root is not None else ""
 
 
 class Run:
@@ -152,6 +153,10 @@ def _place(prefix: str) -> m.Place:
     if len(parts) < 3:  # noqa: PLR2004 namespace, project, experiment
         raise error(Code.INVALID_PREFIX, f"the prefix {prefix!r} has fewer than three segments")
     return m.Place(namespace=parts[0], project=parts[1], experiment=parts[2])
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -110,7 +111,7 @@ class FileSet:
                     key=key,
                     file=file,
                     source=_printable(os.path.abspath(source)),  # noqa: PTH100 keeps symlinks
-                    durability=durability or self._durability,
+                    durability=_durability(durability or self._durability),
                     snapshot=snapshot or "",
                 ),
                 (descriptor,),
@@ -156,7 +157,7 @@ class FileSet:
         return self.upload(content, to=to, **described)
 
     def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
-        durability = described.pop("durability", None)
+        durability = _durability(described.pop("durability", None) or self._durability)
         file = self._describe(to, **_only(described))
         key = new_key()
         if len(data) <= m.INLINE_BYTES:
@@ -173,7 +174,7 @@ class FileSet:
                     slot=slot,
                     file=file,
                     size_bytes=len(data),
-                    durability=durability or self._durability,
+                    durability=durability,
                 ),
             )
         return self._result(accepted.record)
@@ -364,15 +365,17 @@ class Files(FileSet):
         prefix: str | None = None,
         file_id: str | int | None = None,
         description: str | None = None,
-        tags: Sequence[str] = (),
-        bindrs: Sequence[str] = (),
+        tags: Sequence[str] | None = None,
+        bindrs: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> FileSet:
         """The files at a prefix, or the one of an id; what is given here holds for every file that is saved there."""
         if dir is not None and prefix is not None:
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
-        where = _text(dir if dir is not None else prefix or "", "prefix").rstrip("/")
-        defaults = Defaults(where, _id(file_id), description, _texts(tags, "tags"), _texts(bindrs, "bindrs"), metadata)
+        where = unicodedata.normalize("NFC", _text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
+        defaults = Defaults(
+            where, _id(file_id), description, _texts(tags or (), "tags"), _texts(bindrs or (), "bindrs"), metadata
+        )
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -391,7 +394,7 @@ class Files(FileSet):
         """Waits as flush does, and says how it ended instead of raising."""
         left = float("inf") if timeout is None else timeout
         while True:
-            step = min(left, 30.0)
+            step = max(0.0, min(left, 30.0))
             waited = self._connection.call_aside(
                 m.Waited,
                 lambda number, ms=int(step * 1000): m.Wait(  # type: ignore[misc]
@@ -432,6 +435,13 @@ def _open_source(source: str) -> int:
 def _printable(path: str) -> str:
     """A path for messages: what is not UTF-8 in it is escaped, so that a file of any name can be handed over."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _durability(word: str) -> str:
+    """Checked here, because small content is brought to disk whatever was asked for."""
+    if word not in ("", "memory", "disk"):
+        raise error(Code.INVALID_ARGUMENT, f"durability={word!r}", 'use "memory" or "disk"')
+    return word
 
 
 def _only(described: dict[str, Any]) -> dict[str, Any]:

@@ -6,15 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, NotJSONError, error
 
 
 def json_bytes(value: Any) -> bytes:
     """JSON text as UTF-8. NaN and the infinities are written as Python's json writes them. Raises TypeError."""
-    try:
-        return json.dumps(value, ensure_ascii=False, default=_refuse).encode()
-    except (ValueError, UnicodeEncodeError, RecursionError) as bad:
-        raise error(Code.INVALID_METADATA, f"this value is not JSON: {bad}") from None
+    return _json(value, "this value")
 
 
 def text_bytes(value: str, encoding: str = "utf-8") -> bytes:
@@ -33,7 +30,7 @@ def blob_view(value: Any) -> memoryview:
         view = memoryview(value)
     except TypeError:
         raise error(Code.UNSUPPORTED_TYPE, f"save_blob takes bytes, not {type(value).__name__}") from None
-    if not view.contiguous:
+    if not view.c_contiguous:
         view = memoryview(view.tobytes())
     return view.cast("B") if view.nbytes else memoryview(b"")
 
@@ -47,10 +44,16 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
     for key in value:
         if not isinstance(key, str):
             raise error(Code.INVALID_METADATA, f"the metadata key {key!r} is {type(key).__name__}, not str")
+    return _json(dict(value), "the metadata", allow_nan=False).decode()
+
+
+def _json(value: Any, what: str, *, allow_nan: bool = True) -> bytes:
     try:
-        return json.dumps(dict(value), ensure_ascii=False, allow_nan=False, default=_refuse)
-    except (ValueError, RecursionError) as bad_value:
-        raise error(Code.INVALID_METADATA, f"the metadata is not JSON: {bad_value}") from None
+        return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan, default=_refuse).encode()
+    except NotJSONError:
+        raise
+    except (TypeError, ValueError, RecursionError) as bad:
+        raise error(Code.INVALID_METADATA, f"{what} is not JSON: {bad}") from None
 
 
 def _refuse(value: Any) -> Any:

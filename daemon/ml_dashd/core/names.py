@@ -225,6 +225,8 @@ def _fault(segment: str) -> str | None:
 
 def _fault_in_text(text: str) -> str | None:
     """A character that no name may hold: NUL, a control character, or half of a surrogate pair."""
+    if text.isprintable():  # of such characters none is
+        return None
     for character in text:
         category = unicodedata.category(character)
         if category in ("Cc", "Cs"):

@@ -43,10 +43,13 @@ SAMPLE = 16
 _DUE = "state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED')"
 _LISTED = "state NOT IN ('DONE', 'CANCELLED')"
 _FINISHED = "state IN ('DONE', 'CANCELLED')"
-# Files are journaled in the order in which their pins are made, not in that of their ids.
-_RAISE_HIGH_WATER = """
-INSERT INTO settings VALUES ('high_water', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-WHERE CAST(excluded.value AS INTEGER) > CAST(value AS INTEGER)
+_SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+# The setting is written when rows go, so that a hand-off writes one page less.
+_HIGH_WATER = """
+SELECT max(
+    coalesce((SELECT max(id) FROM files), 0),
+    coalesce((SELECT CAST(value AS INTEGER) FROM settings WHERE name = 'high_water'), 0)
+)
 """
 
 
@@ -84,7 +87,6 @@ class SqliteJournal:
                 return _read_job(earlier), False
             connection.execute(statement, values)
             _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
-            connection.execute(_RAISE_HIGH_WATER, (str(job.id),))
             return job, True
 
         return await self._database.call(work)
@@ -199,7 +201,7 @@ class SqliteJournal:
 
     async def next_due_ms(self, now_ms: int) -> int | None:
         (row,) = await self._rows(
-            f"SELECT min(not_before_ms) AS at FROM files WHERE {_DUE} AND not_before_ms > ?",
+            f"SELECT min(not_before_ms) AS at FROM files WHERE {_DUE} AND not_before_ms > 0 AND not_before_ms > ?",
             (now_ms,),
         )
         at: int | None = row["at"]
@@ -218,7 +220,13 @@ class SqliteJournal:
 
     async def forget(self, ids: Sequence[int]) -> None:
         statement = f"DELETE FROM files WHERE id IN ({marks(ids)}) AND {_FINISHED}"
-        await self._database.call(lambda connection: connection.execute(statement, ids).close())
+
+        def work(connection: sqlite3.Connection) -> None:
+            (highest,) = connection.execute(_HIGH_WATER).fetchone()  # it may be among those that go
+            connection.execute(_SET, ("high_water", str(highest)))
+            connection.execute(statement, ids)
+
+        await self._database.call(work)
 
     async def summary(self) -> Summary:
         counts = await self._rows(
@@ -233,19 +241,15 @@ class SqliteJournal:
         )
 
     async def high_water(self) -> int:
-        return int(await self.setting("high_water") or 0)
+        ((highest,),) = await self._rows(_HIGH_WATER)
+        return int(highest)
 
     async def setting(self, name: str) -> str | None:
         rows = await self._rows("SELECT value FROM settings WHERE name = ?", (name,))
         return rows[0]["value"] if rows else None
 
     async def set_setting(self, name: str, value: str) -> None:
-        await self._database.call(
-            lambda connection: connection.execute(
-                "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                (name, value),
-            ).close()
-        )
+        await self._database.call(lambda connection: connection.execute(_SET, (name, value)).close())
 
     async def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         return await self._database.call(lambda connection: connection.execute(statement, values).fetchall())
@@ -338,7 +342,7 @@ def _event(
     detail: str | None,
 ) -> None:
     connection.execute(
-        "INSERT INTO events (file_id, at_ms, from_state, to_state, detail) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO events SELECT ?1, coalesce(max(number), 0) + 1, ?2, ?3, ?4, ?5 FROM events WHERE file_id = ?1",
         (file_id, at_ms, old, new, detail),
     )
 

@@ -22,6 +22,7 @@ from ml_dashd.core.names import local_key
 from ml_dashd.core.plan import MIB, PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.pin import sync_folder
+from ml_dashd.edge.system import sync_content
 from ml_dashd.ports import Faults, Threads
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class LocalStore:
             descriptor = _open_new(path, self._mode)
             try:
                 _write(descriptor, body, 0)
-                os.fdatasync(descriptor)
+                sync_content(descriptor)
             finally:
                 os.close(descriptor)
             self._publish(path, target.key)
@@ -105,7 +106,7 @@ class LocalStore:
             try:
                 if os.fstat(descriptor).st_size != whole.size_bytes:
                     raise StoreError(Fault.GONE, f"the temporary file of {target.key} has another size")
-                os.fdatasync(descriptor)
+                sync_content(descriptor)
             finally:
                 os.close(descriptor)
             self._publish(self._temporary(upload_id), target.key)

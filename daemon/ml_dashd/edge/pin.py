@@ -17,6 +17,7 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
+from ml_dashd.edge.system import sync_content
 from ml_dashd.ports import Faults, Feedable, Source
 
 FICLONE = 0x40049409
@@ -40,6 +41,7 @@ class SpoolPins:
         self._slots = slots
         self._faults = faults
         self._held: dict[int, int] = {}
+        self._no_reflink: set[int] = set()
         for pool in self._pools:
             pool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._by_device = {pool.stat().st_dev: pool for pool in reversed(self._pools)}
@@ -71,7 +73,7 @@ class SpoolPins:
         if pool is not None:
             name = self._name(pool, file_id)
             path = str(pool / str(file_id))
-            if _reflink(descriptor, path):
+            if self._reflink(descriptor, path, device):
                 return PinKind.REFLINK, name
             if _link(descriptor, path):
                 return PinKind.LINK, name
@@ -79,6 +81,15 @@ class SpoolPins:
             return PinKind.COPY, self._copy(descriptor, file_id)
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         return PinKind.FD, ""
+
+    def _reflink(self, descriptor: int, path: str, device: int) -> bool:
+        """Shares the source's blocks. A file system that can't is asked once: each try makes and removes a file."""
+        if device in self._no_reflink:
+            return False
+        refusal = _reflink(descriptor, path)
+        if refusal == errno.EOPNOTSUPP:
+            self._no_reflink.add(device)
+        return refusal is None
 
     def _name(self, pool: Path, file_id: int) -> str:
         """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
@@ -92,7 +103,7 @@ class SpoolPins:
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
             _copy_range(descriptor, copy, before.size_bytes)
-            if _fingerprint(descriptor) != before:
+            if not _fingerprint(descriptor).same_content(before):
                 raise error(Code.SOURCE_CHANGED, "the file changed while it was copied")
         except (OSError, MLDashError) as failure:
             path.unlink(missing_ok=True)
@@ -129,14 +140,14 @@ class SpoolPins:
             return
         if pin.kind is PinKind.FD:
             if (held := self._held.get(file_id)) is not None:
-                os.fdatasync(held)
+                sync_content(held)
             return
         try:
             descriptor = os.open(self._path(pin), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return  # released meanwhile: it is stored
         try:
-            os.fdatasync(descriptor)
+            sync_content(descriptor)
         finally:
             os.close(descriptor)
         sync_folder(Path(self._path(pin)).parent)
@@ -298,18 +309,19 @@ def _read_whole(descriptor: int, source: str) -> bytes:
     raise error(Code.SOURCE_CHANGED, f"{source} is being written while it is handed over")
 
 
-def _reflink(descriptor: int, name: str) -> bool:
+def _reflink(descriptor: int, name: str) -> int | None:
+    """Why this file can't share its blocks with the spool, as an errno; None where it does now."""
     copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.ioctl(copy, FICLONE, descriptor)
     except OSError as failure:
         Path(name).unlink()
         if failure.errno in _NO_REFLINK:
-            return False
+            return failure.errno
         raise _disk_error(failure) from None
     finally:
         os.close(copy)
-    return True
+    return None
 
 
 def _link(descriptor: int, name: str) -> bool:

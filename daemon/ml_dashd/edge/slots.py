@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class SlotFiles:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}
-        self._last = max((int(slot.name) for slot in self._folder.iterdir() if slot.name.isdigit()), default=0)
+        self._last = secrets.randbits(62)
+        """No two daemons' slots have the same name: a job of the one would read, and release, the other's."""
 
     def grant(self, connection: int, size_bytes: int) -> Slot:
         if size_bytes > MAX_FILE_BYTES:

@@ -37,6 +37,8 @@ SEND_TIMEOUT_S = 30.0
 BACKLOG = 512
 ACCEPT_PAUSE_S = 0.1
 """After a failed accept (out of descriptors, say): others may be closed meanwhile."""
+_RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
+"""Where every read goes, and from there into its connection's decoder: all reads are the loop's."""
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
@@ -215,7 +217,9 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            count, ancillary, flags, _ = self._socket.recvmsg_into(
+                [_RECEIVED], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -227,11 +231,11 @@ class Connection:
             self._break(ProtocolError(Code.PROTOCOL, f"more than {MAX_DESCRIPTORS} descriptors, or none left here"))
             return
         try:
-            self._frames.extend(self._decoder.feed(data, received))
+            self._frames.extend(self._decoder.feed(_RECEIVED[:count], received))
         except ProtocolError as broken:
             self._break(broken)
             return
-        if not data:
+        if not count:
             self.finish()
         elif len(self._frames) >= QUEUED_FRAMES:
             self._pause()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import mmap
 import os
 import random
@@ -16,6 +18,30 @@ from typing import Any, TypeVar
 from ml_dashd.core.plan import PART_BYTES
 
 T = TypeVar("T")
+
+SYNC_STEP = 2 * 1024 * 1024
+"""Written back at a time: a commit of the journal waits 0.5 ms beside it, and 10 ms and more beside a whole file."""
+_WAIT_WRITE_WAIT = 1 | 2 | 4
+"""SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER of linux/fs.h."""
+_sync_file_range = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def sync_content(descriptor: int) -> None:
+    """Brings a file's bytes to stable storage, a little at a time: others get to the disk in between. Blocks."""
+    if _sync_file_range is not None:
+        for start in range(0, os.fstat(descriptor).st_size, SYNC_STEP):
+            if _sync_file_range(descriptor, start, SYNC_STEP, _WAIT_WRITE_WAIT) != 0:
+                _raise_unless_unsupported(ctypes.get_errno())
+                break
+    os.fdatasync(descriptor)
+
+
+def _raise_unless_unsupported(number: int) -> None:
+    """The kernel states an error of the disk once: the fdatasync that follows would not see it."""
+    if number not in (errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise OSError(number, os.strerror(number))
 
 
 class SystemClock:

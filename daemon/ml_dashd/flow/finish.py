@@ -36,6 +36,8 @@ class Finish:
         self._bell = bell
         self._clock = clock
         self._faults = faults
+        self._complained: set[Code] = set()
+        """What the log has been told of: one line a cause, not one a file."""
 
     async def commit(self, job: Job) -> None:
         """Lists a verified file (rule 6), lets its source go (rule 7), and tells who waits (rule 8)."""
@@ -115,9 +117,17 @@ class Finish:
             trouble=trouble,
             blocked=blocked,
         )
-        if blocked and not job.blocked:
+        if blocked and trouble.code not in self._complained:
+            self._complained.add(trouble.code)
             log.warning("file_blocked id=%d code=%s error=%s", job.id, trouble.code, trouble.message)
         self._bell.ring()
+
+    async def unblock(self, job: Job) -> None:
+        """What held files up is mended, as this one shows: the others need not wait for their time."""
+        await self._journal.retry_blocked()
+        if self._complained:
+            log.info("store_mended id=%d", job.id)
+        self._complained.clear()
 
     async def _release(self, job: Job) -> None:
         await self._threads.run(self._pins.release, job.pin, job.id)

@@ -104,8 +104,8 @@ class Worker:
     async def _run(self, job: Job) -> None:
         try:
             await self._uploader.run(job)
-            if job.blocked:  # what held it up is mended, so the others need not wait for their time
-                await self._journal.retry_blocked()
+            if job.blocked:
+                await self._finish.unblock(job)
                 self.wake()
         except Superseded:
             return  # cancelled, or finished by another hand
@@ -137,13 +137,8 @@ class Worker:
             await self._finish.postpone(job, trouble, LATER_MS, blocked=False)
             return
         decision = decide(failure.fault, failure.message, job.attempt + 1, self._clock.jitter())
-        log.info(
-            "file_retry id=%d next=%s fault=%s error=%s",
-            job.id,
-            decision.next,
-            failure.fault,
-            failure.message,
-        )
+        if decision.next is not Next.BLOCK:
+            log.info("file_retry id=%d next=%s fault=%s error=%s", job.id, decision.next, failure.fault, failure)
         if decision.next is Next.FAIL:
             await self._finish.fail(job, decision.trouble)
         elif decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
