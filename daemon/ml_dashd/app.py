@@ -25,7 +25,7 @@ from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
-from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults
+from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults, raise_descriptor_limit
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
@@ -256,6 +256,7 @@ class Daemon:
 
 def run(config: Config, ready: Callable[[], None]) -> None:
     """Runs a daemon in this process until it ends."""
+    raise_descriptor_limit()
     _run_loop(Daemon(config).run(ready))
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that counts what passes towards the server."""
+"""A TCP proxy on loopback that counts what passes towards the server, and stalls when it is told to."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class CountingProxy:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.received = 0
         self._changed = threading.Condition()
+        self._flows = threading.Event()
+        self._flows.set()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
 
@@ -29,6 +31,7 @@ class CountingProxy:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.go_on()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -43,6 +46,14 @@ class CountingProxy:
         """Until so many bytes have passed in all, or nothing more comes in that time."""
         with self._changed:
             return self._changed.wait_for(lambda: self.received >= count, timeout)
+
+    def stall(self) -> None:
+        """Passes nothing on; connections stay open, and new ones are taken, as by a server that hangs."""
+        self._flows.clear()
+
+    def go_on(self) -> None:
+        """Ends a stall: what came meanwhile is passed on."""
+        self._flows.set()
 
     def _accept(self) -> None:
         while True:
@@ -64,6 +75,7 @@ class CountingProxy:
                     with self._changed:
                         self.received += len(piece)
                         self._changed.notify_all()
+                self._flows.wait()
                 sink.sendall(piece)
         for peer in (source, sink):
             with suppress(OSError):

@@ -54,7 +54,7 @@ class SpoolPins:
             content = _read_whole(descriptor, source)
             return Pin(PinKind.INLINE, source=source), content, len(content)
         self._faults.at("pin.before")
-        kind, name = self._keep(descriptor, file_id, status.st_dev, protection)
+        kind, name = self._keep(descriptor, file_id, status.st_dev, source, protection)
         self._faults.at("pin.after")
         try:
             mark = self._mark(descriptor, kind, name)
@@ -65,20 +65,20 @@ class SpoolPins:
             raise
         return Pin(kind, name, source, mark), None, mark.size_bytes
 
-    def _keep(self, descriptor: int, file_id: int, device: int, protection: Protection) -> tuple[PinKind, str]:
-        """Makes the best pin that this file system and this file's owner allow."""
-        if protection is Protection.COPY:
-            return PinKind.COPY, self._copy(descriptor, file_id)
+    def _keep(
+        self, descriptor: int, file_id: int, device: int, source: str, protection: Protection
+    ) -> tuple[PinKind, str]:
+        """Makes the quickest pin that protects so far, as this file system and this file's owner allow."""
         pool = self._by_device.get(device)
         if pool is not None:
             name = self._name(pool, file_id)
             path = str(pool / str(file_id))
             if self._reflink(descriptor, path, device):
                 return PinKind.REFLINK, name
-            if _link(descriptor, path):
+            if protection is not Protection.COPY and _link(descriptor, path):
                 return PinKind.LINK, name
-        if protection is Protection.REBOOT:
-            return PinKind.COPY, self._copy(descriptor, file_id)
+        if protection is not Protection.RESTART:
+            return PinKind.COPY, self._copy(descriptor, file_id, source)
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         return PinKind.FD, ""
 
@@ -95,16 +95,16 @@ class SpoolPins:
         """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
         return str(file_id) if pool is self._pools[0] else str(pool / str(file_id))
 
-    def _copy(self, descriptor: int, file_id: int) -> str:
+    def _copy(self, descriptor: int, file_id: int, source: str) -> str:
         path = self._pools[0] / str(file_id)
         before = _fingerprint(descriptor)
         copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
-            _copy_range(descriptor, copy, before.size_bytes)
+            _copy_range(descriptor, copy, before.size_bytes, source)
             if not _fingerprint(descriptor).same_content(before):
-                raise error(Code.SOURCE_CHANGED, "the file changed while it was copied")
+                raise _changed(source)
         except (OSError, MLDashError) as failure:
             path.unlink(missing_ok=True)
             raise _disk_error(failure) from None
@@ -338,20 +338,25 @@ def _link(descriptor: int, name: str) -> bool:
     return True
 
 
-def _copy_range(source: int, copy: int, size: int) -> None:
+def _copy_range(descriptor: int, copy: int, size: int, source: str) -> None:
     """Within the kernel: by blocks where the file systems can, else page by page."""
     offset, copy_some = 0, _copy_blocks
     while offset < size:
         try:
-            count = copy_some(source, copy, min(COPY_STEP, size - offset), offset)
+            count = copy_some(descriptor, copy, min(COPY_STEP, size - offset), offset)
         except OSError as failure:
             if copy_some is not _copy_blocks or failure.errno not in _NO_COPY_RANGE:
                 raise
             copy_some = _copy_pages
             continue
         if count == 0:
-            raise error(Code.SOURCE_CHANGED, "the file became shorter while it was copied")
+            raise _changed(source)
         offset += count
+
+
+def _changed(source: str) -> MLDashError:
+    what = f"{source} was changed while it was copied"
+    return error(Code.SOURCE_CHANGED, what, "hand it over when nobody writes to it")
 
 
 def _copy_blocks(source: int, copy: int, size: int, offset: int) -> int:

@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import random
+import resource
 import signal
 import time
 from collections import deque
@@ -58,6 +59,12 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this user may have: connections and pins hold one each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def breathe() -> None:

@@ -101,7 +101,7 @@ class Accept:
                 await self._disk.run(self._pins.sync, pin, record.id)
             self._faults.at("accept.pinned")
             job, new = await self._journal.accept(Job(record, pin, on_disk=on_disk), key, content)
-        except BaseException:
+        except Exception:  # not CancelledError: the journal goes on, and may take the file after all
             await self._disk.run(self._pins.release, pin, record.id)
             raise
         if not new and job.pin != pin:

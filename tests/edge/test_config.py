@@ -1,0 +1,301 @@
+"""Settings: what the defaults are, what is refused, and that a refusal is one line that names the key."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.__main__ import main
+from ml_dashd.config import MIB, Config, embedded, load, parse, with_defaults
+
+GOOD = """
+[daemon]
+socket = "/run/x/socket"
+state_dir = "/var/lib/x"
+drain_timeout = 5
+idle_timeout = 1.5
+max_connections = 7
+log_level = "debug"
+[store]
+url = "s3://bucket/some/prefix/"
+endpoint_url = "https://[::1]:9000"
+region = "eu-north-1"
+checksum = "crc32c"
+ca_bundle = "/etc/ssl/ca.pem"
+mode = "0600"
+part_size = 8_388_608
+[catalog]
+url = "sqlite:///var/lib/x/catalog%20of%20x.sqlite"
+[spool]
+pools = ["/data/spool", "/scratch/spool"]
+durability = "disk"
+[limits]
+memory = 67_108_864
+threads = 64
+connections = 256
+[access]
+uids = [0, 1000]
+socket_mode = "0660"
+"""
+
+REFUSED = [
+    # what the file says, the key that is named, what is allowed or what is meant
+    ("[daemon]\nsoket = '/x'", "unknown key daemon.soket", "did you mean daemon.socket?"),
+    ("[daemon]\nxyz = 1", "unknown key daemon.xyz", "daemon.drain_timeout, daemon.idle_timeout"),
+    ("[stor]\nurl = 'file:///x'", "unknown key [stor]", "did you mean [store]?"),
+    ("[embedded]\nroot = '/x'", "unknown key [embedded]", "[access], [catalog], [daemon]"),
+    ("socket = '/x'", "unknown key [socket]", "[daemon]"),
+    ('"a\\nb" = 1', "unknown key", "allowed are"),
+    ('[daemon]\n"a\\nb" = 1', "unknown key", "allowed are"),
+    ("daemon = 1", "daemon is a whole number", "[daemon]"),
+    ("[[daemon]]\nsocket = '/x'", "daemon is", "[daemon]"),
+    ("[daemon]\nsocket = 1", "daemon.socket is 1", "text"),
+    ("[daemon]\nmax_connections = '5'", "daemon.max_connections is '5'", "a whole number"),
+    ("[daemon]\nmax_connections = 5.0", "daemon.max_connections is 5.0", "a whole number"),
+    ("[daemon]\nmax_connections = true", "daemon.max_connections is True", "a whole number"),
+    ("[daemon]\ndrain_timeout = true", "daemon.drain_timeout is True", "a number"),
+    ("[daemon]\ndrain_timeout = '30'", "daemon.drain_timeout is '30'", "a number"),
+    ("[spool]\npools = '/x'", "spool.pools is '/x'", "an array of text"),
+    ("[spool]\npools = ['/x', 1]", "spool.pools is", "an array of text"),
+    ("[access]\nuids = ['root']", "access.uids is", "an array of a whole number"),
+    ("[access]\nuids = [true]", "access.uids is", "an array of a whole number"),
+    ("[access]\nuids = [-1]", "access.uids is", "at least 0"),
+    ("[daemon]\ndrain_timeout = -0.5", "daemon.drain_timeout is -0.5", "at least 0"),
+    ("[daemon]\ndrain_timeout = nan", "daemon.drain_timeout is nan", "at least 0"),
+    ("[daemon]\nidle_timeout = 0", "daemon.idle_timeout is 0", "at least 1"),
+    ("[daemon]\nmax_connections = 0", "daemon.max_connections is 0", "at least 1"),
+    ("[store]\npart_size = 5_242_879", "store.part_size is 5242879", "at least 5242880, at most 5368709120"),
+    ("[store]\npart_size = 5_368_709_121", "store.part_size is 5368709121", "at most 5368709120"),
+    ("[limits]\nmemory = 33_554_431", "limits.memory is 33554431", "at least 33554432"),
+    ("[limits]\nthreads = 0", "limits.threads is 0", "at least 1, at most 64"),
+    ("[limits]\nthreads = 65", "limits.threads is 65", "at least 1, at most 64"),
+    ("[limits]\nconnections = 257", "limits.connections is 257", "at least 1, at most 256"),
+    ("[daemon]\nlog_level = 'INFO'", "daemon.log_level is 'INFO'", "one of 'debug', 'info', 'warning', 'error'"),
+    ("[store]\nchecksum = 'sha1'", "store.checksum is 'sha1'", "'crc64nvme', 'crc32c', 'md5'"),
+    ("[spool]\ndurability = 'tape'", "spool.durability is 'tape'", "one of 'memory', 'disk'"),
+    ("[store]\nurl = '/data'", "store.url is '/data'", 'file:///folder" or "s3://bucket/key_prefix'),
+    ("[store]\nurl = ''", "store.url is ''", "file:///folder"),
+    ("[store]\nurl = 'gs://bucket'", "store.url is 'gs://bucket'", "s3://bucket/key_prefix"),
+    ("[store]\nurl = 's3://'", "store.url is 's3://'", "s3://bucket/key_prefix"),
+    ("[store]\nurl = 'file://data/x'", "store.url is 'file://data/x'", "file:///folder"),
+    ("[store]\nurl = 'file:data'", "store.url is 'file:data'", "file:///folder"),
+    ("[store]\nurl = 'file://'", "store.url is 'file://'", "file:///folder"),
+    ("[store]\nurl = 'file:///data/run#1'", "store.url is 'file:///data/run#1'", "file:///folder"),
+    ("[store]\nurl = 'file:///data/what?'", "store.url is 'file:///data/what?'", "file:///folder"),
+    ("[store]\nurl = 's3://[bucket'", "store.url is 's3://[bucket'", "s3://bucket/key_prefix"),
+    ('[store]\nurl = "file:///a\\nb"', "store.url is", "file:///folder"),
+    ("[store]\nendpoint_url = 'minio:9000'", "store.endpoint_url is 'minio:9000'", "https://host:port"),
+    ("[store]\nendpoint_url = 'http://[::1'", "store.endpoint_url is 'http://[::1'", "https://host:port"),
+    ("[store]\nendpoint_url = 'http://minio:port'", "store.endpoint_url is 'http://minio:port'", "https://host:port"),
+    ("[store]\nendpoint_url = 'http://:9000'", "store.endpoint_url is 'http://:9000'", "https://host:port"),
+    ("[catalog]\nurl = 'mysql://db/x'", "catalog.url is 'mysql://db/x'", "sqlite:///file"),
+    ("[catalog]\nurl = 'sqlite:catalog'", "catalog.url is 'sqlite:catalog'", "sqlite:///file"),
+    ("[store]\nmode = '640'", "store.mode is '640'", 'octal mode such as "0640"'),
+    ("[store]\nmode = '0o640'", "store.mode is '0o640'", 'octal mode such as "0640"'),
+    ("[access]\nsocket_mode = '0680'", "access.socket_mode is '0680'", 'octal mode such as "0640"'),
+    ("[access]\nsocket_mode = '٠٦٦٠'", "access.socket_mode is", 'octal mode such as "0640"'),
+    ("[access]\nsocket_mode = 660", "access.socket_mode is 660", "text"),
+    ("[daemon]\nsocket = 'run/socket'", "daemon.socket is 'run/socket'", "an absolute path"),
+    ("[daemon]\nstate_dir = '~/state'", "daemon.state_dir is '~/state'", "an absolute path"),
+    ("[store]\nca_bundle = 'ca.pem'", "store.ca_bundle is 'ca.pem'", "an absolute path"),
+    ("[spool]\npools = ['/x', 'spool']", "spool.pools is", "an absolute path"),
+    ("[spool]\npools = ['']", "spool.pools is", "an absolute path"),
+    ("[daemon", "not TOML", "at end of document"),
+    ("[daemon]\nsocket = '/a'\nsocket = '/b'\n", "not TOML", "line 3"),
+]  # fmt: skip
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that the command gives up with."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ml-dashd: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
+
+
+@pytest.mark.parametrize(("text", "named", "allowed"), REFUSED)
+def test_a_bad_setting_is_refused_in_one_line(
+    text: str, named: str, allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "ml-dashd.toml"
+    path.write_text(text)
+    line = refused(capsys, "check-config", "--config", str(path))
+    assert line.startswith(f"ml-dashd: {path}: {named}")
+    assert allowed in line.removeprefix(f"ml-dashd: {path}: ")
+
+
+@pytest.mark.parametrize("text", [GOOD, "", "[store]\n", *(f"[{field.name}]" for field in fields(Config)[:-1])])
+def test_a_good_file_is_right(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "ml-dashd.toml"
+    path.write_text(text)
+    assert main(["check-config", "--config", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{path}: right; store ")
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda _: None, "No such file or directory"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_bytes(b"socket = '\xff'"), "not TOML"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_refused(make, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "ml-dashd.toml"
+    make(path)
+    line = refused(capsys, "check-config", "--config", str(path))
+    assert line.startswith(f"ml-dashd: {path}: {said}")
+
+
+def test_the_environment_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    bad, good = tmp_path / "bad.toml", tmp_path / "good.toml"
+    bad.write_text("[limits]\nthreads = 0")
+    good.write_text('[store]\nurl = "s3://bucket"')
+    monkeypatch.setenv("ML_DASH_CONFIG", str(bad))
+    assert refused(capsys, "check-config").startswith(f"ml-dashd: {bad}: limits.threads")
+    monkeypatch.setenv("ML_DASH_CONFIG", str(good))
+    assert main(["check-config"]) == 0
+    assert capsys.readouterr().out.startswith(f"{good}: right; store s3://bucket")
+
+
+def test_an_option_goes_before_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    good = tmp_path / "good.toml"
+    good.write_text('[store]\nurl = "s3://bucket"')
+    monkeypatch.setenv("ML_DASH_CONFIG", str(tmp_path / "missing.toml"))
+    assert main(["check-config", "--config", str(good)]) == 0
+    assert capsys.readouterr().out.startswith(f"{good}: right; store s3://bucket")
+
+
+def test_without_a_file_there_are_defaults(capsys: pytest.CaptureFixture[str]):
+    assert main(["check-config"]) == 0
+    assert capsys.readouterr().out.startswith("the defaults: right; store file:///")
+
+
+def test_every_key_arrives():
+    config = parse(tomllib.loads(GOOD))
+    assert (config.socket, config.state_dir) == (Path("/run/x/socket"), Path("/var/lib/x"))
+    assert (config.daemon.drain_timeout, config.daemon.idle_timeout) == (5.0, 1.5)
+    assert type(config.daemon.drain_timeout) is float
+    assert (config.daemon.max_connections, config.daemon.log_level) == (7, "debug")
+    assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
+    assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
+    assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", "/etc/ssl/ca.pem")
+    assert (config.store.mode, config.store.part_size) == ("0600", 8 * MIB)
+    assert config.catalog_path == Path("/var/lib/x/catalog of x.sqlite")
+    assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
+    assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
+    assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
+    assert with_defaults(config) == config
+
+
+def test_a_test_of_every_key_names_every_key():
+    """The one above: a new setting is missed there."""
+    given = {f"{table}.{key}" for table, keys in tomllib.loads(GOOD).items() for key in keys}
+    assert given == {
+        f"{table.name}.{key.name}"
+        for table in fields(Config)
+        if table.name != "embedded"
+        for key in fields(table.default_factory)  # type: ignore[arg-type]
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "bucket", "key_prefix"),
+    [("s3://b", "b", ""), ("s3://b/", "b", ""), ("s3://b/p", "b", "p/"), ("s3://b/p/q/", "b", "p/q/")],
+)
+def test_a_bucket_and_its_key_prefix(url: str, bucket: str, key_prefix: str):
+    config = parse({"store": {"url": url}})
+    assert (config.bucket, config.key_prefix) == (bucket, key_prefix)
+
+
+def test_a_folder_has_no_bucket():
+    config = parse({"store": {"url": "file:///data/a%20b"}})
+    assert (config.bucket, config.key_prefix, config.store_root) == ("", "", Path("/data/a b"))
+
+
+def test_the_system_daemon_lives_in_the_system(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
+    config = load(None)
+    assert config.socket == Path("/run/ml-dash/ml-dashd.sock")
+    assert config.state_dir == Path("/var/lib/ml-dash")
+    assert config.store_root == Path("/var/lib/ml-dash/files")
+    assert config.catalog_path == Path("/var/lib/ml-dash/catalog.sqlite")
+    assert config.embedded is None
+
+
+def test_a_users_daemon_lives_with_the_user(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/ann b")
+    config = load(None)
+    assert config.state_dir == Path("/home/ann b/.local/state/ml-dash")
+    assert config.socket == Path("/home/ann b/.local/state/ml-dash/ml-dashd.sock")
+    assert config.store_root == Path("/home/ann b/.local/state/ml-dash/files")
+    assert config.catalog_path == Path("/home/ann b/.local/state/ml-dash/catalog.sqlite")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    config = load(None)
+    assert (config.socket, config.state_dir) == (Path("/run/user/1000/ml-dash/ml-dashd.sock"), Path("/state/ml-dash"))
+
+
+def test_a_state_dir_alone_takes_store_and_catalog_with_it():
+    config = with_defaults(parse({"daemon": {"state_dir": "/data/state"}}))
+    assert config.store_root == Path("/data/state/files")
+    assert config.catalog_path == Path("/data/state/catalog.sqlite")
+
+
+def test_the_defaults_of_the_design():
+    config = load(None)
+    assert (config.daemon.drain_timeout, config.daemon.max_connections) == (30.0, 1024)
+    assert (config.store.checksum, config.store.mode, config.store.part_size) == ("auto", "0640", 16 * MIB)
+    assert (config.spool.durability, config.spool.pools) == ("memory", ())
+    assert (config.access.uids, config.access.socket_mode) == ((), "0600")
+
+
+def test_an_embedded_daemon_keeps_everything_in_its_root(tmp_path: Path):
+    root = tmp_path / "größe #1?"
+    config = embedded(root)
+    assert config.embedded == root
+    assert config.store_root == root
+    assert config.socket == root / ".ml-dashd" / "socket"
+    assert config.state_dir == root / ".ml-dashd"
+    assert config.catalog_path == root / ".ml-dashd" / "catalog.sqlite"
+
+
+def test_an_error_has_a_code_for_programs():
+    with pytest.raises(MLDashError) as raised:
+        parse({"daemon": {"sock": "/x"}})
+    assert raised.value.code is Code.CONFIG
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["check-config", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: ml-dashd ")
+    assert "--embedded" not in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["run", "--port", "1"]])
+def test_a_wrong_command_line_ends_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: ml-dashd ")

@@ -1,0 +1,284 @@
+"""One thread, one connection: calls share commits and fail alone, and nothing that was answered is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.edge.database import MAX_BATCH, Database
+from ml_dashd.edge.system import NoFaults
+from ml_dashd.ports import Faults
+
+SCHEMA = ["CREATE TABLE t (n INTEGER PRIMARY KEY) STRICT;"]
+
+
+class Points:
+    """Fault points: counts the commits of what was written, and fails one of them."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.failing = failing
+        self.commits = 0
+
+    def at(self, point: str) -> None:
+        if point == "test.before_commit":
+            self.commits += 1
+            if self.commits == self.failing:
+                raise OSError(5, f"fault point {point}")
+
+
+@contextmanager
+def database(path: Path, faults: Faults | None = None, schema: list[str] = SCHEMA) -> Iterator[Database]:
+    opened = Database(path, schema, faults or NoFaults(), "test")
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "test.sqlite"
+
+
+def put(number: int) -> Callable[[sqlite3.Connection], int]:
+    def work(connection: sqlite3.Connection) -> int:
+        connection.execute("INSERT INTO t VALUES (?)", (number,))
+        return number
+
+    return work
+
+
+def numbers(path: Path) -> list[int]:
+    """What another program finds."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [number for (number,) in connection.execute("SELECT n FROM t ORDER BY n")]
+
+
+@asynccontextmanager
+async def held(opened: Database) -> AsyncIterator[None]:
+    """Keeps its thread busy in a transaction of its own, so that the calls made meanwhile are the next ones' batch."""
+    busy, gate = threading.Event(), threading.Event()
+
+    def work(_: sqlite3.Connection) -> None:
+        busy.set()
+        gate.wait(10)
+
+    first = asyncio.create_task(opened.call(work))
+    await asyncio.to_thread(busy.wait, 10)
+    try:
+        yield
+        await asyncio.sleep(0)  # the tasks made meanwhile put their calls in the queue
+    finally:
+        gate.set()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_calls_that_wait_share_one_commit(path: Path) -> None:
+    points = Points()
+    with database(path, points) as opened:
+        async with held(opened):
+            calls = [asyncio.create_task(opened.call(put(number))) for number in range(100)]
+        assert await asyncio.gather(*calls) == list(range(100))
+        assert points.commits == 1
+    assert numbers(path) == list(range(100))
+
+
+async def test_a_batch_has_a_bound(path: Path) -> None:
+    points = Points()
+    with database(path, points) as opened:
+        async with held(opened):
+            calls = [asyncio.create_task(opened.call(put(number))) for number in range(2 * MAX_BATCH + 1)]
+        await asyncio.gather(*calls)
+        assert points.commits == 3
+
+
+async def test_calls_run_in_the_order_in_which_they_were_made(path: Path) -> None:
+    order: list[int] = []
+    with database(path) as opened:
+        await asyncio.gather(*(opened.call(lambda _, number=number: order.append(number)) for number in range(300)))
+    assert order == list(range(300))
+
+
+async def test_one_that_fails_in_a_batch_fails_alone(path: Path) -> None:
+    def half_done(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t VALUES (50)")
+        raise KeyError("halfway")
+
+    points = Points()
+    with database(path, points) as opened:
+        async with held(opened):
+            works = [put(1), half_done, put(2), put(1), put(3)]
+            calls = [asyncio.create_task(opened.call(work)) for work in works]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert points.commits == 1
+    assert outcomes[0::2] == [1, 2, 3]
+    assert isinstance(outcomes[1], KeyError)
+    assert isinstance(outcomes[3], sqlite3.IntegrityError)
+    assert numbers(path) == [1, 2, 3]
+
+
+async def test_a_commit_that_fails_fails_its_calls_and_no_later_one(path: Path) -> None:
+    with database(path, Points(failing=1)) as opened:
+        async with held(opened):
+            calls = [asyncio.create_task(opened.call(put(number))) for number in range(3)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [OSError] * 3
+        assert await opened.call(put(7)) == 7
+    assert numbers(path) == [7]
+
+
+async def test_a_transaction_that_sqlite_gave_up_fails_its_calls_and_no_later_one(path: Path) -> None:
+    """As a full disk does: SQLite rolls everything back by itself, the savepoints too."""
+    with database(path) as opened:
+        async with held(opened):
+            works: list[Callable[[sqlite3.Connection], object]] = [
+                put(1),
+                lambda connection: connection.execute("ROLLBACK"),
+                put(2),
+            ]
+            calls = [asyncio.create_task(opened.call(work)) for work in works]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, sqlite3.Error) for outcome in outcomes)
+        assert await opened.call(put(3)) == 3
+    assert numbers(path) == [3]
+
+
+async def test_what_was_answered_is_on_disk_while_the_database_is_still_open(path: Path) -> None:
+    with database(path) as opened:
+        await opened.call(put(1))
+        assert numbers(path) == [1]
+
+
+async def test_a_caller_that_leaves_does_not_undo_its_call(path: Path) -> None:
+    with database(path) as opened:
+        async with held(opened):
+            call = asyncio.create_task(opened.call(put(1)))
+            await asyncio.sleep(0)
+            call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await opened.call(put(2)) == 2
+    assert numbers(path) == [1, 2]
+
+
+async def test_close_finishes_what_was_asked_for(path: Path) -> None:
+    opened = Database(path, SCHEMA, NoFaults(), "test")
+    calls = [asyncio.create_task(opened.call(put(number))) for number in range(MAX_BATCH + 100)]
+    await asyncio.sleep(0)
+    opened.close()
+    assert numbers(path) == list(range(MAX_BATCH + 100))
+    assert await asyncio.gather(*calls) == list(range(MAX_BATCH + 100))
+
+
+async def test_close_folds_the_log_back(path: Path) -> None:
+    with database(path) as opened:
+        await opened.call(put(1))
+        assert path.with_name("test.sqlite-wal").stat().st_size > 0
+    assert [file.name for file in path.parent.iterdir()] == ["test.sqlite"]
+
+
+async def test_after_close_a_call_is_refused_and_a_close_does_nothing(path: Path) -> None:
+    opened = Database(path, SCHEMA, NoFaults(), "test")
+    opened.close()
+    opened.close()
+    with pytest.raises(MLDashError) as raised:
+        await asyncio.wait_for(opened.call(put(1)), 5)
+    assert raised.value.code is Code.SHUTTING_DOWN
+
+
+async def test_a_loop_that_has_ended_takes_no_answer_and_harms_none(path: Path) -> None:
+    """The thread outlives a caller's loop, and goes on for the next."""
+    opened = Database(path, SCHEMA, NoFaults(), "test")
+    gate = threading.Event()
+
+    async def ask_and_leave() -> None:
+        asyncio.create_task(opened.call(lambda _: gate.wait(10)))  # noqa: RUF006 it is left on purpose
+        asyncio.create_task(opened.call(put(1)))  # noqa: RUF006
+        await asyncio.sleep(0)
+
+    await asyncio.to_thread(lambda: asyncio.run(ask_and_leave()))
+    gate.set()
+    assert await opened.call(put(2)) == 2
+    opened.close()
+    assert numbers(path) == [1, 2]
+
+
+async def test_migrations_run_once_and_in_order(path: Path) -> None:
+    second = "INSERT INTO t VALUES (1); CREATE TABLE u (n INTEGER) STRICT;"
+    third = "INSERT INTO t SELECT max(n) + 1 FROM t;"
+    for schema in (SCHEMA, [*SCHEMA, second, third], [*SCHEMA, second, third]):
+        with database(path, schema=schema) as opened:
+            (version,) = await opened.call(lambda connection: connection.execute("PRAGMA user_version").fetchone())
+            assert version == len(schema)
+    assert numbers(path) == [1, 2]
+
+
+async def test_a_migration_that_fails_leaves_the_version_before(path: Path) -> None:
+    with database(path) as opened:
+        await opened.call(put(1))
+    with pytest.raises(MLDashError) as raised:
+        Database(path, [*SCHEMA, "INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)"], NoFaults(), "test")
+    assert str(path) in raised.value.message
+    assert numbers(path) == [1]
+    with database(path) as opened:
+        (version,) = await opened.call(lambda connection: connection.execute("PRAGMA user_version").fetchone())
+        assert version == 1
+
+
+async def test_a_database_of_a_newer_release_is_refused_and_left_alone(path: Path) -> None:
+    with database(path, schema=[*SCHEMA, "INSERT INTO t VALUES (1)"]):
+        pass
+    before = path.read_bytes()
+    with pytest.raises(MLDashError) as raised:
+        Database(path, SCHEMA, NoFaults(), "test")
+    assert raised.value.code is Code.CONFIG
+    assert str(path) in raised.value.message
+    assert "newer release" in raised.value.message
+    assert path.read_bytes() == before
+    assert numbers(path) == [1]
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_text("these are my notes, not a database\n" * 100)
+    before = path.read_bytes()
+    with pytest.raises(MLDashError) as raised:
+        Database(path, SCHEMA, NoFaults(), "test")
+    assert str(path) in raised.value.message
+    assert "not a database" in raised.value.message
+    assert path.read_bytes() == before
+
+
+async def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises((MLDashError, OSError)) as raised:
+        Database(tmp_path / "missing" / "test.sqlite", SCHEMA, NoFaults(), "test")
+    assert str(tmp_path / "missing") in str(raised.value)
+
+
+async def test_nobody_else_may_read_it_nor_its_log(path: Path) -> None:
+    """The log holds what small files hold."""
+    before = os.umask(0)
+    try:
+        with database(path) as opened:
+            await opened.call(put(1))
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"test.sqlite": 0o600, "test.sqlite-wal": 0o600, "test.sqlite-shm": 0o600}
+
+
+async def test_the_log_is_made_large_once_and_then_overwritten(path: Path) -> None:
+    """Growing it would make a commit wait for the trainer's freshly written data."""
+    log = path.with_name("test.sqlite-wal")
+    with database(path) as opened:
+        size = log.stat().st_size
+        for number in range(200):
+            await opened.call(put(number))
+        assert log.stat().st_size == size > 1 << 22

@@ -1,0 +1,602 @@
+"""The durable queue: only the moves of core/states.py, each once, each with its event; what was answered is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.core.ids import IdSource
+from ml_dashd.core.model import (
+    Algorithm,
+    FileRecord,
+    Fingerprint,
+    Job,
+    Pin,
+    PinKind,
+    Selection,
+    SentPart,
+    StateCount,
+    Trouble,
+)
+from ml_dashd.core.schedule import Lane, lane
+from ml_dashd.core.states import TRANSITIONS, UNFINISHED, State, allows
+from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.system import NoFaults
+from ml_dashd.ports import Superseded
+
+MIB = 1 << 20
+OWNER = 1000
+EXPERIMENT = ("alice", "cv", "resnet")
+PIN = Pin(PinKind.LINK, "/spool/7", "/data/best.pt", Fingerprint(2049, 2**63 - 1, 5, 1_700_000_000_123_456_789, 12))
+TROUBLE = Trouble(Code.STORE_DENIED, "denied: größe", "ask")
+
+
+class SetClock:
+    """Time as the test sets it."""
+
+    now = 1000
+
+    def now_ms(self) -> int:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now / 1000
+
+    def jitter(self) -> float:
+        return 0.5
+
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError("the journal does not sleep")
+
+
+@asynccontextmanager
+async def opened(path: Path, clock: SetClock | None = None) -> AsyncIterator[SqliteJournal]:
+    made = SqliteJournal(path, clock or SetClock(), NoFaults(), lambda size: lane(size, 16 * MIB))
+    await made.open()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+async def journal(path: Path, clock: SetClock) -> AsyncIterator[SqliteJournal]:
+    async with opened(path, clock) as made:
+        yield made
+
+
+def record(number: int = 7, file: str = "models/best.pt", **changes: Any) -> FileRecord:
+    prefix, _, filename = file.rpartition("/")
+    namespace, project, experiment = EXPERIMENT
+    plain = FileRecord(
+        id=number,
+        owner_uid=OWNER,
+        namespace=namespace,
+        project=project,
+        experiment=experiment,
+        prefix=prefix,
+        filename=filename,
+        size_bytes=5,
+        content_type="application/octet-stream",
+        created_ms=1000,
+        updated_ms=1000,
+    )
+    return replace(plain, **changes)
+
+
+def job(number: int = 7, **changes: Any) -> Job:
+    return Job(record(number, **changes), PIN)
+
+
+def key_of(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+async def accepted(journal: SqliteJournal, number: int = 7, **changes: Any) -> Job:
+    made, new = await journal.accept(job(number, **changes), key_of(number))
+    assert new
+    return made
+
+
+def rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
+    """What another program finds."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def way_to(state: State) -> list[State]:
+    """The shortest way there from the queue."""
+    ways = deque([[State.QUEUED]])
+    while (way := ways.popleft())[-1] is not state:
+        ways.extend([*way, after] for after in TRANSITIONS[way[-1]] if after not in way)
+    return way[1:]
+
+
+async def in_state(journal: SqliteJournal, state: State, number: int = 7, **changes: Any) -> Job:
+    made = await accepted(journal, number, **changes)
+    for step in way_to(state):
+        made = await journal.advance(made, step)
+    return made
+
+
+# ---- the table of moves
+
+
+@pytest.mark.parametrize("old", State)
+async def test_sql_makes_the_moves_of_the_table_and_refuses_every_other(path: Path, old: State) -> None:
+    async with opened(path) as journal:
+        others = [state for state in State if state is not old]
+        before = {new: await in_state(journal, old, number) for number, new in enumerate(others, start=1)}
+        steps = rows(path, "SELECT file_id, from_state, to_state FROM events ORDER BY file_id, number")
+        for new, stood in before.items():
+            if allows(old, new):
+                assert (await journal.advance(stood, new)).state is new
+                steps.append((stood.id, old.value, new.value))
+            else:
+                with pytest.raises(sqlite3.IntegrityError, match="not in the transition table"):
+                    await journal.advance(stood, new)
+                assert await journal.get([stood.id]) == [stood]
+    after = rows(path, "SELECT file_id, from_state, to_state FROM events ORDER BY file_id, number")
+    assert after == sorted(steps, key=lambda step: step[0])
+
+
+async def test_sql_refuses_to_move_a_state_to_itself(journal: SqliteJournal, path: Path) -> None:
+    """It would tell, in an event, of something that did not happen."""
+    for number, state in enumerate(State, start=1):
+        before = await in_state(journal, state, number)
+        steps = rows(path, "SELECT count(*) FROM events")
+        with pytest.raises(sqlite3.IntegrityError, match="not in the transition table"):
+            await journal.advance(before, state)
+        assert rows(path, "SELECT count(*) FROM events") == steps
+
+
+@pytest.mark.parametrize("nonsense", ["", "queued", "LOST"])
+async def test_sql_refuses_a_state_that_there_is_not(path: Path, nonsense: str) -> None:
+    """Whoever writes: the rule is in the database, not in this process."""
+    async with opened(path) as journal:
+        await accepted(journal)
+    with closing(sqlite3.connect(path)) as connection, pytest.raises(sqlite3.IntegrityError, match="transition table"):
+        connection.execute("UPDATE files SET state = ?", (nonsense,))
+
+
+async def test_a_table_that_has_changed_is_taken_over_at_the_start(path: Path) -> None:
+    async with opened(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO transitions VALUES ('DONE', 'QUEUED')")
+        connection.execute("DELETE FROM transitions WHERE from_state = 'QUEUED'")
+    async with opened(path) as journal:
+        done = await in_state(journal, State.DONE)
+        with pytest.raises(sqlite3.IntegrityError):
+            await journal.advance(done, State.QUEUED)
+
+
+# ---- compare and set
+
+
+async def test_an_advance_from_a_state_that_is_left_is_superseded(path: Path) -> None:
+    async with opened(path) as journal:
+        stale = await accepted(journal)
+        now = await journal.advance(stale, State.SENDING, upload_id="first")
+        with pytest.raises(Superseded):
+            await journal.advance(stale, State.SENDING, upload_id="second")
+        with pytest.raises(Superseded):
+            await journal.note(stale, attempt=9)
+        assert await journal.get([7]) == [now]
+    assert len(rows(path, "SELECT * FROM events")) == 2
+
+
+async def test_of_many_who_advance_the_same_job_one_does(journal: SqliteJournal, path: Path) -> None:
+    before = await accepted(journal)
+    outcomes = await asyncio.gather(
+        *(journal.advance(before, State.SENDING, upload_id=str(number)) for number in range(20)),
+        return_exceptions=True,
+    )
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, Job)]
+    assert sum(isinstance(outcome, Superseded) for outcome in outcomes) == 19
+    assert await journal.get([7]) == [winner]
+    assert rows(path, "SELECT count(*) FROM events WHERE to_state = 'SENDING'") == [(1,)]
+
+
+async def test_a_job_that_is_forgotten_is_superseded(journal: SqliteJournal) -> None:
+    done = await in_state(journal, State.CANCELLED)
+    await journal.forget([7])
+    with pytest.raises(Superseded):
+        await journal.note(done, attempt=1)
+
+
+async def test_a_checksum_that_was_told_is_not_replaced(journal: SqliteJournal) -> None:
+    sending = await in_state(journal, State.SENDING)
+    await journal.set_sha256(7, "aa" * 32)
+    await journal.set_sha256(7, "bb" * 32)
+    with pytest.raises(Superseded):
+        await journal.advance(sending, State.COMPLETING, sha256="bb" * 32)
+    same = await journal.advance(sending, State.COMPLETING, sha256="aa" * 32)
+    assert same.record.sha256 == "aa" * 32
+
+
+# ---- hand-off
+
+
+async def test_what_was_accepted_comes_back_field_by_field(journal: SqliteJournal, path: Path) -> None:
+    whole = Job(
+        record(
+            2**62,
+            description="größe",
+            tags=("best", "a,b"),
+            bindrs=("b",),
+            metadata='{"epoch": 3}',
+            sha256="ab" * 32,
+        ),
+        PIN,
+        on_disk=True,
+    )
+    assert await journal.accept(whole, key_of(1)) == (whole, True)
+    assert await journal.get([2**62]) == [whole]
+    assert rows(path, "SELECT file_id, at_ms, from_state, to_state, detail FROM events") == [
+        (2**62, 1000, None, "QUEUED", "link")
+    ]
+
+
+async def test_a_request_that_comes_again_finds_its_first_answer(journal: SqliteJournal, path: Path) -> None:
+    first, new = await journal.accept(job(7), b"k" * 16)
+    assert new
+    moved = await journal.advance(first, State.SENDING)
+    again = Job(record(8, "elsewhere.pt"), Pin(PinKind.COPY, "/spool/8"))
+    assert await journal.accept(again, b"k" * 16, b"other bytes") == (moved, False)
+    assert await journal.get([8]) == []
+    assert rows(path, "SELECT id FROM files") == [(7,)]
+
+
+async def test_the_same_key_of_another_owner_is_another_file(journal: SqliteJournal) -> None:
+    mine, _ = await journal.accept(job(7), b"k" * 16)
+    theirs, new = await journal.accept(job(8, owner_uid=OWNER + 1), b"k" * 16)
+    assert new
+    assert await journal.get([7, 8]) == [mine, theirs]
+
+
+async def test_requests_that_come_at_once_with_one_key_are_one_file(journal: SqliteJournal, path: Path) -> None:
+    outcomes = await asyncio.gather(*(journal.accept(job(number), b"k" * 16) for number in range(1, 30)))
+    assert [new for _, new in outcomes].count(True) == 1
+    assert len({answer.id for answer, _ in outcomes}) == 1
+    assert rows(path, "SELECT count(*) FROM files") == [(1,)]
+
+
+async def test_the_bytes_of_a_small_file_stay_until_it_is_stored(journal: SqliteJournal, path: Path) -> None:
+    inline = Job(record(), Pin(PinKind.INLINE), on_disk=True)
+    await journal.accept(inline, key_of(1), bytes(range(256)))
+    assert await journal.content(inline) == bytes(range(256))
+    now = inline
+    for step in way_to(State.VERIFIED):
+        now = await journal.advance(now, step)
+        assert await journal.content(now) == bytes(range(256))
+    await journal.advance(now, State.DONE)
+    assert rows(path, "SELECT content FROM files") == [(None,)]
+
+
+async def test_ids_never_go_back(path: Path, clock: SetClock) -> None:
+    """Files are journaled in the order of their pins, rows are forgotten, and the clock may step back."""
+    clock.now = 1_800_000_000_000
+    async with opened(path, clock) as journal:
+        assert await journal.high_water() == 0
+        ids = IdSource(0)
+        given = [ids.next(clock.now) for _ in range(1000)]
+        for number in (given[998], given[999], given[0], given[500]):
+            await accepted(journal, number)
+        assert await journal.high_water() == given[999]
+    clock.now -= 3_600_000
+    async with opened(path, clock) as journal:
+        assert await journal.high_water() == given[999]
+        for number in (given[998], given[999]):
+            (one,) = await journal.get([number])
+            await journal.advance(one, State.CANCELLED)
+        await journal.forget(given)
+        assert await journal.high_water() == given[999]
+        assert IdSource(0, await journal.high_water()).next(clock.now) > given[999]
+
+
+async def test_the_high_water_mark_compares_numbers_not_text(journal: SqliteJournal) -> None:
+    await accepted(journal, 99)
+    await accepted(journal, 100)
+    assert await journal.high_water() == 100
+
+
+async def test_a_request_that_came_again_raises_no_high_water(journal: SqliteJournal) -> None:
+    await journal.accept(job(7), b"k" * 16)
+    await journal.accept(job(900), b"k" * 16)
+    assert await journal.high_water() == 7
+
+
+# ---- the way of a file
+
+
+async def test_every_column_that_moves_is_kept(path: Path, clock: SetClock) -> None:
+    async with opened(path, clock) as journal:
+        queued = await accepted(journal)
+        clock.now = 2000
+        noted = await journal.note(
+            queued,
+            key="k/7",
+            part_size=16 * MIB,
+            algorithm=Algorithm.CRC64NVME,
+            attempt=3,
+            not_before_ms=5000,
+            blocked=True,
+            trouble=TROUBLE,
+        )
+        clock.now = 3000
+        sending = await journal.advance(noted, State.SENDING, upload_id="u", blocked=False, trouble=None)
+        other = Pin(PinKind.COPY, "/spool/copy", "/data/best.pt", Fingerprint(1, 2, 5, 3, 4))
+        completing = await journal.advance(
+            sending, State.COMPLETING, sha256="ab" * 32, crc64nvme=2**64 - 1, proof="p=", pin=other
+        )
+    expected = Job(
+        replace(record(), key="k/7", sha256="ab" * 32, crc64nvme=2**64 - 1, updated_ms=3000),
+        other,
+        State.COMPLETING,
+        attempt=3,
+        not_before_ms=5000,
+        upload_id="u",
+        part_size=16 * MIB,
+        algorithm=Algorithm.CRC64NVME,
+        proof="p=",
+    )
+    assert noted.trouble == TROUBLE
+    assert noted.blocked
+    assert noted.record.updated_ms == 2000
+    assert completing == expected
+    async with opened(path, clock) as journal:
+        assert await journal.get([7]) == [expected]
+
+
+async def test_each_move_writes_an_event_and_a_note_writes_none(journal: SqliteJournal, path: Path, clock) -> None:
+    now = await accepted(journal)
+    for number, step in enumerate((State.SENDING, State.QUEUED, State.FAILED, State.CANCELLED), start=2):
+        clock.now = number * 1000
+        now = await journal.note(now, attempt=number)
+        now = await journal.advance(now, step, trouble=TROUBLE if step is State.FAILED else None)
+    assert rows(path, "SELECT at_ms, from_state, to_state, detail FROM events ORDER BY number") == [
+        (1000, None, "QUEUED", "link"),
+        (2000, "QUEUED", "SENDING", None),
+        (3000, "SENDING", "QUEUED", None),
+        (4000, "QUEUED", "FAILED", "denied: größe"),
+        (5000, "FAILED", "CANCELLED", None),
+    ]
+
+
+async def test_a_change_that_fails_writes_nothing(journal: SqliteJournal, path: Path) -> None:
+    before = await accepted(journal)
+    with pytest.raises(sqlite3.Error):
+        await journal.advance(before, State.SENDING, no_such_column=1)
+    with pytest.raises(sqlite3.Error):
+        await journal.advance(before, State.SENDING, part_size="many")
+    assert await journal.get([7]) == [before]
+    assert len(rows(path, "SELECT * FROM events")) == 1
+
+
+async def test_on_disk_is_noted_in_any_state(journal: SqliteJournal) -> None:
+    for number, state in enumerate(State, start=1):
+        before = await in_state(journal, state, number)
+        assert not before.on_disk
+        await journal.mark_on_disk(number)
+        assert await journal.get([number]) == [replace(before, on_disk=True)]
+    await journal.mark_on_disk(999)
+
+
+async def test_parts_of_an_upload_that_is_gone_count_for_nothing(journal: SqliteJournal) -> None:
+    queued = await accepted(journal)
+    first = await journal.advance(queued, State.SENDING, upload_id="first")
+    whole = SentPart(2, 16 * MIB, "e2", "c2", 2**64 - 1)
+    for part in (whole, SentPart(1, 16 * MIB, "old"), SentPart(1, 16 * MIB, "e1", None, 0)):
+        await journal.add_part(first, part)
+    assert await journal.parts(first) == [SentPart(1, 16 * MIB, "e1", None, 0), whole]
+    again = await journal.advance(first, State.QUEUED, upload_id=None)
+    second = await journal.advance(again, State.SENDING, upload_id="second")
+    assert await journal.parts(second) == []
+
+
+async def test_cancelling_asks_every_file_that_can_still_be_stopped(journal: SqliteJournal) -> None:
+    jobs = {state: await in_state(journal, state, number) for number, state in enumerate(State, start=1)}
+    asked = await journal.cancel([one.id for one in jobs.values()] + [999])
+    assert {one.state for one in asked} == UNFINISHED | {State.FAILED}
+    assert all(one.cancel_requested for one in asked)
+    for state in (State.DONE, State.CANCELLED):
+        assert await journal.get([jobs[state].id]) == [jobs[state]]
+
+
+async def test_a_cancelled_file_does_not_wait_for_its_retry(journal: SqliteJournal) -> None:
+    await journal.note(await accepted(journal), not_before_ms=99_000)
+    await journal.cancel([7])
+    assert [one.id for one in await journal.due(Lane.SMALL, 1000, [], 9)] == [7]
+
+
+# ---- questions
+
+
+async def test_due_is_what_may_run_now_oldest_first_lane_by_lane(journal: SqliteJournal) -> None:
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number)
+    await accepted(journal, 20, size_bytes=17 * MIB)
+    later = await accepted(journal, 30)
+    await journal.note(later, not_before_ms=2001)
+    due = [state for state in State if state in UNFINISHED]
+    assert [one.state for one in await journal.due(Lane.SMALL, 2000, [], 99)] == due
+    assert [one.id for one in await journal.due(Lane.LARGE, 2000, [], 99)] == [20]
+    assert [one.state for one in await journal.due(Lane.SMALL, 2000, [1, 3], 2)] == [State.SENDING, State.VERIFIED]
+    assert [one.id for one in await journal.due(Lane.SMALL, 2001, [], 99)][-1] == 30
+    assert await journal.due_count() == len(due) + 2
+
+
+async def test_when_to_look_again(journal: SqliteJournal) -> None:
+    assert await journal.next_due_ms(0) is None
+    for number, at in ((1, 5000), (2, 3000), (3, 9000)):
+        await journal.note(await accepted(journal, number), not_before_ms=at)
+    assert await journal.next_due_ms(1000) == 3000
+    assert await journal.next_due_ms(3000) == 5000
+    await journal.advance((await journal.get([1]))[0], State.CANCELLED)
+    assert await journal.next_due_ms(3000) == 9000
+
+
+async def test_every_file_that_needs_its_source_is_pinned(journal: SqliteJournal) -> None:
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number)
+    assert {one.state for one in await journal.pinned()} == UNFINISHED | {State.FAILED}
+
+
+async def test_a_list_shows_what_the_catalog_has_not(journal: SqliteJournal) -> None:
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number, file=f"models/{state}")
+    await accepted(journal, 20, file="other/x")
+    await accepted(journal, 21, experiment="else", file="models/x")
+    await accepted(journal, 22, file="models/taken_back")
+    await journal.cancel([22])
+    found = await journal.select(Selection(*EXPERIMENT, prefix="models"))
+    assert [one.record.filename for one in found] == sorted(UNFINISHED | {State.FAILED})
+
+
+async def test_what_an_experiment_waits_for(journal: SqliteJournal) -> None:
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number)
+    await accepted(journal, 20, experiment="else")
+    pending, failed = await journal.unfinished(Selection(*EXPERIMENT))
+    assert pending == len(UNFINISHED)
+    assert [one.state for one in failed] == [State.FAILED]
+
+
+async def test_the_queue_in_short(journal: SqliteJournal) -> None:
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number, size_bytes=number, created_ms=1000 + number)
+    await accepted(journal, 20, size_bytes=100, created_ms=5000)
+    blocked = await journal.note((await journal.get([20]))[0], blocked=True, trouble=TROUBLE)
+    summary = await journal.summary()
+    assert set(summary.counts) == {
+        StateCount(state, 2 if state is State.QUEUED else 1, 101 if state is State.QUEUED else number)
+        for number, state in enumerate(State, start=1)
+    }
+    assert summary.oldest_ms == 1001
+    assert summary.blocked == (blocked,)
+    assert [one.state for one in summary.failed] == [State.FAILED]
+
+
+async def test_only_what_is_finished_and_old_is_forgotten(journal: SqliteJournal, path: Path, clock: SetClock) -> None:
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number)
+        if state in (State.SENDING, State.DONE):
+            await journal.add_part(replace(job(number), upload_id="u"), SentPart(1, 5, "e"))
+    clock.now = 2000
+    await in_state(journal, State.DONE, 20)
+    found = await journal.finished(2000, 99)
+    assert {one.state for one in found} == {State.DONE, State.CANCELLED}
+    assert 20 not in {one.id for one in found}
+    assert len(await journal.finished(2001, 2)) == 2
+    await journal.forget(list(range(1, 20)))
+    left = {state for (state,) in rows(path, "SELECT state FROM files WHERE id < 20")}
+    assert left == UNFINISHED | {State.FAILED}
+    assert rows(path, "SELECT count(*) FROM events WHERE file_id NOT IN (SELECT id FROM files)") == [(0,)]
+    assert rows(path, "SELECT file_id FROM parts") == [(2,)]
+
+
+async def test_facts_are_kept(path: Path) -> None:
+    async with opened(path) as journal:
+        assert await journal.setting("checksum") is None
+        await journal.set_setting("checksum", "md5")
+        await journal.set_setting("checksum", "crc64nvme")
+    async with opened(path) as journal:
+        assert await journal.setting("checksum") == "crc64nvme"
+
+
+async def test_the_workers_questions_read_an_index(journal: SqliteJournal, path: Path) -> None:
+    """With a million finished rows a scan would take seconds. What is asked is taken from SQLite itself."""
+    asked: list[str] = []
+    await journal._database.call(lambda connection: connection.set_trace_callback(asked.append))
+    await journal.due(Lane.SMALL, 1000, [1, 2], 9)
+    await journal.next_due_ms(1000)
+    await journal._database.call(lambda connection: connection.set_trace_callback(None))
+    plans = [
+        [step[3] for step in rows(path, f"EXPLAIN QUERY PLAN {question}")]
+        for question in asked
+        if question.startswith("SELECT")
+    ]
+    ((due,), (waiting,)) = plans
+    assert "files_due" in due
+    assert "files_waiting" in waiting
+
+
+# ---- what was answered is there
+
+
+async def test_a_journal_of_a_newer_release_is_refused(path: Path) -> None:
+    async with opened(path) as journal:
+        await accepted(journal)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(MLDashError) as raised:
+        SqliteJournal(path, SetClock(), NoFaults(), lambda _: Lane.SMALL)
+    assert raised.value.code is Code.CONFIG
+    assert f"{path} was made by a newer release" in raised.value.message
+    assert rows(path, "SELECT id FROM files") == [(7,)]
+
+
+TAKE_UNTIL_KILLED = """
+import asyncio, sys
+from pathlib import Path
+from tests.edge.test_journal import accepted, opened, State
+
+async def take(journal, start):
+    for number in range(start, 1 << 40, 8):
+        job = await accepted(journal, number)
+        if number % 3 == 0:
+            await journal.advance(job, State.SENDING)
+        print(number, flush=True)
+
+async def main():
+    async with opened(Path(sys.argv[1])) as journal:
+        await asyncio.gather(*(take(journal, start) for start in range(1, 9)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 300])
+async def test_every_row_that_was_answered_survives_kill_9(path: Path, count: int) -> None:
+    command = [sys.executable, "-c", TAKE_UNTIL_KILLED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        answered = [process.stdout.readline() for _ in range(count)]
+        os.kill(process.pid, signal.SIGKILL)
+        answered += process.stdout.readlines()
+        assert process.wait() == -signal.SIGKILL
+    numbers = {int(line) for line in answered if line.endswith("\n")}
+    assert len(numbers) >= count
+    async with opened(path) as journal:
+        found = {one.id: one for one in await journal.get(sorted(numbers))}
+        assert found.keys() == numbers
+        assert {number for number, one in found.items() if one.state is State.SENDING} == {
+            number for number in numbers if number % 3 == 0
+        }
+        assert await journal.high_water() >= max(numbers)
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]

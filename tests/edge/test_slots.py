@@ -1,0 +1,238 @@
+"""Slots: backed by the disk before they are granted, used again by one connection alone, and gone with it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
+from ml_dashd.edge.slots import KEEP_FREE, MAX_SLOTS, SlotFiles
+from tests.doubles.disks import tmpfs
+
+MIB = 1 << 20
+MINE, THEIRS = 1, 2
+
+
+@pytest.fixture
+def slots(tmp_path: Path) -> Iterator[SlotFiles]:
+    made = SlotFiles(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def names(tmp_path: Path):
+    """The spool files that there are."""
+    return lambda: sorted(path.name for path in (tmp_path / "slots").iterdir())
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def refused(code: Code, call, *arguments) -> MLDashError:
+    with pytest.raises(MLDashError) as raised:
+        call(*arguments)
+    assert raised.value.code is code
+    return raised.value
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1, 20 * MIB + 5])
+def test_the_disk_is_reserved_before_a_slot_is_granted(slots: SlotFiles, size: int, tmp_path: Path) -> None:
+    slot = slots.grant(MINE, size)
+    status = os.fstat(slot.descriptor)
+    assert slot.capacity_bytes >= max(size, 1)
+    assert slot.capacity_bytes - size < MIB or slot.capacity_bytes == MIB
+    assert status.st_size == slot.capacity_bytes
+    assert status.st_blocks * 512 >= slot.capacity_bytes
+    assert status.st_mode & 0o777 == 0o600
+    assert os.path.samestat(status, (tmp_path / "slots" / str(slot.number)).stat())
+
+
+def test_a_full_disk_is_an_error_when_the_slot_is_asked_for(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 4 * MIB) as disk:
+        slots = SlotFiles(disk)
+        before = open_descriptors()
+        assert "spool" in refused(Code.DISK_FULL, slots.grant, MINE, 5 * MIB).message
+        assert list((disk / "slots").iterdir()) == []
+        assert open_descriptors() == before
+        slots.grant(MINE, 3 * MIB)
+        slots.close()
+
+
+def test_what_no_file_may_have_is_refused_before_the_disk_is_asked(slots: SlotFiles, names) -> None:
+    refused(Code.TOO_LARGE, slots.grant, MINE, MAX_FILE_BYTES + 1)
+    assert names() == []
+
+
+def test_a_slot_is_used_again_with_its_pages_once_it_is_released(slots: SlotFiles, names) -> None:
+    first = slots.grant(MINE, 5 * MIB)
+    os.pwrite(first.descriptor, b"first", 0)
+    pin = slots.commit(MINE, first.number, 5)
+    assert pin == Pin(PinKind.SLOT, str(first.number))
+    second = slots.grant(MINE, 5 * MIB)
+    assert second.number != first.number
+    slots.release(pin.name)
+    third = slots.grant(MINE, 4 * MIB)
+    assert third == first
+    assert os.fstat(third.descriptor).st_ino == os.fstat(first.descriptor).st_ino
+    assert names() == sorted(str(slot.number) for slot in (first, second))
+
+
+def test_the_smallest_slot_that_fits_is_used_again(slots: SlotFiles) -> None:
+    large, small = slots.grant(MINE, 9 * MIB), slots.grant(MINE, 2 * MIB)
+    slots.give_back(MINE, large.number)
+    slots.give_back(MINE, small.number)
+    assert slots.grant(MINE, 3 * MIB) == large
+    assert slots.grant(MINE, 2 * MIB) == small
+
+
+def test_a_slot_that_is_too_small_is_not_used_again(slots: SlotFiles) -> None:
+    small = slots.grant(MINE, MIB)
+    slots.give_back(MINE, small.number)
+    assert slots.grant(MINE, MIB + 1).number != small.number
+
+
+def test_another_connection_never_gets_a_used_slot(slots: SlotFiles) -> None:
+    used = slots.grant(MINE, MIB)
+    slots.give_back(MINE, used.number)
+    theirs = slots.grant(THEIRS, MIB)
+    assert theirs.number != used.number
+    assert os.pread(theirs.descriptor, MIB, 0) == bytes(MIB)
+
+
+def test_only_a_few_free_slots_are_kept(slots: SlotFiles, names) -> None:
+    granted = [slots.grant(MINE, MIB) for _ in range(KEEP_FREE + 3)]
+    for slot in granted:
+        slots.give_back(MINE, slot.number)
+    assert len(names()) == KEEP_FREE
+
+
+def test_a_slot_can_not_be_granted_while_it_is_committed(slots: SlotFiles) -> None:
+    committed = slots.grant(MINE, MIB)
+    slots.commit(MINE, committed.number, 5)
+    slots.give_back(MINE, committed.number)
+    assert slots.grant(MINE, MIB).number != committed.number
+
+
+def test_commit_and_give_back_are_idempotent(slots: SlotFiles, names) -> None:
+    slot = slots.grant(MINE, MIB)
+    assert slots.commit(MINE, slot.number, 5) == slots.commit(MINE, slot.number, 5)
+    slots.release(str(slot.number))
+    again = slots.grant(MINE, MIB)
+    slots.give_back(MINE, again.number)
+    assert names() == [str(again.number)]
+
+
+def test_too_many_saves_on_their_way_are_refused_until_one_is_stored(slots: SlotFiles, names) -> None:
+    granted = [slots.grant(MINE, MIB) for _ in range(MAX_SLOTS)]
+    for slot in granted[: MAX_SLOTS // 2]:
+        slots.commit(MINE, slot.number, 5)
+    refused(Code.RETRY_LATER, slots.grant, MINE, MIB)
+    assert len(names()) == MAX_SLOTS
+    slots.grant(THEIRS, MIB)
+    slots.release(str(granted[0].number))
+    assert slots.grant(MINE, MIB) == granted[0]
+    refused(Code.RETRY_LATER, slots.grant, MINE, MIB)
+
+
+@pytest.mark.parametrize("call", ["commit", "give_back"])
+def test_a_slot_of_another_connection_is_refused(slots: SlotFiles, call: str, names) -> None:
+    theirs = slots.grant(THEIRS, MIB)
+    size = (5,) if call == "commit" else ()
+    failure = refused(Code.INVALID_ARGUMENT, getattr(slots, call), MINE, theirs.number, *size)
+    assert f"slot {theirs.number}" in failure.message
+    assert slots.commit(THEIRS, theirs.number, 5).name == str(theirs.number)
+
+
+@pytest.mark.parametrize("call", ["commit", "give_back"])
+def test_a_slot_that_is_not_granted_is_refused(slots: SlotFiles, call: str) -> None:
+    size = (5,) if call == "commit" else ()
+    refused(Code.INVALID_ARGUMENT, getattr(slots, call), MINE, 999, *size)
+    slot = slots.grant(MINE, MIB)
+    slots.give_back(MINE, slot.number)
+    refused(Code.INVALID_ARGUMENT, getattr(slots, call), MINE, slot.number, *size)
+
+
+def test_more_than_a_slot_holds_is_refused_and_changes_nothing(slots: SlotFiles) -> None:
+    slot = slots.grant(MINE, MIB)
+    failure = refused(Code.INVALID_ARGUMENT, slots.commit, MINE, slot.number, MIB + 1)
+    assert str(MIB) in failure.message
+    slots.give_back(MINE, slot.number)
+    assert slots.grant(MINE, MIB) == slot
+
+
+def test_a_connection_takes_its_slots_with_it(slots: SlotFiles, names) -> None:
+    before = open_descriptors()
+    for number in (0, 1):
+        slots.give_back(MINE, slots.grant(MINE, MIB).number)
+        slots.grant(MINE, (number + 2) * MIB)
+    theirs = slots.grant(THEIRS, MIB)
+    slots.disconnect(MINE)
+    assert names() == [str(theirs.number)]
+    slots.disconnect(THEIRS)
+    slots.disconnect(THEIRS)
+    assert names() == []
+    assert open_descriptors() == before
+
+
+def test_a_committed_slot_outlives_its_connection_until_it_is_released(slots: SlotFiles, names) -> None:
+    before = open_descriptors()
+    slot = slots.grant(MINE, MIB)
+    os.pwrite(slot.descriptor, b"content", 0)
+    pin = slots.commit(MINE, slot.number, 7)
+    slots.disconnect(MINE)
+    assert names() == [pin.name]
+    assert os.pread(slot.descriptor, 7, 0) == b"content"
+    slots.release(pin.name)
+    assert names() == []
+    slots.release(pin.name)
+    assert open_descriptors() == before
+
+
+def test_a_stop_keeps_what_is_committed_and_nothing_else(slots: SlotFiles, names) -> None:
+    before = open_descriptors()
+    kept, granted, free = (slots.grant(MINE, MIB) for _ in range(3))
+    slots.commit(MINE, kept.number, 5)
+    slots.give_back(MINE, free.number)
+    assert granted.number
+    slots.close()
+    assert names() == [str(kept.number)]
+    assert open_descriptors() == before
+
+
+def test_no_slot_of_the_next_daemon_has_a_name_that_was_used(slots: SlotFiles, tmp_path: Path, names) -> None:
+    """What the journal still says of an earlier slot must never reach another's."""
+    kept, gone = slots.grant(MINE, MIB), slots.grant(MINE, MIB)
+    slots.commit(MINE, gone.number, 7)
+    slots.commit(MINE, kept.number, 7)
+    slots.release(str(gone.number))
+    slots.close()
+    (tmp_path / "slots" / str(gone.number)).unlink(missing_ok=True)
+    later = SlotFiles(tmp_path)
+    fresh = [later.grant(MINE, MIB).number for _ in range(MAX_SLOTS)]
+    assert not {gone.number, kept.number} & set(fresh)
+    later.release(str(gone.number))
+    later.release(str(kept.number))
+    assert names() == sorted(map(str, fresh))
+    later.close()
+
+
+def test_threads_get_different_slots(slots: SlotFiles, names) -> None:
+    """Grants come from the pool's threads at once."""
+    together = threading.Barrier(8)
+
+    def grant(connection: int) -> list[int]:
+        together.wait(10)
+        return [slots.grant(connection, MIB).number for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = [number for found in pool.map(grant, range(8)) for number in found]
+    assert len(set(numbers)) == 80
+    assert names() == sorted(map(str, numbers))

@@ -1,0 +1,134 @@
+"""Slots as a client meets them: what is committed is stored, and of what is not nothing stays."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_dash import messages as m
+from ml_dash.errors import Code
+from tests.doubles.raw_client import RawClient
+from tests.harness import PREFIX, DaemonProcess, Folder, assert_whole, eventually, make_file
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+PLACE = m.Place(**dict(zip(("namespace", "project", "experiment"), PREFIX.split("/"), strict=True)))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as process:
+        yield process
+
+
+def granted(client: RawClient, size: int = MIB, held: tuple[int, ...] = ()) -> m.SlotGranted:
+    return client.ask(m.SlotGranted, m.RequestSlot(request=1, size_bytes=size, held=held))
+
+
+def commit(slot: int, size: int = MIB, to: str = "best.pt") -> m.CommitSlot:
+    file = m.Described(place=PLACE, to=to)
+    return m.CommitSlot(request=2, key=secrets.token_bytes(16), slot=slot, file=file, size_bytes=size)
+
+
+def test_what_was_never_committed_goes_with_its_client(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as client:
+        slot = granted(client)
+        (descriptor,) = client.received
+        os.pwrite(descriptor, b"half a checkpoint", 0)
+        assert daemon.spool() == [f"spool/slots/{slot.slot}"]
+    eventually(lambda: daemon.spool() == [])
+    with daemon.experiment().run as exp:
+        assert_whole(daemon, exp, {})
+
+
+def test_what_a_killed_daemon_had_granted_is_swept_at_the_next_start(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as client:
+        granted(client)
+        granted(client, 5 * MIB)
+        daemon.kill()
+        assert len(daemon.spool()) == 2
+        daemon.start()
+    assert daemon.spool() == []
+
+
+def test_what_was_committed_is_stored_though_its_client_is_gone(daemon: DaemonProcess, tmp_path: Path) -> None:
+    expected = make_file(tmp_path / "best.pt", MIB + 5)
+    with RawClient(daemon.socket).greet() as client:
+        slot = granted(client, MIB + 5)
+        (descriptor,) = client.received
+        os.pwrite(descriptor, (tmp_path / "best.pt").read_bytes(), 0)
+        client.ask(m.Accepted, commit(slot.slot, MIB + 5))
+    with daemon.experiment().run as exp:
+        exp.files.flush(timeout=30)
+        assert_whole(daemon, exp, {"best.pt": expected})
+    eventually(lambda: daemon.spool() == [])
+
+
+@pytest.mark.parametrize("point", ["accept.pinned", "accept.journaled", "upload.before_put", "finish.before_release"])
+def test_a_save_outlives_kill_9_of_the_daemon(daemon: DaemonProcess, tmp_path: Path, point: str) -> None:
+    expected = make_file(tmp_path / "best.pt", MIB + 5)
+    daemon.kill()
+    daemon.start(faults=f"{point}=kill")
+
+    def revive() -> None:
+        daemon.wait_for_death()
+        daemon.start()
+
+    revived = threading.Thread(target=revive)
+    revived.start()
+    with daemon.experiment().run as exp:
+        exp.files.save_blob((tmp_path / "best.pt").read_bytes(), to="best.pt")
+        revived.join()
+        exp.files.flush(timeout=30)
+        assert_whole(daemon, exp, {"best.pt": expected})
+    assert daemon.stop() == 0
+    assert daemon.spool() == []
+
+
+def test_a_slot_comes_back_without_its_descriptor_to_who_still_holds_it(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as client:
+        first = granted(client)
+        client.ask(m.Done, m.ReleaseSlot(request=3, slot=first.slot))
+        assert granted(client, held=(first.slot,)) == first
+        assert len(client.received) == 1
+        client.ask(m.Done, m.ReleaseSlot(request=3, slot=first.slot))
+        assert granted(client) == first
+        mine, again = client.received
+        assert os.path.samestat(os.fstat(mine), os.fstat(again))
+
+
+def test_a_slot_is_its_connections_own(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as owner, RawClient(daemon.socket).greet() as thief:
+        slot = granted(owner).slot
+        for message in (commit(slot), m.ReleaseSlot(request=2, slot=slot)):
+            failed = thief.ask(m.Failed, message)
+            assert failed.code == Code.INVALID_ARGUMENT
+            assert f"slot {slot}" in failed.message
+        assert owner.ask(m.Failed, commit(slot, MIB + 1)).code == Code.INVALID_ARGUMENT
+        assert daemon.rows("SELECT id FROM files") == []
+        assert owner.ask(m.Accepted, commit(slot, 70_000)).record.size_bytes == 70_000
+
+
+def test_a_commit_that_is_refused_gives_the_slot_back(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as client:
+        first = granted(client)
+        assert client.ask(m.Failed, commit(first.slot, to="../up.pt")).code == Code.INVALID_PATH
+        assert daemon.rows("SELECT id FROM files") == []
+        assert granted(client) == first
+        client.ask(m.Accepted, commit(first.slot))
+
+
+def test_too_many_slots_are_refused_and_the_connection_goes_on(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as client:
+        slots = [granted(client).slot for _ in range(16)]
+        failed = client.ask(m.Failed, m.RequestSlot(request=1, size_bytes=5))
+        assert failed.code == Code.RETRY_LATER
+        client.ask(m.Done, m.ReleaseSlot(request=1, slot=slots[3]))
+        assert granted(client).slot == slots[3]
+        assert client.ask(m.Failed, m.RequestSlot(request=1, size_bytes=5)).code == Code.RETRY_LATER
