@@ -81,9 +81,11 @@ class Database:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             changes = self._connection.total_changes
-            outcomes.extend(_attempt(self._connection, work) for work, _, _ in batch)
+            # A call that is alone needs no savepoint: its failure may undo everything.
+            attempt = _attempt if len(batch) > 1 else _attempt_alone
+            outcomes.extend(attempt(self._connection, work) for work, _, _ in batch)
             self._commit(wrote=self._connection.total_changes > changes)
-        except (sqlite3.Error, OSError) as failure:
+        except Exception as failure:  # noqa: BLE001 handed to the callers, whatever it is
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             outcomes = [(None, failure)] * len(batch)
@@ -96,6 +98,10 @@ class Database:
         self._connection.execute("COMMIT")
         if wrote:
             self._faults.at(f"{self._name}.after_commit")
+
+
+def _attempt_alone(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
+    return work(connection), None
 
 
 def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:

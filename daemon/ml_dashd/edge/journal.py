@@ -77,17 +77,16 @@ class SqliteJournal:
             "content": content,
             "lane": self._lane_of(job.record.size_bytes),
         }
-        statement = insert("files", values)
+        statement = insert("files", values) + " ON CONFLICT (owner_uid, request_key) DO NOTHING"
 
         def work(connection: sqlite3.Connection) -> tuple[Job, bool]:
+            if connection.execute(statement, values).rowcount:
+                _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
+                return job, True
             earlier = connection.execute(
                 "SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (job.record.owner_uid, key)
-            ).fetchone()
-            if earlier is not None:
-                return _read_job(earlier), False
-            connection.execute(statement, values)
-            _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
-            return job, True
+            )
+            return _read_job(earlier.fetchone()), False
 
         return await self._database.call(work)
 
