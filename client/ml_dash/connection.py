@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -77,6 +78,17 @@ def default_prefix() -> str | None:
     return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
 
 
+_CONNECTIONS: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for connection in _CONNECTIONS:
+        connection.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
 class Connection:
     """Requests to one daemon. Safe among threads and after a fork; a lost daemon is found again.
 
@@ -89,6 +101,13 @@ class Connection:
         self._lock = threading.RLock()
         self._channel: _Channel | None = None
         self._slots: dict[int, mmap.mmap] = {}
+        _CONNECTIONS.add(self)
+
+    def forget(self) -> None:
+        """In a forked child: the socket and the slots are the parent's, and a lock may be held by a thread of its."""
+        self._lock = threading.RLock()
+        self._channel = None
+        self._slots = {}
 
     @property
     def embedded(self) -> bool:
@@ -131,7 +150,7 @@ class Connection:
                     try:
                         answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
                         return _expect(messages.Accepted, answer)
-                    except (OSError, EOFError) as lost:
+                    except (ConnectionError, EOFError) as lost:
                         if (failure := _away(lost, self.endpoint)).code not in PASSING:
                             raise failure from None
             # The connection broke, and the slot with it: the content goes into another one, under the same key.
@@ -164,7 +183,7 @@ class Connection:
         while True:
             try:
                 return ask()
-            except (OSError, EOFError) as lost:
+            except (ConnectionError, EOFError) as lost:
                 failure = _away(lost, self.endpoint)
                 was_there = failure.code is not Code.DAEMON_UNAVAILABLE or self.welcome is not None
                 if failure.code not in PASSING or not was_there or time.monotonic() >= deadline:
@@ -181,9 +200,6 @@ class Connection:
             raise
 
     def _connected(self) -> _Channel:
-        if self._channel is not None and self._channel.pid != os.getpid():
-            self._slots = {}
-            self._channel = None  # the parent's: its socket is left alone
         if self._channel is None:
             self._channel = self._open()
         return self._channel
@@ -220,7 +236,6 @@ class _Channel:
     """One socket, after connecting; not safe among threads."""
 
     def __init__(self, peer: socket.socket) -> None:
-        self.pid = os.getpid()
         self._socket = peer
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._decoder = wire.Decoder(messages.REPLY_LIMITS)
@@ -318,7 +333,7 @@ def _expect(reply: type[M], answer: Message) -> M:
     return answer
 
 
-def _away(lost: OSError | EOFError, endpoint: Endpoint) -> MLDashError:
+def _away(lost: ConnectionError | EOFError, endpoint: Endpoint) -> MLDashError:
     """A broken connection in our own words; an error that has its code already is left as it is."""
     if isinstance(lost, MLDashError):
         return lost
@@ -377,7 +392,11 @@ def _start(root: Path, path: Path) -> socket.socket:
     if any(importlib.util.find_spec(name) is None for name in ("ml_dashd", "uvloop", "awscrt")):
         raise error(Code.DAEMON_NOT_INSTALLED, f"no service runs here, and the daemon for {root} is not installed")
     home = path.parent
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as failure:
+        why = f"the folder {home} can't be made: {failure.strerror}"
+        raise error(Code.DAEMON_UNAVAILABLE, why, "name another root") from None
     deadline = time.monotonic() + START_TIMEOUT_S
     with _locked(home / "start.lock"):
         while (peer := _try(path)) is None:

@@ -12,6 +12,7 @@ from ml_dash import messages as m
 from ml_dash.connection import Connection, default_prefix, find_endpoint, now_ms
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import Files
+from ml_dash.result import failure_of
 
 EXIT_WAIT_S = 10.0
 """How long leaving a run waits for an embedded daemon, which may end with its container."""
@@ -88,6 +89,8 @@ class Experiment:
                 f"{_files(waited.pending)} not stored yet; the daemon goes on. "
                 f"To wait for it: ml-dash wait{self._cli_root()}"
             )
+        if failed := self._files.failed_in_run(waited):
+            _say(f"{_files(len(failed))} failed: {failure_of(failed[0])}. To see all: ml-dash status{self._cli_root()}")
 
     def _cli_root(self) -> str:
         root = self._connection.endpoint.root

@@ -386,9 +386,12 @@ class Files(FileSet):
         waited = self.wait_all(timeout)
         if waited.pending:
             raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout} s")
-        failed = [record for record in waited.failed if record.created_ms >= self._opened_ms()]
-        if failed:
+        if failed := self.failed_in_run(waited):
             raise failure_of(failed[0])
+
+    def failed_in_run(self, waited: m.Waited) -> Sequence[m.Record]:
+        """Those of the failed files that were handed over since the run was opened."""
+        return [record for record in waited.failed if record.created_ms >= self._opened_ms()]
 
     def wait_all(self, timeout: float | None) -> m.Waited:
         """Waits as flush does, and says how it ended instead of raising."""

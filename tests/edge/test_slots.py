@@ -12,7 +12,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
-from ml_dashd.edge.slots import KEEP_FREE, MAX_SLOTS, SlotFiles
+from ml_dashd.edge.slots import KEEP_FREE, KEEP_HELD, MAX_SLOTS, SlotFiles
 from tests.doubles.disks import tmpfs
 
 MIB = 1 << 20
@@ -130,16 +130,28 @@ def test_commit_and_give_back_are_idempotent(slots: SlotFiles, names) -> None:
     assert names() == [str(again.number)]
 
 
-def test_too_many_saves_on_their_way_are_refused_until_one_is_stored(slots: SlotFiles, names) -> None:
+def test_too_many_saves_at_once_are_refused_until_one_is_written(slots: SlotFiles, names) -> None:
     granted = [slots.grant(MINE, MIB) for _ in range(MAX_SLOTS)]
-    for slot in granted[: MAX_SLOTS // 2]:
-        slots.commit(MINE, slot.number, 5)
     refused(Code.RETRY_LATER, slots.grant, MINE, MIB)
     assert len(names()) == MAX_SLOTS
     slots.grant(THEIRS, MIB)
-    slots.release(str(granted[0].number))
-    assert slots.grant(MINE, MIB) == granted[0]
+    slots.commit(MINE, granted[0].number, 5)
+    slots.grant(MINE, MIB)
     refused(Code.RETRY_LATER, slots.grant, MINE, MIB)
+
+
+def test_saves_that_wait_for_the_store_hold_few_descriptors(slots: SlotFiles, names) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    waiting = []
+    for _ in range(100):
+        number = slots.grant(MINE, MIB).number
+        slots.commit(MINE, number, 5)
+        waiting.append(number)
+    assert len(names()) == len(waiting)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before == KEEP_HELD
+    for number in waiting:
+        slots.release(str(number))
+    assert len(names()) == KEEP_FREE
 
 
 @pytest.mark.parametrize("call", ["commit", "give_back"])
@@ -182,14 +194,14 @@ def test_a_connection_takes_its_slots_with_it(slots: SlotFiles, names) -> None:
     assert open_descriptors() == before
 
 
-def test_a_committed_slot_outlives_its_connection_until_it_is_released(slots: SlotFiles, names) -> None:
+def test_a_committed_slot_outlives_its_connection_until_it_is_released(slots: SlotFiles, tmp_path: Path, names) -> None:
     before = open_descriptors()
     slot = slots.grant(MINE, MIB)
     os.pwrite(slot.descriptor, b"content", 0)
     pin = slots.commit(MINE, slot.number, 7)
     slots.disconnect(MINE)
     assert names() == [pin.name]
-    assert os.pread(slot.descriptor, 7, 0) == b"content"
+    assert (tmp_path / "slots" / pin.name).read_bytes()[:7] == b"content"
     slots.release(pin.name)
     assert names() == []
     slots.release(pin.name)

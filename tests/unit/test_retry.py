@@ -29,6 +29,7 @@ DECISIONS = {
     Fault.DENIED: (Next.BLOCK, Code.STORE_DENIED),
     Fault.NO_BUCKET: (Next.BLOCK, Code.STORE_NO_BUCKET),
     Fault.GONE: (Next.RESTART, Code.STORE_UNAVAILABLE),
+    Fault.MISSING: (Next.RESTART, Code.OBJECT_MISSING),
     Fault.REFUSED: (Next.FAIL, Code.STORE_REFUSED),
 }
 attempts = st.integers(1, 10_000)

@@ -30,6 +30,8 @@ class Fault(StrEnum):
     NO_BUCKET = "no_bucket"
     GONE = "gone"
     """The multipart upload is not there: aborted, expired or completed."""
+    MISSING = "missing"
+    """The object is not there."""
     REFUSED = "refused"
     """A refusal that no repetition changes, such as a file larger than the store takes."""
 
@@ -72,15 +74,14 @@ _BLOCKING = {
     Fault.DENIED: Code.STORE_DENIED,
     Fault.NO_BUCKET: Code.STORE_NO_BUCKET,
 }
-
-
 def decide(fault: Fault, message: str, attempt: int, jitter: float) -> Decision:
     """What follows the failure of `attempt` (1 is the first); `jitter` is a random number in [0, 1)."""
     delay = backoff_ms(attempt, jitter)
     if (code := _BLOCKING.get(fault)) is not None:
         return Decision(Next.BLOCK, max(delay, BLOCKED_FLOOR_MS), _trouble(code, message))
-    if fault is Fault.GONE:
-        return Decision(Next.RESTART, delay, _trouble(Code.STORE_UNAVAILABLE, message))
+    if fault in (Fault.GONE, Fault.MISSING):
+        code = Code.STORE_UNAVAILABLE if fault is Fault.GONE else Code.OBJECT_MISSING
+        return Decision(Next.RESTART, delay, _trouble(code, message))
     if fault is Fault.REFUSED:
         return Decision(Next.FAIL, 0, _trouble(Code.STORE_REFUSED, message))
     if fault is Fault.CORRUPT and attempt >= MAX_CORRUPT:

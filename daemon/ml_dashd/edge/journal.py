@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ml_dash.errors import Code
+from ml_dash.errors import Code, error
 from ml_dashd.core.model import (
     Algorithm,
     FileRecord,
@@ -164,7 +164,9 @@ class SqliteJournal:
 
     async def content(self, job: Job) -> bytes:
         (row,) = await self._rows("SELECT content FROM files WHERE id = ?", (job.id,))
-        return bytes(row["content"] or b"")
+        if row["content"] is None:  # let go: the file has been stored since
+            raise error(Code.SOURCE_LOST, f"the journal no longer has the content of {job.record.path} (file {job.id})")
+        return bytes(row["content"])
 
     # ---- questions
 
@@ -176,7 +178,7 @@ class SqliteJournal:
         return await self._jobs(f"WHERE {_LISTED} AND NOT cancel_requested AND {where}", values)
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
-        where = f"WHERE {_LISTED} AND namespace = ? AND project = ? AND experiment = ?"
+        where = f"WHERE {_LISTED} AND NOT cancel_requested AND namespace = ? AND project = ? AND experiment = ?"
         values = [selection.namespace, selection.project, selection.experiment]
         (row,) = await self._rows(
             f"SELECT count(*) AS files FROM files {where} AND state <> 'FAILED'",

@@ -133,9 +133,9 @@ class LocalStore:
 
     async def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
         try:
-            descriptor = await self._run(lambda: os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            raise StoreError(Fault.REFUSED, f"{key} is not in {self._root}") from None
+            descriptor = await self._threads.run(os.open, self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(Fault.MISSING, f"{key} is not in {self._root}") from None
         try:
             end = offset + size
             while offset < end:
@@ -150,6 +150,7 @@ class LocalStore:
     async def delete(self, key: str) -> None:
         def work() -> None:
             path = self._root / key
+            self._temporary(f"{path.parent.name}.put").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             with suppress(OSError):  # the id's own folder; another's stays because it is not empty
                 path.parent.rmdir()

@@ -198,7 +198,7 @@ class S3Store:
                     yield piece
         except Exception as failure:
             if code_of(failure) == "NoSuchKey":
-                raise StoreError(Fault.REFUSED, f"{key} is not in {self.url}") from None
+                raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
             raise await self._failed(failure, what) from failure
 
     async def delete(self, key: str) -> None:

@@ -22,8 +22,10 @@ SLOT_STEP = 1024 * 1024
 """Slots are allocated in whole MiB, so that saves of nearly the same size find one that fits."""
 KEEP_FREE = 2
 """Free slots that a connection keeps: one is filled while the other is sent."""
+KEEP_HELD = 16
+"""Committed slots of a connection that may be granted again; each keeps a descriptor."""
 MAX_SLOTS = 16
-"""Slots of one connection, in use or free."""
+"""Slots that a connection may be writing into at once. What waits for the store is bounded by the disk alone."""
 
 
 @dataclass(slots=True)
@@ -32,7 +34,6 @@ class _Entry:
     connection: int
     use: str
     """granted, committed or free."""
-    orphaned: bool = False
 
 
 class SlotFiles:
@@ -57,8 +58,8 @@ class SlotFiles:
                 entry = min(fitting, key=lambda one: one.slot.capacity_bytes)
                 entry.use = "granted"
                 return entry.slot
-            if sum(entry.use != "free" for entry in mine) >= MAX_SLOTS:
-                raise error(Code.RETRY_LATER, f"{MAX_SLOTS} saves of this process are still on their way")
+            if sum(entry.use == "granted" for entry in mine) >= MAX_SLOTS:
+                raise error(Code.RETRY_LATER, f"{MAX_SLOTS} saves of this process are being written at once")
             self._last += 1
             number = self._last
         slot = self._allocate(number, max(SLOT_STEP, -(-size_bytes // SLOT_STEP) * SLOT_STEP))
@@ -72,6 +73,11 @@ class SlotFiles:
             if size_bytes > entry.slot.capacity_bytes:
                 raise error(Code.INVALID_ARGUMENT, f"slot {number} holds {entry.slot.capacity_bytes} bytes")
             entry.use = "committed"
+            if (
+                sum(one.use == "committed" and one.connection == connection for one in self._entries.values())
+                > KEEP_HELD
+            ):
+                self._forget(entry)
         return Pin(PinKind.SLOT, str(number))
 
     def give_back(self, connection: int, number: int) -> None:
@@ -93,19 +99,13 @@ class SlotFiles:
         with self._lock:
             for entry in list(self._entries.values()):
                 if entry.connection == connection:
-                    entry.orphaned = True
-                    if entry.use != "committed":
-                        self._remove(entry)
+                    self._end(entry)
 
     def close(self) -> None:
         """Removes what is not committed, closes the rest."""
         with self._lock:
             for entry in list(self._entries.values()):
-                if entry.use == "committed":
-                    os.close(entry.slot.descriptor)
-                else:
-                    self._remove(entry)
-            self._entries.clear()
+                self._end(entry)
 
     def _mine(self, connection: int, number: int) -> _Entry:
         entry = self._entries.get(number)
@@ -115,14 +115,25 @@ class SlotFiles:
 
     def _free(self, entry: _Entry) -> None:
         free = sum(one.use == "free" and one.connection == entry.connection for one in self._entries.values())
-        if entry.orphaned or free >= KEEP_FREE:
+        if free >= KEEP_FREE:
             self._remove(entry)
         else:
             entry.use = "free"
 
-    def _remove(self, entry: _Entry) -> None:
+    def _end(self, entry: _Entry) -> None:
+        """Its connection is gone: what is committed stays until it is released, the rest is nobody's."""
+        if entry.use == "committed":
+            self._forget(entry)
+        else:
+            self._remove(entry)
+
+    def _forget(self, entry: _Entry) -> None:
+        """It is not granted again, so no descriptor is kept for it; its file is removed when it is released."""
         del self._entries[entry.slot.number]
         os.close(entry.slot.descriptor)
+
+    def _remove(self, entry: _Entry) -> None:
+        self._forget(entry)
         (self._folder / str(entry.slot.number)).unlink(missing_ok=True)
 
     def _allocate(self, number: int, capacity: int) -> Slot:

@@ -17,10 +17,14 @@ class Bell:
         self._rung.set()
         self._rung = asyncio.Event()
 
-    async def wait(self, timeout_s: float) -> None:
-        """Until the next ring, or the time is up."""
+    def listen(self) -> asyncio.Event:
+        """Listen first, then look, then wait: a ring in between is heard."""
+        return self._rung
+
+    async def wait(self, rung: asyncio.Event, timeout_s: float) -> None:
+        """Until it has rung since `listen`, or the time is up."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._rung.wait()
+                await rung.wait()
         except TimeoutError:
             return

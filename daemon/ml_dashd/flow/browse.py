@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import partial
 from heapq import merge
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import Place
 from ml_dashd.core import names
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection, Trouble
 from ml_dashd.core.plan import MIB, parts
 from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.flow.bell import Bell
@@ -51,6 +51,8 @@ class Browse:
         self._bell = bell
         self._clock = clock
         self._hashing: dict[int, asyncio.Task[None]] = {}
+        self._changed: dict[int, Trouble] = {}
+        """Sources that a hash pass found changed before their upload, which waits for the store, could."""
 
     # ---- lists
 
@@ -137,18 +139,19 @@ class Browse:
             raise error(Code.INVALID_ARGUMENT, f"until={until!r}", 'use "hashed", "on_disk" or "stored"')
         deadline = self._clock.monotonic() + timeout_ms / 1000
         while True:
+            rung = self._bell.listen()
             seen = await self.get(session, ids)
             if len(seen) < len(set(ids)):
                 missing = next(one for one in ids if one not in {each.id for each in seen})
                 raise error(Code.UNKNOWN_FILE, f"no file has the id {missing}")
             reached = [each for each in seen if _reached(each, until)]
-            failed = [each for each in seen if each not in reached and each.state not in UNFINISHED]
-            pending = [each for each in seen if each not in reached and each not in failed]
+            failed = [self._ended(each) for each in seen if each not in reached and self._never(each)]
+            pending = [each for each in seen if each not in reached and not self._never(each)]
             if not pending or self._clock.monotonic() >= deadline:
                 return len(reached), len(pending), failed
             if until == "hashed":
                 self._hash(pending)
-            await self._next_look(deadline)
+            await self._next_look(rung, deadline)
 
     async def wait_all(self, place: Place, timeout_ms: int) -> tuple[int, list[Seen]]:
         """How many files of an experiment are still on their way, and those that failed."""
@@ -156,13 +159,14 @@ class Browse:
         selection = Selection(namespace, project, experiment)
         deadline = self._clock.monotonic() + timeout_ms / 1000
         while True:
+            rung = self._bell.listen()
             pending, failed = await self._journal.unfinished(selection)
             if not pending or self._clock.monotonic() >= deadline:
                 return pending, failed
-            await self._next_look(deadline)
+            await self._next_look(rung, deadline)
 
-    async def _next_look(self, deadline: float) -> None:
-        await self._bell.wait(max(0.0, deadline - self._clock.monotonic()))
+    async def _next_look(self, rung: asyncio.Event, deadline: float) -> None:
+        await self._bell.wait(rung, max(0.0, deadline - self._clock.monotonic()))
         await self._clock.sleep(LOOK_AGAIN_S)
 
     # ---- the second read that is permitted: a checksum that somebody waits for
@@ -179,17 +183,28 @@ class Browse:
 
     async def _hash_one(self, job: Job) -> None:
         """Reads the pinned source and journals its SHA-256; what is sent later is compared with it."""
-        content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
         try:
+            content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
             source = await self._threads.run(self._pins.open, job, content)
-        except Exception:  # noqa: BLE001 the upload meets the same and reports it
-            return
-        try:
-            digest = await self._digest(source)
+            try:
+                digest = await self._digest(source)
+            finally:
+                source.close()
             await self._journal.set_sha256(job.id, digest)
-        finally:
-            source.close()
+        except Exception as failure:  # noqa: BLE001 the upload meets the same and reports it
+            if isinstance(failure, MLDashError) and failure.code is Code.SOURCE_CHANGED:
+                self._changed[job.id] = Trouble(failure.code, failure.message, failure.hint or "")
         self._bell.ring()
+
+    def _never(self, seen: Seen) -> bool:
+        """Whether it has ended without being stored, or will: the store may be too far away to be told."""
+        if seen.state not in UNFINISHED:
+            self._changed.pop(seen.id, None)
+        return seen.cancel_requested or seen.state not in UNFINISHED or seen.id in self._changed
+
+    def _ended(self, seen: Seen) -> Seen:
+        trouble = self._changed.get(seen.id)
+        return seen if trouble is None else replace(seen, state=State.FAILED, trouble=trouble)
 
     async def _digest(self, source: Source) -> str:
         sha256 = hashlib.sha256()

@@ -64,7 +64,10 @@ class Fetch:
         found = await self._browse.get(session, [file_id])
         if not found or found[0].record.deleted_ms is not None or found[0].cancel_requested:
             raise error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
-        return found[0]
+        job = found[0]
+        if job.trouble is not None and job.trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
+            raise error(job.trouble.code, job.trouble.message)
+        return job
 
     async def _write(self, job: Job, descriptor: int, report: Report) -> tuple[int, str]:
         size, done, sha256 = job.record.size_bytes, 0, hashlib.sha256()

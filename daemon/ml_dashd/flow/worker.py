@@ -44,8 +44,8 @@ class Worker:
     async def cancel(self, jobs: list[Job]) -> None:
         """Takes back jobs whose cancellation the journal has noted."""
         for job in jobs:
-            if job.state is State.FAILED:
-                await self._finish.discard(job)
+            if job.state is State.FAILED:  # by the queue's way, because the store may be away
+                await self._journal.advance(job, State.QUEUED)
             elif (task := self._running.get(job.id)) is not None:
                 task.cancel()
         self.wake()

@@ -1,0 +1,395 @@
+"""The daemon of a folder: started on demand, once, by whoever comes first, and it outlives them."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import msgpack
+import pytest
+
+import ml_dash
+from ml_dash import Experiment, FileResult, NetworkError
+from ml_dash.address import LONGEST
+from ml_dash.connection import Connection, Endpoint
+from ml_dash.errors import Code
+from ml_dash.messages import Status, StatusReport
+from tests.harness import PREFIX, file_sha256, make_file
+
+pytestmark = pytest.mark.slow
+
+LARGE = 100_000
+"""More than travels inside a message (64 KiB)."""
+SYSTEM_SERVICE = Path("/run/ml-dash/ml-dashd.sock")
+
+
+@dataclass
+class Root:
+    """A folder that has, once it is used, a daemon of its own."""
+
+    path: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.path / ".ml-dashd" / "socket"
+
+    def experiment(self, prefix: str = PREFIX, **options: Any) -> Experiment:
+        return Experiment(prefix, dash_root=self.path, **options)
+
+    def status(self) -> StatusReport:
+        """What the daemon says; asking starts none."""
+        connection = Connection(Endpoint(self.socket))
+        try:
+            return connection.call(StatusReport, lambda number: Status(request=number))
+        finally:
+            connection.close()
+
+    def files(self) -> list[str]:
+        """Every file that a user finds there."""
+        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return sorted(str(path) for path in found if not str(path).startswith(".ml-dash"))
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """Ends the daemon, and returns when it is gone."""
+        pid = self.status().pid
+        process = os.pidfd_open(pid)
+        try:
+            os.kill(pid, number)
+            if not select.select([process], [], [], 60)[0]:
+                os.kill(pid, signal.SIGKILL)
+                pytest.fail("the daemon did not end")
+        finally:
+            os.close(process)
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> Iterator[Callable[..., Root]]:
+    """Roots by their paths below a folder; their daemons are ended with the test."""
+    made: list[Root] = []
+
+    def make(name: str = "root") -> Root:
+        made.append(Root(tmp_path / name))
+        return made[-1]
+
+    yield make
+    for root in made:
+        if root.socket.exists():
+            root.end()
+
+
+@pytest.fixture
+def root(make_root: Callable[..., Root]) -> Root:
+    return make_root()
+
+
+@contextmanager
+def held(root: Root, prefix: str = PREFIX) -> Iterator[Callable[[], None]]:
+    """Files stay on their way until what this yields is called: a plain file stands where their folder has to be."""
+    gate = root.path / prefix.partition("/")[0]
+    gate.parent.mkdir(parents=True, exist_ok=True)
+    gate.touch()
+
+    def let_go() -> None:
+        if gate.is_file():
+            gate.unlink()
+
+    try:
+        yield let_go
+    finally:
+        let_go()
+
+
+def trainer(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+# ---- started on demand
+
+
+def test_it_is_started_with_the_run_and_files_lie_in_the_folder(root: Root, tmp_path: Path) -> None:
+    experiment = root.experiment("alice/cv/deep/resnet")
+    assert not root.path.exists()  # nobody has asked for anything yet
+    digest = make_file(tmp_path / "model.pt", LARGE)
+    with experiment.run as exp:
+        best = exp.files("models/checkpoints").upload(tmp_path / "model.pt", to="best.pt")
+        top = exp.files.save_text("hello", to="top.txt")
+        exp.files.flush(30)
+    status = root.status()
+    assert status.embedded
+    assert status.store == root.path.as_uri()
+    assert status.pid not in (os.getpid(), os.getppid())
+    assert root.files() == sorted(
+        [
+            f"alice/cv/deep/resnet/files/models/checkpoints/{best['id']}/best.pt",
+            f"alice/cv/deep/resnet/files/{top['id']}/top.txt",
+        ]
+    )
+    stored = root.path / "alice/cv/deep/resnet/files/models/checkpoints" / best["id"] / "best.pt"
+    assert file_sha256(stored) == digest
+    assert stored.stat().st_nlink == 1  # never a link to the user's own file
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "root"]
+
+
+def test_the_root_of_the_environment(
+    make_root: Callable[..., Root], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of `.dash` in the working folder; what the script says goes before it."""
+    if SYSTEM_SERVICE.exists():
+        pytest.skip("a service of this machine would be used")
+    usual, other, said = make_root(".dash"), make_root("other"), make_root("said")
+    monkeypatch.chdir(tmp_path)
+    for name, root in ((None, usual), ("other", other), (str(other.path), other)):
+        if name is not None:
+            monkeypatch.setenv("ML_DASH_ROOT", name)
+        with Experiment(PREFIX).run as exp:
+            result = exp.files.save_text("x", to="a")
+            exp.files.flush(30)
+        assert f"{PREFIX}/files/{result['id']}/a" in root.files()
+    assert (len(usual.files()), len(other.files())) == (1, 2)
+    with Experiment(PREFIX, dash_root="said").run as exp:
+        exp.files.save_text("x", to="a").wait(30)
+    assert (len(usual.files()), len(other.files()), len(said.files())) == (1, 2, 1)
+
+
+def test_a_root_whose_socket_has_a_long_path(make_root: Callable[..., Root], tmp_path: Path) -> None:
+    """The kernel takes 107 bytes."""
+    root = make_root("/".join(["größe" * 10] * 4))
+    assert len(os.fsencode(root.socket)) > 2 * LONGEST
+    with root.experiment().run as exp:
+        exp.files.save_text("hello", to="a.txt").wait(30)
+        assert exp.files("a.txt").download(to=tmp_path / "back") == str(tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "hello"
+    assert root.socket.is_socket()
+
+
+RANK = """
+    import sys
+    from ml_dash import Experiment
+    from ml_dash.messages import Status, StatusReport
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run as exp:
+        exp.files.save_text(sys.argv[2], to=f"{sys.argv[2]}.txt")
+        print(exp._connection.call(StatusReport, lambda number: Status(request=number)).pid)
+"""
+
+
+def test_eight_ranks_that_start_at_once_get_one_daemon(root: Root) -> None:
+    ranks = [trainer(RANK, str(root.path), str(number)) for number in range(8)]
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "ready\n"
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write("go\n")
+        rank.stdin.flush()
+    said = [rank.communicate(timeout=60) for rank in ranks]
+    assert said == [(f"{root.status().pid}\n", "")] * 8
+    with root.experiment().run as exp:
+        exp.files.flush(30)
+        assert [each["filename"] for each in exp.files().list()] == [f"{number}.txt" for number in range(8)]
+
+
+def test_a_daemon_that_died_is_started_again(root: Root) -> None:
+    """In the middle of a run; nothing that was acknowledged is lost."""
+    with held(root) as let_go, root.experiment(wait=False).run as exp:
+        before = [exp.files.save_text("x", to="a.txt"), exp.files.save_blob(b"y" * LARGE, to="b.bin")]
+        first = root.status().pid
+        root.end(signal.SIGKILL)
+        after = exp.files.save_text("z", to="c.txt")
+        assert root.status().pid != first
+        assert int(after["id"]) > max(int(each["id"]) for each in before)
+        assert [each["id"] for each in exp.files().list()] == [each["id"] for each in (*before, after)]
+        let_go()
+        exp.files.flush(30)
+        assert {each["state"] for each in exp.files().list()} == {"DONE"}
+    assert len(root.files()) == 3
+
+
+def test_a_root_that_can_not_be(tmp_path: Path) -> None:
+    """Said at once, and by its name."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NetworkError) as caught:
+        Experiment(PREFIX, dash_root=tmp_path / "file").run.start()
+    assert caught.value.code is Code.DAEMON_UNAVAILABLE
+    assert str(tmp_path / "file") in caught.value.message
+
+
+def test_without_the_daemon_installed(make_root: Callable[..., Root], tmp_path: Path) -> None:
+    """As after `pip install ml-dash`: the client and msgpack alone."""
+    packages = tmp_path / "site-packages"
+    for package in (ml_dash, msgpack):
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, packages / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    script = """
+        import sys
+        from ml_dash import Experiment, NetworkError
+        try:
+            Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run.start()
+        except NetworkError as failure:
+            print(failure.code, failure.hint, sep="\\n")
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(script), str(make_root().path)]
+    environment = os.environ | {"PYTHONPATH": str(packages)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == ("DAEMON_NOT_INSTALLED\npip install 'ml-dash[daemon]'\n", "")
+    assert not (tmp_path / "root").exists()
+
+
+# ---- it outlives who started it
+
+KILLED = """
+    import os, signal, sys
+    from ml_dash import Experiment
+    exp = Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run.start()
+    exp.files.upload(sys.argv[2], to="a.bin")
+    os.unlink(sys.argv[2])
+    exp.files.save_blob(bytes(100_000), to="b.bin")
+    exp.files.save_text("c", to="c.txt")
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+def test_the_trainers_process_group_is_killed(root: Root, tmp_path: Path) -> None:
+    """Right after the acknowledgement, with nothing stored yet: it is stored all the same, by the same daemon."""
+    digest = make_file(tmp_path / "a.bin", 20 << 20)
+    with held(root) as let_go:
+        killed = trainer(KILLED, str(root.path), str(tmp_path / "a.bin"), start_new_session=True)
+        assert (*killed.communicate(timeout=60), killed.returncode) == ("", "", -signal.SIGKILL)
+        status = root.status()
+        assert {count.state for count in status.counts} <= {"QUEUED", "SENDING", "COMPLETING"}
+        assert sum(count.files for count in status.counts) == 3
+        assert root.files() == ["alice"]
+        let_go()
+        with root.experiment().run as exp:
+            exp.files.flush(30)
+            found = {each["filename"]: (each["state"], each["checksum"]) for each in exp.files().list()}
+            assert set(found) == {"a.bin", "b.bin", "c.txt"}
+            assert found["a.bin"] == ("DONE", digest)
+    assert root.status().pid == status.pid
+    assert len(root.files()) == 3
+
+
+def test_a_root_may_be_moved(make_root: Callable[..., Root], tmp_path: Path) -> None:
+    """With all that is in it: what is stored, and what is still on its way."""
+    root = make_root("before")
+    digest = make_file(tmp_path / "a.bin", LARGE)
+    with root.experiment("bob/cv/done").run as exp:
+        exp.files.upload(tmp_path / "a.bin").wait(30)
+    with held(root):
+        with root.experiment(wait=False).run as exp:
+            exp.files.upload(tmp_path / "a.bin")
+            exp.files.save_blob((tmp_path / "a.bin").read_bytes(), to="b.bin")
+            exp.files.save_text("c", to="c.txt")
+            assert {each["state"] for each in exp.files().list()} <= {"QUEUED", "SENDING"}
+        (tmp_path / "a.bin").unlink()
+        root.end()
+    moved = make_root("elsewhere/after")
+    moved.path.parent.mkdir()
+    root.path.rename(moved.path)
+    with moved.experiment("bob/cv/done").run as exp:
+        assert file_sha256(Path(str(exp.files("a.bin").download(to=tmp_path / "back")))) == digest
+    with moved.experiment().run as exp:
+        exp.files.flush(30)
+        assert {each["filename"]: each["state"] for each in exp.files().list()} == {
+            "a.bin": "DONE", "b.bin": "DONE", "c.txt": "DONE",
+        }  # fmt: skip
+        for name in ("a.bin", "b.bin"):
+            assert file_sha256(Path(str(exp.files(name).download(to=tmp_path / "back")))) == digest
+    assert not root.path.exists()
+
+
+# ---- leaving the run
+
+
+def test_leaving_waits_until_all_is_stored(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    """An embedded daemon may end with its container. What takes no time is not talked about."""
+    with root.experiment().run as exp:
+        for number in range(20):
+            exp.files.save_blob(bytes(LARGE), to=f"{number}.bin")
+            exp.files.save_text("x", to=f"{number}.txt")
+    assert len(root.files()) == 40
+    assert capfd.readouterr() == ("", "")
+
+
+def test_leaving_says_how_many_remain_and_how_to_wait(
+    make_root: Callable[..., Root], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command that it names can be pasted, though the folder's name has a space."""
+    root = make_root("my root")
+    with held(root) as let_go:
+        experiment = root.experiment(exit_wait=0.2)
+        with experiment.run as exp:
+            result = exp.files.save_text("x", to="a")
+        assert result.state in ("QUEUED", "SENDING")
+        out, err = capfd.readouterr()
+        (line,) = err.splitlines()
+        said, _, command = line.partition(": ml-dash wait ")
+        assert (out, said) == ("", "ml-dash: 1 file not stored yet; the daemon goes on. To wait for it")
+        let_go()
+        words = [sys.executable, "-m", "ml_dash.cli", "wait", *shlex.split(command)]
+        waited = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert (waited.returncode, waited.stderr) == (0, "")
+        assert result.state == "DONE"
+
+
+def test_leaving_says_after_a_second_that_it_waits(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    with held(root):
+        with root.experiment(exit_wait=1.2).run as exp:
+            exp.files.save_text("x", to="a")
+            exp.files.save_blob(bytes(LARGE), to="b")
+        first, second = capfd.readouterr().err.splitlines()
+        assert first == "ml-dash: waiting for 2 files to be stored"
+        assert second.startswith("ml-dash: 2 files not stored yet; ")
+
+
+def test_leaving_need_not_wait(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    with held(root):
+        with root.experiment(wait=False).run as exp:
+            result = exp.files.save_text("x", to="a")
+        assert result.state in ("QUEUED", "SENDING")
+        assert capfd.readouterr() == ("", "")
+
+
+def test_leaving_may_wait_for_as_long_as_it_takes(root: Root) -> None:
+    with held(root) as let_go:
+        letting_go = Timer(0.5, let_go)
+        with root.experiment(wait=True, exit_wait=0.1).run as exp:
+            result = exp.files.save_text("x", to="a")
+            letting_go.start()
+        assert root.files() == [f"{PREFIX}/files/{result['id']}/a"]
+
+
+def test_an_exception_goes_on_once_the_time_for_waiting_is_over(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    trouble = ValueError("loss is NaN")
+    with held(root) as let_go:
+        experiment = root.experiment(exit_wait=0.2)
+        results: list[FileResult] = []
+
+        def train() -> None:
+            with experiment.run as exp:
+                results.append(exp.files.save_text("x", to="a"))
+                raise trouble
+
+        with pytest.raises(ValueError) as caught:
+            train()
+        assert caught.value is trouble
+        assert experiment.run.state == "FAILED"
+        assert "1 file not stored yet" in capfd.readouterr().err
+        let_go()
+        assert results[0].wait(30).state == "DONE"
