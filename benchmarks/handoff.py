@@ -6,8 +6,8 @@ Files, journal, spool and store are in one folder, on one file system; all setti
 whole call `exp.files("x").upload(path)`. A file over LARGE is cancelled some time after its hand-off, because no disk
 holds a hundred copies of 4 GiB; a smaller one is stored. How the calls follow each other is said by Case.
 
-Just before each call one page of another file is overwritten and brought to the disk: the least that anything durable
-takes at that moment, on a disk that may be busy with what was handed over earlier.
+Just before each call (of a burst: the first) one page of another file is overwritten and brought to the disk: the
+least that anything durable takes at that moment, on a disk that may be busy with what was handed over earlier.
 """
 
 from __future__ import annotations
@@ -48,17 +48,19 @@ TIMEOUT_S = 120.0
 class Case:
     """`window`: earlier files that may be on their way at a call. Older ones are ended; `waits`: before the next call.
 
-    `fresh`: the file was written, and closed, just before.
+    `burst`: once there are more, all are ended. `fresh`: the file was written, and closed, just before.
     """
 
     name: str
     window: int
     waits: bool
     fresh: bool
+    burst: bool = False
 
 
 CASES = (
-    Case("daemon idle", window=0, waits=True, fresh=False),
+    Case("one alone", window=0, waits=True, fresh=False),
+    Case("bursts of 10", window=9, waits=True, fresh=False, burst=True),
     Case("daemon busy", window=4, waits=False, fresh=False),
     Case("just written", window=1, waits=True, fresh=True),
 )
@@ -111,14 +113,16 @@ def latency(folder: Path, case: Case, size: int, calls: int) -> dict[str, Any]:
         deadline = time.monotonic() + CASE_LIMIT_S
         while len(took) < calls and (len(took) < LEAST_CALLS or time.monotonic() < deadline):
             path = next(files)
-            pages.append(bare_page(page))
+            if not (case.burst and under_way):
+                pages.append(bare_page(page))
             begun = time.perf_counter()
             result = exp.files("x").upload(path)
             took.append(time.perf_counter() - begun)
             under_way.append(result)
-            while len(under_way) > case.window:
+            full = len(under_way) > case.window
+            while len(under_way) > case.window or (full and case.burst and under_way):
                 end(exp, under_way.popleft(), waits=case.waits)
-            if case.window == 0:
+            if not under_way:
                 time.sleep(REST_S)
     bare = {"page_p50_ms": percentile(pages, 0.5) * 1e3, "page_p99_ms": percentile(pages, 0.99) * 1e3}
     return {"case": case.name, "size_bytes": size, **spread(took), **bare}

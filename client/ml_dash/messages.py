@@ -1,7 +1,7 @@
 """Every message, a frozen dataclass each; PROTOCOL.md lists them. Their annotations are the schema.
 
 `decode` is strict: an unknown field, a missing one, a wrong type or a value past its bound raises ProtocolError. A
-field with a default may be left out. `encode` trusts its caller.
+field with a default may be left out, and `encode` does so. It trusts its caller.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Name = Annotated[str, Max(4096)]
 """A path or a part of one; the real limits are the daemon's (core/names.py), this one bounds the frame."""
 Text = Annotated[str, Max(16 * KIB)]
 Json = Annotated[str, Max(256 * KIB)]
+SHORT = 128
+"""No bound is less: what is shorter in all needs no closer look."""
 DESCRIBED_BYTES = 512 * KIB
 """All that is said of a file: texts are bounded in characters, frames in bytes."""
 Tags = Annotated[tuple[Annotated[str, Max(256)], ...], Max(128)]
@@ -402,11 +404,15 @@ def decode(frame: wire.Frame, kinds: Mapping[int, type[Message]]) -> Message:
 
 def check(described: Described) -> None:
     """Raises INVALID_ARGUMENT where the caller's words are past a bound: the daemon would hang up for it."""
+    place, tags = described.place, (*described.tags, *described.bindrs)
+    texts = (described.to, described.description or "", described.metadata or "", *tags)
+    names = (place.namespace, place.project, place.experiment, place.prefix)
+    if sum(map(len, texts + names)) + len(tags) <= SHORT:
+        return
     try:
         _reader(cast("Hashable", Described))(_plain(described), "")
     except ProtocolError as bad:
         raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
-    texts = (described.to, described.description or "", described.metadata or "", *described.tags, *described.bindrs)
     size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
     if size > DESCRIBED_BYTES:
         what = f"name, description, tags, bindrs and metadata take {size} bytes, at most {DESCRIBED_BYTES}"
@@ -420,11 +426,22 @@ Reader = Callable[[Any, str], Any]
 
 
 def _plain(value: Any) -> Any:
+    """What msgpack takes. A field that has its default is left out: a hand-off's frames are half as long without."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return value
+    if not is_dataclass(value):
+        return value
+    given = ((name, getattr(value, name), default) for name, default in _defaults(cast("Hashable", type(value))))
+    return {
+        name: _plain(item) if isinstance(item, tuple) or is_dataclass(item) else item
+        for name, item, default in given
+        if item is not default and item != default
+    }
+
+
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 @cache

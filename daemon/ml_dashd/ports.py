@@ -243,7 +243,10 @@ class Pins(Protocol):
         """Opens a job's source; raises SOURCE_LOST or SOURCE_CHANGED when it is not there as it was."""
 
     def sync(self, pin: Pin, file_id: int) -> None:
-        """Brings the source's bytes, and the spool folder's entry for it, to stable storage. Idempotent."""
+        """Brings the source's bytes to stable storage. Idempotent."""
+
+    def sync_folders(self, pins: Sequence[Pin]) -> None:
+        """Brings the spool's entries for these pins to stable storage. Idempotent."""
 
     def release(self, pin: Pin, file_id: int) -> None:
         """Lets the source go; the user's own file is never touched. Idempotent."""

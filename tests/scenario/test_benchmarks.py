@@ -43,7 +43,7 @@ def figures(script: str, folder: Path) -> Any:
 
 def test_handoff_gives_figures(tmp_path: Path) -> None:
     found = figures("handoff.py", tmp_path)
-    assert {each["case"] for each in found["handoff"]} == {"daemon idle", "daemon busy", "just written"}
+    assert {each["case"] for each in found["handoff"]} == {"one alone", "bursts of 10", "daemon busy", "just written"}
     for each in found["handoff"] + found["disk"]:
         assert each["calls"] >= 3
         assert 0 < each["p50_ms"] <= each["p99_ms"] <= each["max_ms"]

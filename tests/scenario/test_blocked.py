@@ -101,7 +101,7 @@ def test_a_blocked_file_can_be_taken_back(swift: Swift, tmp_path: Path) -> None:
             result.wait(30)
         assert ended.value.code is Code.CANCELLED
         assert exp.files().list() == []
-        assert daemon.spool() == []
+        eventually(lambda: daemon.spool() == [])
 
 
 def give(profile: Path, key: str, secret: str) -> None:

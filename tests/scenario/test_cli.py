@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, build
-from tests.harness import PREFIX, DaemonProcess, StoreUnderTest, file_sha256, make_file
+from tests.harness import PREFIX, DaemonProcess, StoreUnderTest, eventually, file_sha256, make_file
 
 pytestmark = pytest.mark.slow
 
@@ -403,6 +403,7 @@ def test_wait_names_what_failed_meanwhile(stuck: Shell, words: tuple[str, ...]) 
     ended: list[Ended] = []
     waiting = threading.Thread(target=lambda: ended.append(stuck("wait", *words, "--timeout", "50", status=1)))
     waiting.start()
+    eventually(lambda: stuck.json("status")["connections"] > 1)  # besides the one that asks
     for count in range(1, 400):
         (stuck.folder / "a.bin").write_bytes(b"y" * (100_000 + count))
         if stuck.json("status")["failed"]:

@@ -74,6 +74,8 @@ _BLOCKING = {
     Fault.DENIED: Code.STORE_DENIED,
     Fault.NO_BUCKET: Code.STORE_NO_BUCKET,
 }
+
+
 def decide(fault: Fault, message: str, attempt: int, jitter: float) -> Decision:
     """What follows the failure of `attempt` (1 is the first); `jitter` is a random number in [0, 1)."""
     delay = backoff_ms(attempt, jitter)

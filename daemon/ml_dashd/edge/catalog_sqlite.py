@@ -41,7 +41,7 @@ class SqliteCatalog:
         statement = insert("files", values) + " ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING *"
 
         def work(connection: sqlite3.Connection) -> FileRecord:
-            return read_record(connection.execute(statement, values).fetchone())
+            return read_record(connection.execute(statement, tuple(values.values())).fetchone())
 
         return await self._database.call(work)
 

@@ -78,9 +78,10 @@ class SqliteJournal:
             "lane": self._lane_of(job.record.size_bytes),
         }
         statement = insert("files", values) + " ON CONFLICT (owner_uid, request_key) DO NOTHING"
+        row = tuple(values.values())
 
         def work(connection: sqlite3.Connection) -> tuple[Job, bool]:
-            if connection.execute(statement, values).rowcount:
+            if connection.execute(statement, row).rowcount:
                 _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
                 return job, True
             earlier = connection.execute(

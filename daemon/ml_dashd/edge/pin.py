@@ -150,7 +150,10 @@ class SpoolPins:
             sync_content(descriptor)
         finally:
             os.close(descriptor)
-        sync_folder(Path(self._path(pin)).parent)
+
+    def sync_folders(self, pins: Sequence[Pin]) -> None:
+        for folder in {Path(self._path(pin)).parent for pin in pins if pin.name}:
+            sync_folder(folder)
 
     def release(self, pin: Pin, file_id: int) -> None:
         if pin.kind is PinKind.SLOT:

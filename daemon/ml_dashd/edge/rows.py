@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -31,9 +31,10 @@ def read_record(row: sqlite3.Row) -> FileRecord:
     return FileRecord(**values)
 
 
-def insert(table: str, values: Mapping[str, Any]) -> str:
-    """An INSERT with named placeholders; the names are ours."""
-    return f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(':' + name for name in values)})"
+def insert(table: str, columns: Iterable[str]) -> str:
+    """An INSERT of these columns, values by position: names would be looked up one by one. The names are ours."""
+    names = tuple(columns)
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks(names)})"
 
 
 def crc_blob(value: int | None) -> bytes | None:

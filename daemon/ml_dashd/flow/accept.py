@@ -13,7 +13,9 @@ from ml_dash.messages import CommitSlot, Described, Put, Upload
 from ml_dashd.core import names
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
+from ml_dashd.core.schedule import LINGER_S
 from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.settle import Settle
 from ml_dashd.ports import Clock, Faults, Journal, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
@@ -49,6 +51,7 @@ class Accept:
         self._slots = slots
         self._threads = threads
         self._disk = disk
+        self._settle = Settle(pins, disk)
         self._ids = ids
         self._bell = bell
         self._clock = clock
@@ -98,7 +101,7 @@ class Accept:
         on_disk = inline or self._waits_for_disk(durability)
         try:
             if on_disk and not inline:
-                await self._disk.run(self._pins.sync, pin, record.id)
+                await self._settle.settle(pin, record.id)
             self._faults.at("accept.pinned")
             job, new = await self._journal.accept(Job(record, pin, on_disk=on_disk), key, content)
         except Exception:  # not CancelledError: the journal goes on, and may take the file after all
@@ -113,14 +116,15 @@ class Accept:
         return job
 
     def _sync_later(self, job: Job) -> None:
-        """Starts the write-back at once; `on_disk` is noted when it is done."""
+        """Starts the write-back; `on_disk` is noted when it is done."""
         task = asyncio.create_task(self._sync(job), name=f"sync {job.id}")
         self._syncing.add(task)
         task.add_done_callback(self._syncing.discard)
 
     async def _sync(self, job: Job) -> None:
         try:
-            await self._disk.run(self._pins.sync, job.pin, job.id)
+            await self._clock.sleep(LINGER_S)
+            await self._settle.settle(job.pin, job.id)
             await self._journal.mark_on_disk(job.id)
         except Exception as failure:  # noqa: BLE001 the file keeps its ack of "memory", and says no more than that
             log.error("sync_failed id=%d path=%s error=%s", job.id, job.record.path, failure)  # noqa: TRY400

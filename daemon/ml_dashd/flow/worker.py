@@ -8,7 +8,7 @@ import logging
 from ml_dash.errors import TABLE, Code, MLDashError
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
-from ml_dashd.core.schedule import WIDTH, Lane
+from ml_dashd.core.schedule import LINGER_S, WIDTH, Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
@@ -75,7 +75,10 @@ class Worker:
                     self._begin(job, mine, wake)
                 if len(jobs) == free:
                     continue
+            idle = not mine
             await self._pause(wake, now)
+            if idle:
+                await self._clock.sleep(LINGER_S)
 
     async def _pause(self, wake: asyncio.Event, now_ms: int) -> None:
         """Until something is handed over, ends, or has waited its time."""
