@@ -91,7 +91,7 @@ class FileSet:
         durability: str | None = None,
         snapshot: str | None = None,
     ) -> FileResult:
-        """Hands an existing file over and returns its record, in about a millisecond whatever its size.
+        """Hands an existing file over and returns its record, in one or two milliseconds whatever its size.
 
         `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
         may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
