@@ -24,7 +24,7 @@ from ml_dash import messages as m
 from ml_dash import serialize
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, error
-from ml_dash.result import FileResult, _time, failure_of, records_of
+from ml_dash.result import FileResult, failure_of, iso_time, records_of
 
 PathLike = str | os.PathLike[str]
 Paths = list[str]
@@ -348,7 +348,7 @@ class FileSet:
             some = ids[start : start + 1000]
             answer = self._connection.call(m.Deleted, lambda number, ids=some: m.Delete(request=number, ids=ids))  # type: ignore[misc]
             deleted_ms = answer.deleted_ms
-        return {"id": str(ids[0]), "ids": [str(one) for one in ids], "deletedAt": _time(deleted_ms)}
+        return {"id": str(ids[0]), "ids": [str(one) for one in ids], "deletedAt": iso_time(deleted_ms)}
 
 
 class Files(FileSet):

@@ -162,10 +162,10 @@ def to_dict(record: Record) -> dict[str, Any]:
         "sizeBytes": record.size_bytes,
         "checksum": record.sha256,
         "metadata": None if record.metadata is None else json.loads(record.metadata),
-        "createdAt": _time(record.created_ms),
-        "uploadedAt": _time(record.uploaded_ms),
-        "updatedAt": _time(record.updated_ms),
-        "deletedAt": _time(record.deleted_ms),
+        "createdAt": iso_time(record.created_ms),
+        "uploadedAt": iso_time(record.uploaded_ms),
+        "updatedAt": iso_time(record.updated_ms),
+        "deletedAt": iso_time(record.deleted_ms),
         "state": record.state,
         "ack": record.ack,
         "pin": record.pin,
@@ -178,8 +178,8 @@ def _wait(results: Sequence[FileResult], until: str, timeout: float | None) -> N
         wait_for(connection, [result._record.id for result in results], until, timeout)  # noqa: SLF001
 
 
-def _time(ms: int | None) -> str | None:
-    """ISO 8601, UTC, to the millisecond."""
+def iso_time(ms: int | None) -> str | None:
+    """Milliseconds since 1970 as records have them: ISO 8601, UTC, to the millisecond."""
     if ms is None:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

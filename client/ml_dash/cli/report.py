@@ -10,7 +10,7 @@ from typing import Any
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
 from ml_dash.messages import Record, StatusReport
-from ml_dash.result import FileResult, to_dict
+from ml_dash.result import FileResult, iso_time, to_dict
 
 
 def table(files: Iterable[FileResult]) -> None:
@@ -39,11 +39,11 @@ def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
         "store": answer.store,
         "stateDir": answer.state_dir,
         "socket": str(socket),
-        "startedAt": show.iso(answer.started_ms),
+        "startedAt": iso_time(answer.started_ms),
         "uptimeSeconds": _since(answer.started_ms),
         "connections": answer.connections,
         "spoolBytes": answer.spool_bytes,
-        "oldestAt": show.iso(answer.oldest_ms),
+        "oldestAt": iso_time(answer.oldest_ms),
         "files": {count.state: {"files": count.files, "sizeBytes": count.size_bytes} for count in answer.counts},
         "blocked": [_troubled(record) for record in answer.blocked],
         "failed": [_troubled(record) for record in answer.failed],

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,13 +38,6 @@ def duration(seconds: float) -> str:
 def moment(iso: str) -> str:
     """A record's time, on the clock of whoever reads it."""
     return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def iso(ms: int | None) -> str | None:
-    """Milliseconds since 1970 as records have them: ISO 8601, UTC."""
-    if ms is None:
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def path(record: Mapping[str, Any]) -> str:
