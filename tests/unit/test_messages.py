@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ml_dash import messages as m
 from ml_dash import wire
-from ml_dash.errors import Code, ProtocolError
+from ml_dash.errors import Code, MLDashError, ProtocolError
 
 KINDS = {**m.REQUESTS, **m.REPLIES}
 every_message = pytest.mark.parametrize("schema", KINDS.values(), ids=lambda schema: schema.__name__)
@@ -277,3 +277,49 @@ def test_no_array_is_longer_than_the_wire_allows(schema: type[m.Message]):
         if get_origin(bare) is tuple:
             assert size <= wire.MAX_ITEMS
         assert bare in (int, bool) or is_dataclass(bare) or size is not None, "everything with a length has a bound"
+
+
+# ---- the caller's words, checked before they travel
+
+
+PLACE = m.Place(namespace="alice", project="cv", experiment="resnet")
+FITTING = [
+    {"to": "a.pt"},
+    {"to": "a" * 4096},
+    {"to": "a", "description": "d" * 16 * m.KIB},
+    {"to": "a", "tags": ("t" * 256,) * 128, "bindrs": ("",) * 128},
+    {"to": "a", "metadata": "m" * 256 * m.KIB},
+]
+UNFITTING = [
+    ({"to": "a" * 4097}, "to has a length of 4097, at most 4096"),
+    ({"to": "a", "description": "d" * (16 * m.KIB + 1)}, "description has a length of 16385"),
+    ({"to": "a", "tags": ("t" * 257,)}, "tags has a length of 257, at most 256"),
+    ({"to": "a", "tags": ("",) * 129}, "tags has a length of 129, at most 128"),
+    ({"to": "a", "bindrs": ("b",) * 129}, "bindrs has a length of 129, at most 128"),
+    ({"to": "a", "metadata": "m" * (256 * m.KIB + 1)}, "metadata has a length of 262145, at most 262144"),
+    ({"to": "a", "metadata": "数" * 200_000}, "metadata take 600001 bytes, at most 524288"),
+]
+
+
+@pytest.mark.parametrize("words", FITTING, ids="-".join)
+def test_words_within_their_bounds_are_taken_and_fit_the_frame(words: dict[str, Any]):
+    described = m.Described(place=PLACE, **words)
+    m.check(described)
+    put = m.Put(request=1, key=bytes(16), file=described, content=bytes(m.INLINE_BYTES), sha256=bytes(32))
+    (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(put))
+    assert m.decode(frame, m.REQUESTS) == put
+
+
+@pytest.mark.parametrize(("words", "said"), UNFITTING)
+def test_words_past_a_bound_are_the_callers_error_by_name(words: dict[str, Any], said: str):
+    with pytest.raises(MLDashError) as refused:
+        m.check(m.Described(place=PLACE, **words))
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert said in refused.value.message
+
+
+def test_a_field_with_its_default_does_not_travel():
+    (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(m.List(request=1, place=PLACE, page_size=500)))
+    assert frame.fields == {"request": 1, "place": {"namespace": "alice", "project": "cv", "experiment": "resnet"}}
+    (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(m.List(request=1, place=PLACE, pattern="", latest=True)))
+    assert frame.fields.keys() == {"request", "place", "pattern", "latest"}
