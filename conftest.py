@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest
 
 pytest_plugins = ["tests.servers.fixtures"]
+
+# A shell starts what runs in the background with SIGINT ignored, and so would be what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ISOLATED = ("AWS_", "ML_DASH", "DASH_", "XDG_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 

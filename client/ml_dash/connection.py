@@ -36,10 +36,10 @@ RECEIVE_BYTES = 64 * 1024
 ANCILLARY_BYTES = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
 START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
-RECONNECT_S = 20.0
-"""How long a lost daemon is looked for: a restart takes a few seconds."""
-PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN)
-"""Failures that end when the daemon is back."""
+RECONNECT_S = 30.0
+"""How long a lost daemon is looked for: a restart takes drain_timeout (10 s) and a few seconds."""
+PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN, Code.RETRY_LATER)
+"""Failures that end when the daemon is back, or has room again."""
 LOOK_S = 0.05
 KEEP_MAPPED = 4
 """Slots whose mapping is kept for the next save; the least recently granted goes first."""
@@ -139,10 +139,17 @@ class Connection:
 
     def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
         """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
+        deadline = time.monotonic() + RECONNECT_S
         while True:
-            with self._lock:
-                slot, mapping = self._grant(len(data))
-                granted_by = self._channel
+            try:
+                with self._lock:
+                    slot, mapping = self._grant(len(data))
+                    granted_by = self._channel
+            except MLDashError as full:
+                if full.code is not Code.RETRY_LATER or time.monotonic() >= deadline:
+                    raise
+                threading.Event().wait(LOOK_S)  # without the lock: others commit, and free what they hold
+                continue
             if len(data):
                 mapping[: len(data)] = data
             with self._lock:

@@ -153,7 +153,7 @@ TABLE: dict[Code, Entry] = {
     ),
     Code.STORE_DENIED: Entry(
         AccessError,
-        "allow s3:PutObject, s3:GetObject, s3:AbortMultipartUpload and the List calls; it goes on by itself",
+        "allow the S3 actions that README.md lists; it goes on by itself",
     ),
     Code.STORE_NO_BUCKET: Entry(
         NetworkError, "create the bucket or mend store.url; the daemon goes on by itself once it is there"

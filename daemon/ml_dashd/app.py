@@ -236,7 +236,7 @@ class Daemon:
     async def _stop(self) -> None:
         """Takes nothing more, lets what is under way end or breaks it off, and closes."""
         await self._server.stop()
-        await self._accept.close()
+        await self._accept.close(self._config.daemon.drain_timeout)
         await self._worker.stop(self._config.daemon.drain_timeout)
         await self._store.close()
         self._slots.close()

@@ -29,7 +29,7 @@ class DaemonConfig:
 
     socket: str = ""
     state_dir: str = ""
-    drain_timeout: float = 30.0
+    drain_timeout: float = 10.0
     idle_timeout: float = 300.0
     max_connections: int = 1024
     log_level: str = "info"
@@ -174,7 +174,7 @@ def load(path: Path | None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as bad:
         raise error(Code.CONFIG, f"{path}: not TOML: {bad}", "mend the line that it names") from None
     try:
-        return with_defaults(parse(table))
+        return _checked_together(with_defaults(parse(table)))
     except MLDashError as bad:
         raise error(Code.CONFIG, f"{path}: {bad.message}", bad.hint) from None
 
@@ -203,6 +203,21 @@ def embedded(root: Path) -> Config:
         catalog=CatalogConfig(url=(home / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1)),
         embedded=root,
     )
+
+
+def _checked_together(config: Config) -> Config:
+    """What each may be, but not both."""
+    if config.limits.memory < 2 * config.store.part_size:
+        raise error(
+            Code.CONFIG,
+            f"limits.memory is {config.limits.memory} and store.part_size {config.store.part_size}",
+            "limits.memory must be at least twice store.part_size: one part is read while another is sent",
+        )
+    if config.store.ca_bundle and not Path(config.store.ca_bundle).is_file():
+        raise error(
+            Code.CONFIG, f"store.ca_bundle: there is no file {config.store.ca_bundle}", "name a file of certificates"
+        )
+    return config
 
 
 def with_defaults(config: Config) -> Config:

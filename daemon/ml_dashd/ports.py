@@ -131,6 +131,10 @@ class Journal(Protocol):
         """Keeps a fact. Idempotent."""
 
 
+class JournalError(Exception):
+    """The journal or the catalog can't be used now: a full or failing disk, or another program has it locked."""
+
+
 class Superseded(Exception):  # noqa: N818 it is no error: somebody else was first
     """The job is no longer in the state in which the caller saw it."""
 

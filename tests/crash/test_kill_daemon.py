@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,19 @@ from typing import Any
 
 import pytest
 
+from ml_dash import MLDashError
+from ml_dash.errors import Code
 from tests.doubles.counting_proxy import CountingProxy
-from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, assert_whole, fault_points, make_file
+from tests.harness import (
+    Bucket,
+    DaemonProcess,
+    Folder,
+    StoreUnderTest,
+    assert_whole,
+    eventually,
+    fault_points,
+    make_file,
+)
 
 MIB = 1 << 20
 SIZE = 40 * MIB + 5
@@ -95,6 +107,33 @@ def test_killed_while_it_takes_a_file_back(store: StoreUnderTest, tmp_path: Path
             assert exp.files().list() == []
             assert_whole(daemon, exp, {})
         assert CANCEL in daemon.faults_met()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["local", "swift"], indirect=True)
+def test_a_source_that_was_changed_while_the_daemon_was_dead(store: StoreUnderTest, tmp_path: Path) -> None:
+    """Its times were put back, so that nothing but the bytes tells: parts of two contents never make one object."""
+    source = tmp_path / "big.bin"
+    make_file(source, SIZE)
+    before = source.stat()
+    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+        daemon.kill()
+        daemon.start(faults="upload.part_journaled=kill@2")
+        with daemon.experiment().run as exp:
+            exp.files.upload(source, to="big.bin")
+        daemon.wait_for_death(30)
+        with source.open("r+b") as file:
+            file.write(b"another head")
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+        daemon.start()
+        with daemon.experiment().run as exp:
+            (found,) = exp.files().list()
+            with pytest.raises(MLDashError) as ended:
+                found.wait(30)
+            assert ended.value.code is Code.SOURCE_CHANGED
+        assert store.keys() == []
+        assert store.open_uploads() == []
+        eventually(lambda: daemon.spool() == [])
 
 
 @contextmanager

@@ -59,6 +59,18 @@ def test_the_source_is_unlinked_or_renamed_over(daemon: DaemonProcess, tmp_path:
         assert_whole(daemon, exp, expected)
 
 
+def test_more_files_than_the_buffers_hold_are_unlinked(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Each is read again, because its ctime moved; none may wait for memory that another holds while it waits."""
+    expected = {f"{number}.bin": make_file(tmp_path / f"{number}.bin", 12 * MIB, number) for number in range(10)}
+    with daemon.experiment().run as exp:
+        for name in expected:
+            exp.files.upload(tmp_path / name)
+        for name in expected:
+            (tmp_path / name).unlink()
+        exp.files.flush(timeout=60)
+        assert_whole(daemon, exp, expected)
+
+
 def test_one_file_is_uploaded_twice_at_once(daemon: DaemonProcess, tmp_path: Path) -> None:
     """Every hand-off is a version of its own; neither disturbs the other, nor the file itself."""
     source = tmp_path / "twice.bin"

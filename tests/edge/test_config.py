@@ -26,7 +26,7 @@ url = "s3://bucket/some/prefix/"
 endpoint_url = "https://[::1]:9000"
 region = "eu-north-1"
 checksum = "crc32c"
-ca_bundle = "/etc/ssl/ca.pem"
+ca_bundle = "/proc/self/maps"
 mode = "0600"
 part_size = 8_388_608
 [catalog]
@@ -103,6 +103,8 @@ REFUSED = [
     ("[daemon]\nsocket = 'run/socket'", "daemon.socket is 'run/socket'", "an absolute path"),
     ("[daemon]\nstate_dir = '~/state'", "daemon.state_dir is '~/state'", "an absolute path"),
     ("[store]\nca_bundle = 'ca.pem'", "store.ca_bundle is 'ca.pem'", "an absolute path"),
+    ("[store]\nca_bundle = '/no/ca.pem'", "store.ca_bundle: there is no file /no/ca.pem", "a file of certificates"),
+    ("[store]\npart_size = 67108864", "limits.memory is 100663296 and store.part_size 67108864", "at least twice"),
     ("[spool]\npools = ['/x', 'spool']", "spool.pools is", "an absolute path"),
     ("[spool]\npools = ['']", "spool.pools is", "an absolute path"),
     ("[daemon", "not TOML", "at end of document"),
@@ -193,7 +195,7 @@ def test_every_key_arrives():
     assert (config.daemon.max_connections, config.daemon.log_level) == (7, "debug")
     assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
     assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
-    assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", "/etc/ssl/ca.pem")
+    assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", "/proc/self/maps")
     assert (config.store.mode, config.store.part_size) == ("0600", 8 * MIB)
     assert config.catalog_path == Path("/var/lib/x/catalog of x.sqlite")
     assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
@@ -260,7 +262,7 @@ def test_a_state_dir_alone_takes_store_and_catalog_with_it():
 
 def test_the_defaults_of_the_design():
     config = load(None)
-    assert (config.daemon.drain_timeout, config.daemon.max_connections) == (30.0, 1024)
+    assert (config.daemon.drain_timeout, config.daemon.max_connections) == (10.0, 1024)
     assert (config.store.checksum, config.store.mode, config.store.part_size) == ("auto", "0640", 16 * MIB)
     assert (config.spool.durability, config.spool.pools) == ("memory", ())
     assert (config.access.uids, config.access.socket_mode) == ((), "0600")

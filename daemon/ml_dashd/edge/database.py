@@ -16,13 +16,20 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from ml_dash.errors import Code, error
-from ml_dashd.ports import Faults
+from ml_dashd.ports import Faults, JournalError
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
 
 MAX_BATCH = 256
 """Calls in one transaction: 32 already reach 48,000 rows a second."""
+LOCKED_S = 30.0
+"""How long a commit waits for another program that has the file locked, such as a backup."""
+_OF_THE_MACHINE = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOMEM,
+}  # fmt: skip
+"""Primary result codes of sqlite.org/rescode.html; any other error is a defect of ours."""
 WAL_PAGES = 1024
 """The log's size in 4 KiB pages at which it is folded back; it is made this large at the start."""
 
@@ -77,7 +84,7 @@ class Database:
         return batch
 
     def _run(self, batch: list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]]) -> None:
-        outcomes: list[tuple[Any, BaseException | None]] = []
+        outcomes: list[tuple[Any, Exception | None]] = []
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             changes = self._connection.total_changes
@@ -88,7 +95,7 @@ class Database:
         except Exception as failure:  # noqa: BLE001 handed to the callers, whatever it is
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            outcomes = [(None, failure)] * len(batch)
+            outcomes = [(None, _named(failure, self._name))] * len(batch)
         _resolve(batch, outcomes)
 
     def _commit(self, *, wrote: bool) -> None:
@@ -100,11 +107,20 @@ class Database:
             self._faults.at(f"{self._name}.after_commit")
 
 
-def _attempt_alone(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
+def _named(failure: Exception, name: str) -> Exception:
+    """What the machine is to blame for, as a JournalError; anything else as it is."""
+    if not isinstance(failure, sqlite3.Error) or failure.sqlite_errorcode & 0xFF not in _OF_THE_MACHINE:
+        return failure
+    named = JournalError(f"the {name} can't be used now: {failure}")
+    named.__cause__ = failure
+    return named
+
+
+def _attempt_alone(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:
     return work(connection), None
 
 
-def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
+def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:
     """One call in its own savepoint: its failure undoes it alone."""
     connection.execute("SAVEPOINT call")
     try:
@@ -119,26 +135,33 @@ def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseExcep
 
 def _resolve(
     batch: list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]],
-    outcomes: list[tuple[Any, BaseException | None]],
+    outcomes: list[tuple[Any, Exception | None]],
 ) -> None:
-    def settle() -> None:
-        for (_, _, future), (result, failure) in zip(batch, outcomes, strict=True):
-            if future.done():
-                continue
-            if failure is not None:
-                future.set_exception(failure)
-            else:
-                future.set_result(result)
+    """Hands the outcomes over, each in the loop of its caller: one call a loop, which is one for a daemon."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
+    for (_, loop, future), (result, failure) in zip(batch, outcomes, strict=True):
+        by_loop.setdefault(loop, []).append((future, result, failure))
+    for loop, ended in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_settle, ended)
 
-    loop = batch[0][1]
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(settle)
+
+def _settle(ended: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, result, failure in ended:
+        if future.done():
+            continue
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)
 
 
 def _open(path: Path, migrations: list[str]) -> sqlite3.Connection:
     path.touch(0o600)
     path.chmod(0o600)  # before SQLite makes the log, which gets the same mode and holds the same secrets
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=LOCKED_S
+    )
     try:
         _prepare(connection, path, migrations)
     except sqlite3.Error as failure:

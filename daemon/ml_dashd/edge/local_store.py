@@ -54,7 +54,7 @@ class LocalStore:
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         def work() -> Evidence:
-            path = self._temporary(f"{target.file_id}.put")
+            path = self._new(f"{target.file_id}.put")
             descriptor = _open_new(path, self._mode)
             try:
                 _write(descriptor, body, 0)
@@ -69,7 +69,7 @@ class LocalStore:
     async def begin(self, target: Target) -> str:
         def work() -> str:
             upload_id = str(target.file_id)
-            os.close(_open_new(self._temporary(upload_id), self._mode))
+            os.close(_open_new(self._new(upload_id), self._mode))
             return upload_id
 
         return await self._run(work)
@@ -173,6 +173,11 @@ class LocalStore:
 
     def _temporary(self, name: str) -> Path:
         return self._root / TEMPORARY / name
+
+    def _new(self, name: str) -> Path:
+        """A temporary name that can be made: somebody may have tidied the folder away."""
+        self._temporary("").mkdir(exist_ok=True, mode=0o700)
+        return self._temporary(name)
 
     def _open_upload(self, upload_id: str) -> int:
         try:

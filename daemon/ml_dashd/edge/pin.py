@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class SpoolPins:
         self._slots = slots
         self._faults = faults
         self._held: dict[int, int] = {}
+        self._lock = threading.Lock()
         self._no_reflink: set[int] = set()
         for pool in self._pools:
             pool.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -139,8 +141,11 @@ class SpoolPins:
         if pin.kind is PinKind.INLINE:
             return
         if pin.kind is PinKind.FD:
-            if (held := self._held.get(file_id)) is not None:
-                sync_content(held)
+            if (held := self._dup(file_id)) is not None:
+                try:
+                    sync_content(held)
+                finally:
+                    os.close(held)
             return
         try:
             descriptor = os.open(self._path(pin), os.O_RDONLY | os.O_CLOEXEC)
@@ -159,8 +164,9 @@ class SpoolPins:
         if pin.kind is PinKind.SLOT:
             self._slots.release(pin.name)
         elif pin.kind is PinKind.FD:
-            if (held := self._held.pop(file_id, None)) is not None:
-                os.close(held)
+            with self._lock:
+                if (held := self._held.pop(file_id, None)) is not None:
+                    os.close(held)
         elif pin.name:
             Path(self._path(pin)).unlink(missing_ok=True)
 
@@ -192,17 +198,23 @@ class SpoolPins:
             os.close(descriptor)
         self._held.clear()
 
+    def _dup(self, file_id: int) -> int | None:
+        """Another descriptor of a held file, for the caller to close; the one that is held may go at any time.
+
+        Not opened again by its name in /proc: that would ask for a right that only the client may have.
+        """
+        with self._lock:
+            held = self._held.get(file_id)
+            return None if held is None else fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, 3)
+
     def _path(self, pin: Pin) -> str:
         folder = self._pools[0] / SLOT_FOLDER if pin.kind is PinKind.SLOT else self._pools[0]
         return str(folder / pin.name)
 
     def _open(self, job: Job) -> int:
         if job.pin.kind is PinKind.FD:
-            held = self._held.get(job.id)
-            if held is not None:
-                # Not opened again by its name in /proc: that would ask for a right that only the client may have.
-                return fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, 3)
-            return _reopen(job)
+            held = self._dup(job.id)
+            return _reopen(job) if held is None else held
         try:
             return os.open(self._path(job.pin), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

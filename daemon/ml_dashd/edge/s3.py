@@ -1,8 +1,8 @@
 """The store on S3. A key holds the file's id, so whatever is repeated writes the same bytes.
 
 What a server answers is sorted into a Fault by s3_client.py. What it can verify is found out once: see `prepare`.
-Permissions: PutObject, GetObject, AbortMultipartUpload, ListMultipartUploadParts, ListBucketMultipartUploads,
-DeleteObject (for cancelled files and the probe).
+Permissions: PutObject, GetObject, AbortMultipartUpload, ListMultipartUploadParts, DeleteObject (for cancelled files and
+the probe); of the bucket ListBucketMultipartUploads and ListBucket (else HEAD of a missing object is a denial).
 """
 
 from __future__ import annotations

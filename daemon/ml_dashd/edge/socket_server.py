@@ -133,6 +133,10 @@ class SocketServer:
         task.add_done_callback(self._connections.pop)
 
 
+class _HungUpError(ConnectionError):
+    """The peer has gone in the middle of its request."""
+
+
 class Connection:
     """One client. Its requests are answered one after the other, in their order."""
 
@@ -186,7 +190,9 @@ class Connection:
 
     async def _handle(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
         try:
-            return await self._service.handle(self._session, message, descriptors, self._send)
+            return await self._service.handle(self._session, message, descriptors, self._report)
+        except _HungUpError:
+            raise
         except MLDashError as refused:
             return _failed(message, refused), ()
         except Exception as defect:
@@ -258,6 +264,13 @@ class Connection:
         if sent < len(data):
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await self._loop.sock_sendall(self._socket, data[sent:])
+
+    async def _report(self, message: Message) -> None:
+        """What comes before the reply. A peer that is gone ends the request, and is no defect of it."""
+        try:
+            await self._send(message)
+        except (OSError, TimeoutError) as lost:
+            raise _HungUpError(str(lost)) from None
 
     async def _send_with(self, data: memoryview, descriptors: Sequence[int]) -> int:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

@@ -62,10 +62,11 @@ class Accept:
         self._closed = False
         self._syncing: set[asyncio.Task[None]] = set()
 
-    async def close(self) -> None:
-        """Takes nothing more; what is being written to disk is finished."""
+    async def close(self, patience_s: float) -> None:
+        """Takes nothing more; what is being written to disk may be finished."""
         self._closed = True
-        await asyncio.gather(*self._syncing, return_exceptions=True)
+        if self._syncing:
+            await asyncio.wait(self._syncing, timeout=patience_s)
 
     async def upload(self, session: Session, message: Upload, descriptor: int) -> Job:
         """Takes an open file. Idempotent by the message's key."""
@@ -125,7 +126,8 @@ class Accept:
         try:
             await self._clock.sleep(LINGER_S)
             await self._settle.settle(job.pin, job.id)
-            await self._journal.mark_on_disk(job.id)
+            if job.pin.kind is not PinKind.FD:  # a descriptor does not outlive a reboot, wherever its bytes are
+                await self._journal.mark_on_disk(job.id)
         except Exception as failure:  # noqa: BLE001 the file keeps its ack of "memory", and says no more than that
             log.error("sync_failed id=%d path=%s error=%s", job.id, job.record.path, failure)  # noqa: TRY400
         self._bell.ring()

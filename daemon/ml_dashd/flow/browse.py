@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,17 +12,17 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import Place
 from ml_dashd.core import names
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection, Trouble
-from ml_dashd.core.plan import MIB, parts
+from ml_dashd.core.plan import MIB
 from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.hashing import sha256_of
 from ml_dashd.flow.worker import Worker
-from ml_dashd.ports import Catalog, Clock, Journal, Pins, Session, Source, Threads
+from ml_dashd.ports import Catalog, Clock, Journal, Pins, Session, Threads
 
 LOOK_AGAIN_S = 0.05
 """A waiting request looks at the journal at most this often, however often the bell rings."""
 PAGE_BYTES = 2 * MIB
 """A page ends early when its texts grow past this."""
-HASH_STEP = 4 * MIB
 
 Seen = Job
 """A file as a list shows it: a stored one is a Job in state DONE."""
@@ -187,7 +186,7 @@ class Browse:
             content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
             source = await self._threads.run(self._pins.open, job, content)
             try:
-                digest = await self._digest(source)
+                digest = await sha256_of(source, self._threads)
             finally:
                 source.close()
             await self._journal.set_sha256(job.id, digest)
@@ -205,13 +204,6 @@ class Browse:
     def _ended(self, seen: Seen) -> Seen:
         trouble = self._changed.get(seen.id)
         return seen if trouble is None else replace(seen, state=State.FAILED, trouble=trouble)
-
-    async def _digest(self, source: Source) -> str:
-        sha256 = hashlib.sha256()
-        buffer = memoryview(bytearray(min(HASH_STEP, source.size_bytes)))
-        for part in parts(source.size_bytes, HASH_STEP):
-            await self._threads.run(source.read, part.offset, buffer[: part.size_bytes], (sha256,))
-        return sha256.hexdigest()
 
 
 def _selection(place: Place, pattern: str | None, cursor: str | None, limit: int) -> Selection:

@@ -49,7 +49,7 @@ class Fetch:
         for attempt in range(1, ATTEMPTS + 1):
             job = await self._find(session, file_id)
             try:
-                return await self._write(job, descriptor, report)
+                return await self._write(session, job, descriptor, report)
             except StoreError as failure:
                 decision = decide(failure.fault, failure.message, attempt, self._clock.jitter())
                 if failure.fault not in (Fault.TRANSIENT, Fault.THROTTLED) or attempt == ATTEMPTS:
@@ -69,7 +69,14 @@ class Fetch:
             raise error(job.trouble.code, job.trouble.message)
         return job
 
-    async def _write(self, job: Job, descriptor: int, report: Report) -> tuple[int, str]:
+    async def _still_pinned(self, session: Session, job: Job, digest: str) -> Job:
+        """What was read from a pin counts only if the pin was kept meanwhile: a slot is written to again afterwards."""
+        now = await self._find(session, job.id)
+        if now.state is State.DONE and now.record.sha256 != digest:
+            raise error(Code.SOURCE_LOST, f"{job.record.path} (file {job.id}) was stored while it was read")
+        return now
+
+    async def _write(self, session: Session, job: Job, descriptor: int, report: Report) -> tuple[int, str]:
         size, done, sha256 = job.record.size_bytes, 0, hashlib.sha256()
         last_report = self._clock.monotonic()
         await self._threads.run(_resize, descriptor, size)
@@ -81,6 +88,8 @@ class Fetch:
                 last_report = self._clock.monotonic()
                 await report(done, size)
         digest = sha256.hexdigest()
+        if job.state is not State.DONE:
+            job = await self._still_pinned(session, job, digest)
         recorded = job.record.sha256
         if done != size or recorded not in (None, digest):
             raise error(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any
 
 from ml_dash.errors import Code
 from ml_dashd.core.model import Job, Target, Trouble
@@ -11,6 +14,16 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Pins, Store, Threads
 
 log = logging.getLogger("ml_dashd.flow")
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Runs it to its end, though its caller be cancelled: half of it would keep a pin that nobody lets go."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 class Finish:
@@ -44,6 +57,9 @@ class Finish:
         self._faults.at("finish.before_catalog")
         await self._catalog.commit(job.record)
         self._faults.at("finish.after_catalog")
+        await _whole(self._end(job))
+
+    async def _end(self, job: Job) -> None:
         job = await self._journal.advance(job, State.DONE)
         self._faults.at("finish.before_release")
         await self._release(job)
@@ -57,7 +73,10 @@ class Finish:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""
         if job.upload_id is not None:
             await self.abort_all(job)
-        await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
+        job = await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
+        if job.cancel_requested:  # deleted in this moment: back to the queue, which discards it
+            await self._journal.advance(job, State.QUEUED)
+            return
         if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             await self._release(job)
         log.warning(
@@ -88,6 +107,13 @@ class Finish:
         if job.upload_id is not None:
             await self._store.abort(self._target(job), job.upload_id)
         await self.abort_strays(job)
+
+    async def clear(self, job: Job) -> None:
+        """Removes what may have reached the store after a file was ended: an upload, or a cancelled file's object."""
+        if job.part_size:
+            await self.abort_strays(job)
+        if job.state is State.CANCELLED and job.record.key is not None:
+            await self._store.delete(job.record.key)
 
     async def abort_strays(self, job: Job) -> None:
         """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""

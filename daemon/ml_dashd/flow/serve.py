@@ -16,7 +16,7 @@ from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.fetch import Fetch
-from ml_dashd.ports import Journal, Pins, Send, Session, Slots, Threads
+from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
 MAX_WAIT_MS = 60_000
 SENT = (State.COMPLETING, State.VERIFIED, State.DONE)
@@ -79,7 +79,12 @@ class Serve:
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
         self._sessions.add(session.number)
-        return await self._answers[type(message)](session, message, descriptors, send)
+        try:
+            return await self._answers[type(message)](session, message, descriptors, send)
+        except JournalError as failure:
+            raise error(
+                Code.DISK_FAILED, str(failure), "see the daemon's log; nothing was taken, so try again"
+            ) from None
 
     def disconnected(self, session: Session) -> None:
         self._sessions.discard(session.number)

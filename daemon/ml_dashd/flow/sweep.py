@@ -38,11 +38,11 @@ class Sweep:
     async def once(self, before_ms: int) -> None:
         """Forgets what was finished before then.
 
-        A Create that was given up may have reached the store after all, behind the upload that took its place; such an
-        orphan costs money until somebody aborts it. Its key holds the file's id, so it is ours.
+        A request that was given up may have reached the store after all: a Create, behind the upload that took its
+        place, or a Put, behind the deletion. It costs money until somebody removes it; the key holds the file's id, so
+        it is ours.
         """
         while jobs := await self._journal.finished(before_ms, BATCH):
             for job in jobs:
-                if job.part_size:
-                    await self._finish.abort_strays(job)
+                await self._finish.clear(job)
             await self._journal.forget([job.id for job in jobs])

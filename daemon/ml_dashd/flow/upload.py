@@ -20,6 +20,7 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.hashing import sha256_of
 from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 4
@@ -108,8 +109,11 @@ class Uploader:
             digest = await self._read(source, Part(1, 0, source.size_bytes), buffer, sha256, algorithm)
             await self._settle_source(job, source, sha256.hexdigest())
             self._faults.at("upload.before_put")
-            async with asyncio.timeout(PART_DEADLINE_S):
-                evidence = await self._store.put(_target(job), buffer, digest)
+            try:
+                async with asyncio.timeout(PART_DEADLINE_S):
+                    evidence = await self._store.put(_target(job), buffer, digest)
+            except TimeoutError as late:
+                raise _as_fault(late, f"put {job.record.key}") from None
             self._faults.at("upload.after_put")
             clean = True
         finally:
@@ -147,7 +151,8 @@ class Uploader:
                 for part in parts(source.size_bytes, job.part_size):
                     await turn.acquire()
                     buffer = await self._buffers.take(part.size_bytes)
-                    digest = await self._read_or_return(source, part, buffer, sha256, job.algorithm)
+                    earlier = journaled.get(part.number)
+                    digest = await self._read_again(job, source, part, buffer, sha256, earlier)
                     digests.append(digest)
                     if has_part(listed.get(part.number), digest, journaled.get(part.number)):
                         self._return(buffer, clean=True)
@@ -201,10 +206,19 @@ class Uploader:
 
     async def _complete(self, job: Job) -> Job:
         """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred."""
-        evidence = await self._store.head(job.record.key or "")
+        evidence = await self._head_if_allowed(job.record.key or "")
         if evidence is None:
             evidence = await self._complete_now(job)
         return await self._verify(job, evidence, _whole(job), job.record.sha256 or "")
+
+    async def _head_if_allowed(self, key: str) -> Evidence | None:
+        """AWS answers for an object that is not there with a denial to whom may not list the bucket."""
+        try:
+            return await self._store.head(key)
+        except StoreError as refused:
+            if refused.fault is not Fault.DENIED:
+                raise
+            return None
 
     async def _complete_now(self, job: Job) -> Evidence:
         target, upload_id = _target(job), job.upload_id or ""
@@ -217,6 +231,8 @@ class Uploader:
             failure = ambiguous
         self._faults.at("upload.after_complete")
         evidence = await self._store.head(target.key)
+        if evidence is None and failure is not None and failure.fault is Fault.CORRUPT:
+            raise StoreError(Fault.GONE, failure.message)  # the parts are not what they should be: another upload
         if evidence is None:
             raise failure or StoreError(Fault.TRANSIENT, "completed, but the store does not show the object yet")
         return evidence
@@ -261,39 +277,45 @@ class Uploader:
         await self._threads.run(source.read, part.offset, buffer, (sha256, digester))
         return digester.digest()
 
-    async def _read_or_return(
-        self, source: Source, part: Part, buffer: memoryview, sha256: Feedable, algorithm: Algorithm
+    async def _read_again(
+        self, job: Job, source: Source, part: Part, buffer: memoryview, sha256: Feedable, earlier: SentPart | None
     ) -> Digest:
-        """`_read`; the buffer of a read that fails is not lost."""
+        """`_read`, where the part may have been sent before: what is read now must be what was read then.
+
+        A write through mmap, or one whose times were put back, is seen by this alone. The buffer of a read that fails
+        is not lost.
+        """
         try:
-            return await self._read(source, part, buffer, sha256, algorithm)
+            digest = await self._read(source, part, buffer, sha256, job.algorithm)
+            _check_same(job, digest, earlier)
         except BaseException:
             self._return(buffer, clean=False)
             raise
+        return digest
 
     async def _settle_source(self, job: Job, source: Source, sha256: str) -> None:
         """Refuses a source that is not what it was; one whose ctime alone moved is read again and compared."""
         untouched = await self._threads.run(source.check)
-        if not untouched and await self._hash_again(source) != sha256:
-            raise error(Code.SOURCE_CHANGED, f"{job.pin.source} was changed while it was on its way")
+        if not untouched and await sha256_of(source, self._threads) != sha256:
+            raise error(Code.SOURCE_CHANGED, f"{_name(job)} was changed while it was on its way")
         if job.record.sha256 is not None and job.record.sha256 != sha256:
-            raise error(Code.SOURCE_CHANGED, f"{job.pin.source or job.record.path} is not what was handed over")
-
-    async def _hash_again(self, source: Source) -> str:
-        sha256 = hashlib.sha256()
-        buffer = await self._buffers.take(min(source.size_bytes, self._part_bytes))
-        try:
-            for part in parts(source.size_bytes, self._part_bytes):
-                await self._threads.run(source.read, part.offset, buffer[: part.size_bytes], (sha256,))
-        finally:
-            self._return(buffer, clean=True)
-        return sha256.hexdigest()
+            raise error(Code.SOURCE_CHANGED, f"{_name(job)} is not what was handed over")
 
     def _return(self, buffer: memoryview, *, clean: bool) -> None:
         if clean:
             self._buffers.give_back(buffer)
         else:
             self._buffers.discard(buffer)
+
+
+def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
+    if earlier is not None and earlier.crc64nvme not in (None, digest.crc64nvme):
+        raise error(Code.SOURCE_CHANGED, f"{_name(job)} was changed while it was on its way")
+
+
+def _name(job: Job) -> str:
+    """What its owner calls it."""
+    return job.pin.source or job.record.path
 
 
 def _target(job: Job) -> Target:

@@ -63,22 +63,31 @@ class Worker:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _lane(self, lane: Lane) -> None:
-        width, wake = WIDTH[lane], self._wakes[lane]
+        """Until it is cancelled: a journal that can't be asked now is asked again later."""
         mine: set[int] = set()
         while True:
-            wake.clear()
-            free = width - len(mine)
-            now = self._clock.now_ms()
-            if free > 0:
-                jobs = await self._journal.due(lane, now, list(mine), free)
-                for job in jobs:
-                    self._begin(job, mine, wake)
-                if len(jobs) == free:
-                    continue
-            idle = not mine
-            await self._pause(wake, now)
-            if idle:
-                await self._clock.sleep(LINGER_S)
+            try:
+                await self._fill(lane, mine)
+            except Exception:
+                log.exception("lane_stumbled lane=%s", lane)
+                await self._clock.sleep(LATER_MS / 1000)
+
+    async def _fill(self, lane: Lane, mine: set[int]) -> None:
+        """Begins what is due and fits, then waits until there may be more."""
+        wake = self._wakes[lane]
+        wake.clear()
+        free = WIDTH[lane] - len(mine)
+        now = self._clock.now_ms()
+        if free > 0:
+            jobs = await self._journal.due(lane, now, list(mine), free)
+            for job in jobs:
+                self._begin(job, mine, wake)
+            if len(jobs) == free:
+                return
+        idle = not mine
+        await self._pause(wake, now)
+        if idle:
+            await self._clock.sleep(LINGER_S)
 
     async def _pause(self, wake: asyncio.Event, now_ms: int) -> None:
         """Until something is handed over, ends, or has waited its time."""
@@ -113,7 +122,15 @@ class Worker:
         except Superseded:
             return  # cancelled, or finished by another hand
         except Exception as failure:  # noqa: BLE001 whatever it is, the file goes on or says why
+            await self._after_safely(job, failure)
+
+    async def _after_safely(self, job: Job, failure: Exception) -> None:
+        try:
             await self._after(job.id, failure)
+        except Exception:
+            # Not even that could be journaled. The file is due again at once, so it is held back here.
+            log.exception("file_stumbled id=%d path=%s", job.id, job.record.path)
+            await self._clock.sleep(LATER_MS / 1000)
 
     async def _after(self, file_id: int, failure: Exception) -> None:
         """What follows a failure. The job is read again: it may have come far since it was begun."""
