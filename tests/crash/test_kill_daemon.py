@@ -31,6 +31,7 @@ SIZE = 40 * MIB + 5
 CANCEL = "finish.before_cancelled"
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",
+               "settle.before_sync", "settle.after_sync",
                "journal.before_commit", "journal.after_commit"),
     "rule 2": ("upload.before_begin", "upload.after_begin", "upload.before_part"),
     "rule 3": ("upload.after_part", "upload.part_journaled"),
@@ -39,7 +40,7 @@ RULES = {
                "local.before_rename", "local.after_rename"),
     "rule 6": ("finish.before_catalog", "finish.after_catalog", "catalog.before_commit", "catalog.after_commit"),
     "rule 7": ("finish.before_release",),
-    "rule 8": ("finish.after_release",),
+    "rule 8": ("finish.after_release", "finish.after_notify"),
 }  # fmt: skip
 """The points on the two sides of each rule of DURABILITY.md."""
 LOCAL_ONLY = "local."

@@ -57,7 +57,7 @@ def take(pins: Watched, folder: Path, number: int) -> Pin:
 
 
 async def test_many_share_few_syncs_and_each_is_covered(pins: Watched, disk: Pool, tmp_path: Path) -> None:
-    settle = Settle(pins, disk)
+    settle = Settle(pins, disk, NoFaults())
     taken = [take(pins, tmp_path, number) for number in range(1, 41)]
 
     async def one(number: int, pin: Pin) -> None:
@@ -70,7 +70,7 @@ async def test_many_share_few_syncs_and_each_is_covered(pins: Watched, disk: Poo
 
 async def test_a_folder_that_failed_is_not_trusted_again(pins: Watched, disk: Pool, tmp_path: Path) -> None:
     """The kernel states such an error once; the next sync would say that all is well."""
-    settle = Settle(pins, disk)
+    settle = Settle(pins, disk, NoFaults())
     first, second = take(pins, tmp_path, 1), take(pins, tmp_path, 2)
     pins.failure = OSError(errno.EIO, "the disk")
     ended = await asyncio.gather(settle.settle(first, 1), settle.settle(second, 2), return_exceptions=True)
@@ -83,7 +83,7 @@ async def test_a_folder_that_failed_is_not_trusted_again(pins: Watched, disk: Po
 
 
 async def test_one_who_gives_up_takes_nobody_along(pins: Watched, disk: Pool, tmp_path: Path) -> None:
-    settle = Settle(pins, disk)
+    settle = Settle(pins, disk, NoFaults())
     given_up = asyncio.create_task(settle.settle(take(pins, tmp_path, 1), 1))
     other = asyncio.create_task(settle.settle(take(pins, tmp_path, 2), 2))
     await asyncio.sleep(0)

@@ -51,7 +51,7 @@ class Accept:
         self._slots = slots
         self._threads = threads
         self._disk = disk
-        self._settle = Settle(pins, disk)
+        self._settle = Settle(pins, disk, faults)
         self._ids = ids
         self._bell = bell
         self._clock = clock

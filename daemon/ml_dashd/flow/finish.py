@@ -68,6 +68,7 @@ class Finish:
         if job.cancel_requested:  # it was deleted in the moment in which it was listed
             await self._catalog.delete([job.id], self._clock.now_ms())
         self._bell.ring()
+        self._faults.at("finish.after_notify")
 
     async def fail(self, job: Job, trouble: Trouble) -> None:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""

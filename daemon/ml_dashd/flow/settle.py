@@ -6,15 +6,16 @@ import asyncio
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Pin
-from ml_dashd.ports import Pins, Threads
+from ml_dashd.ports import Faults, Pins, Threads
 
 
 class Settle:
     """Brings pinned sources to stable storage."""
 
-    def __init__(self, pins: Pins, disk: Threads) -> None:
+    def __init__(self, pins: Pins, disk: Threads, faults: Faults) -> None:
         self._pins = pins
         self._disk = disk
+        self._faults = faults
         self._waiting: list[tuple[Pin, asyncio.Future[None]]] = []
         self._syncing: asyncio.Task[None] | None = None
         self._failure: MLDashError | None = None
@@ -27,6 +28,7 @@ class Settle:
         """
         if self._failure is not None:
             raise self._failure
+        self._faults.at("settle.before_sync")
         try:
             await self._disk.run(self._pins.sync, pin, file_id)
         except OSError as failure:
@@ -36,6 +38,7 @@ class Settle:
         if self._syncing is None:
             self._syncing = asyncio.create_task(self._sync_folders(), name="sync folders")
         await synced
+        self._faults.at("settle.after_sync")
 
     async def _sync_folders(self) -> None:
         """A sync covers what was there when it began, so whoever comes during one is served by the next."""
