@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+from ml_dash.errors import Code, error
 from ml_dashd.core.plan import PART_BYTES
 
 T = TypeVar("T")
@@ -83,12 +84,15 @@ class Pool:
     def __init__(self, workers: int, name: str, nice: int = 0) -> None:
         self._nice = os.getpriority(os.PRIO_PROCESS, 0) + nice
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self._closed = False
         self._threads = [Thread(target=self._serve, name=f"{name}-{number}", daemon=True) for number in range(workers)]
         for thread in self._threads:
             thread.start()
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """A caller that is cancelled still waits for its work: buffers and descriptors are not taken from under it."""
+        if self._closed:
+            raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put((loop, future, work, args))
@@ -101,6 +105,7 @@ class Pool:
 
     def close(self) -> None:
         """Finishes what was asked for. Blocks."""
+        self._closed = True
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:

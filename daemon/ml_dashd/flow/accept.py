@@ -63,10 +63,13 @@ class Accept:
         self._syncing: set[asyncio.Task[None]] = set()
 
     async def close(self, patience_s: float) -> None:
-        """Takes nothing more; what is being written to disk may be finished."""
+        """Takes nothing more; what is being written to disk may be finished, the rest is not begun."""
         self._closed = True
         if self._syncing:
             await asyncio.wait(self._syncing, timeout=patience_s)
+        for task in self._syncing:
+            task.cancel()
+        await asyncio.gather(*self._syncing, return_exceptions=True)
 
     async def upload(self, session: Session, message: Upload, descriptor: int) -> Job:
         """Takes an open file. Idempotent by the message's key."""

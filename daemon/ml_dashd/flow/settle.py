@@ -46,7 +46,7 @@ class Settle:
             batch, self._waiting = self._waiting, []
             try:
                 await self._disk.run(self._pins.sync_folders, [pin for pin, _ in batch])
-            except OSError as failure:
+            except (OSError, MLDashError) as failure:
                 self._failure = error(Code.DISK_FAILED, f"the spool's folder can't be synced: {failure}")
             for _, synced in batch:
                 if synced.done():  # whoever waited was cancelled
