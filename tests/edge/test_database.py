@@ -282,3 +282,17 @@ async def test_the_log_is_made_large_once_and_then_overwritten(path: Path) -> No
         for number in range(200):
             await opened.call(put(number))
         assert log.stat().st_size == size > 1 << 22
+
+
+@pytest.mark.parametrize("calls", [1, 3], ids=["alone", "in a batch"])
+async def test_an_error_that_is_pythons_own_ends_its_call_alone(path: Path, calls: int) -> None:
+    """It has no code of SQLite's; the thread goes on, else every later call would wait for ever."""
+    with database(path) as opened:
+        async with held(opened):
+            wrong = [
+                asyncio.create_task(opened.call(lambda connection: connection.execute("SELECT ?", ())))
+                for _ in range(calls)
+            ]
+        outcomes = await asyncio.gather(*wrong, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * calls
+        assert await opened.call(put(3)) == 3

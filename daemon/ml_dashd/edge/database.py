@@ -95,8 +95,8 @@ class Database:
         except Exception as failure:  # noqa: BLE001 handed to the callers, whatever it is
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            outcomes = [(None, _named(failure, self._name))] * len(batch)
-        _resolve(batch, outcomes)
+            outcomes = [(None, failure)] * len(batch)
+        _resolve(batch, [(result, _named(failure, self._name)) for result, failure in outcomes])
 
     def _commit(self, *, wrote: bool) -> None:
         """Ends the transaction; one that only read is no durable step."""
@@ -107,9 +107,9 @@ class Database:
             self._faults.at(f"{self._name}.after_commit")
 
 
-def _named(failure: Exception, name: str) -> Exception:
-    """What the machine is to blame for, as a JournalError; anything else as it is."""
-    if not isinstance(failure, sqlite3.Error) or failure.sqlite_errorcode & 0xFF not in _OF_THE_MACHINE:
+def _named(failure: Exception | None, name: str) -> Exception | None:
+    """What the machine is to blame for, as a JournalError; anything else as it is. Python's own errors have no code."""
+    if getattr(failure, "sqlite_errorcode", 0) & 0xFF not in _OF_THE_MACHINE:
         return failure
     named = JournalError(f"the {name} can't be used now: {failure}")
     named.__cause__ = failure
