@@ -15,7 +15,7 @@ from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection, Troubl
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.flow.bell import Bell
-from ml_dashd.flow.hashing import sha256_of
+from ml_dashd.flow.sources import open_source, sha256_of
 from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Catalog, Clock, Journal, Pins, Session, Threads
 
@@ -183,8 +183,7 @@ class Browse:
     async def _hash_one(self, job: Job) -> None:
         """Reads the pinned source and journals its SHA-256; what is sent later is compared with it."""
         try:
-            content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
-            source = await self._threads.run(self._pins.open, job, content)
+            source = await open_source(job, self._journal, self._pins, self._threads)
             try:
                 digest = await sha256_of(source, self._threads)
             finally:

@@ -12,11 +12,12 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.model import Job
 from ml_dashd.core.plan import MIB, parts
 from ml_dashd.core.retry import Fault, StoreError, decide
 from ml_dashd.core.states import State
 from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.sources import open_source
 from ml_dashd.ports import Clock, Journal, Pins, Session, Store, Threads
 
 READ_STEP = 4 * MIB
@@ -103,8 +104,7 @@ class Fetch:
         return self._store.get(job.record.key or "", 0, job.record.size_bytes)
 
     async def _from_pin(self, job: Job) -> AsyncIterator[memoryview]:
-        content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
-        source = await self._threads.run(self._pins.open, job, content)
+        source = await open_source(job, self._journal, self._pins, self._threads)
         try:
             for part in parts(source.size_bytes, READ_STEP):
                 piece = memoryview(bytearray(part.size_bytes))

@@ -13,14 +13,14 @@ from itertools import count
 from ml_dash.errors import Code, error
 from ml_dashd.core import checksum
 from ml_dashd.core.checksum import Digest, Digester, has_part, proves
-from ml_dashd.core.model import Algorithm, Evidence, Job, PinKind, SentPart, Target
+from ml_dashd.core.model import Algorithm, Evidence, Job, SentPart, Target
 from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
-from ml_dashd.flow.hashing import sha256_of
+from ml_dashd.flow.sources import open_source, sha256_of
 from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 4
@@ -73,7 +73,7 @@ class Uploader:
             await self._finish.discard(job)
             return
         if job.state in (State.QUEUED, State.SENDING):
-            source = await self._open(job)
+            source = await open_source(job, self._journal, self._pins, self._threads)
             try:
                 job = await self._send(job, source)
             finally:
@@ -82,10 +82,6 @@ class Uploader:
             job = await self._complete(job)
         if job.state is State.VERIFIED:
             await self._finish.commit(job)
-
-    async def _open(self, job: Job) -> Source:
-        content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
-        return await self._threads.run(self._pins.open, job, content)
 
     async def _send(self, job: Job, source: Source) -> Job:
         algorithm = await self._checksums.algorithm()

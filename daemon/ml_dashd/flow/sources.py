@@ -1,0 +1,29 @@
+"""A job's source: opened wherever its pin keeps it, and read for its SHA-256 alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.plan import MIB, parts
+from ml_dashd.ports import Journal, Pins, Source, Threads
+
+STEP = 4 * MIB
+
+
+async def open_source(job: Job, journal: Journal, pins: Pins, threads: Threads) -> Source:
+    """The pinned source, for the caller to close. Raises SOURCE_LOST or SOURCE_CHANGED when it is not as it was."""
+    content = await journal.content(job) if job.pin.kind is PinKind.INLINE else b""
+    return await threads.run(pins.open, job, content)
+
+
+async def sha256_of(source: Source, threads: Threads) -> str:
+    """The hex SHA-256 of a source as it is now. Raises SOURCE_CHANGED as reading does.
+
+    The memory is outside the parts' budget: who holds a part and waits for more of the budget may wait for ever.
+    """
+    sha256 = hashlib.sha256()
+    buffer = memoryview(bytearray(min(STEP, source.size_bytes)))
+    for part in parts(source.size_bytes, STEP):
+        await threads.run(source.read, part.offset, buffer[: part.size_bytes], (sha256,))
+    return sha256.hexdigest()
