@@ -122,14 +122,21 @@ class Bucket(StoreUnderTest):
 class DaemonProcess:
     """ml-dashd as its users run it. `kill` is kill -9; `start` after it is the restart."""
 
-    def __init__(self, folder: Path, store: StoreUnderTest, settings: str = "", daemon_settings: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: StoreUnderTest,
+        settings: str = "",
+        daemon_settings: str = "",
+        state: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.store = store
         self.settings = settings
         self.daemon_settings = daemon_settings
         self.socket = folder / "socket"
-        self.state = folder / "state"
+        self.state = state or folder / "state"
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -168,11 +175,24 @@ class DaemonProcess:
 
     def wait_until_hung(self, timeout: float = 30) -> None:
         """Returns once a fault point has stopped the process (action "hang")."""
-        assert self.process is not None
         deadline = time.monotonic() + timeout
-        while os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+        while not self.hangs():
             assert time.monotonic() < deadline, "the daemon did not come to the point at which it hangs"
             time.sleep(0.005)
+
+    def hangs(self) -> bool:
+        """Whether a fault point has stopped the process."""
+        assert self.process is not None
+        return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def let_go_until(self, done: Callable[[], bool], timeout: float = 60) -> None:
+        """Lets it go on from wherever it hangs, until that is true."""
+        deadline = time.monotonic() + timeout
+        while not done():
+            if self.hangs():
+                self.resume()
+            assert time.monotonic() < deadline, "it did not come about"
+            time.sleep(0.001)
 
     def resume(self) -> None:
         assert self.process is not None

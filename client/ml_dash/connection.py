@@ -29,6 +29,7 @@ from ml_dash import messages, wire
 from ml_dash.address import reachable
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Failed, Hello, Message, Progress, Welcome
+from ml_dash.patience import Patience, check_policy
 
 M = TypeVar("M", bound=Message)
 
@@ -95,8 +96,10 @@ class Connection:
     A request is sent again, with the same idempotency key, when the connection breaks before its answer.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, on_full: str = "warn") -> None:
         self.endpoint = endpoint
+        self.on_full = check_policy(on_full)
+        self._writing = 0
         self.welcome: Welcome | None = None
         self._lock = threading.RLock()
         self._channel: _Channel | None = None
@@ -108,6 +111,7 @@ class Connection:
         self._lock = threading.RLock()
         self._channel = None
         self._slots = {}
+        self._writing = 0
 
     @property
     def embedded(self) -> bool:
@@ -116,8 +120,14 @@ class Connection:
 
     def call(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with."""
-        with self._lock:
-            return _expect(reply, self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors))))
+        patience = Patience(self.on_full)
+        while True:
+            try:
+                with self._lock:
+                    answer = self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors)))
+                    return _expect(reply, answer)
+            except MLDashError as refused:
+                patience.wait(refused)
 
     def call_aside(
         self,
@@ -139,27 +149,30 @@ class Connection:
 
     def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
         """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
-        deadline = time.monotonic() + RECONNECT_S
+        patience = Patience(self.on_full)
         while True:
             try:
                 with self._lock:
                     slot, mapping = self._grant(len(data))
                     granted_by = self._channel
+                    self._writing += 1
             except MLDashError as full:
-                if full.code is not Code.RETRY_LATER or time.monotonic() >= deadline:
-                    raise
-                threading.Event().wait(LOOK_S)  # without the lock: others commit, and free what they hold
+                # Without the lock: others commit, and free what they hold.
+                patience.wait(full, room_comes=self._writing > 0)
                 continue
-            if len(data):
-                mapping[: len(data)] = data
-            with self._lock:
-                if self._channel is granted_by:
-                    try:
-                        answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
-                        return _expect(messages.Accepted, answer)
-                    except (ConnectionError, EOFError) as lost:
-                        if (failure := _away(lost, self.endpoint)).code not in PASSING:
-                            raise failure from None
+            try:
+                if len(data):
+                    mapping[: len(data)] = data
+                with self._lock:
+                    if self._channel is granted_by:
+                        try:
+                            answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
+                            return _expect(messages.Accepted, answer)
+                        except (ConnectionError, EOFError) as lost:
+                            if (failure := _away(lost, self.endpoint)).code not in PASSING:
+                                raise failure from None
+            finally:
+                self._writing -= 1
             # The connection broke, and the slot with it: the content goes into another one, under the same key.
 
     def close(self) -> None:

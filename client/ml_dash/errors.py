@@ -39,6 +39,7 @@ class Code(StrEnum):
     STORE_CREDENTIALS = "STORE_CREDENTIALS"
     STORE_DENIED = "STORE_DENIED"
     STORE_NO_BUCKET = "STORE_NO_BUCKET"
+    STORE_FULL = "STORE_FULL"
     STORE_CORRUPTED = "STORE_CORRUPTED"
     STORE_REFUSED = "STORE_REFUSED"
     OBJECT_MISSING = "OBJECT_MISSING"
@@ -158,6 +159,7 @@ TABLE: dict[Code, Entry] = {
     Code.STORE_NO_BUCKET: Entry(
         NetworkError, "create the bucket or mend store.url; the daemon goes on by itself once it is there"
     ),
+    Code.STORE_FULL: Entry(StorageError, "free space in the store, or raise its quota; the daemon goes on by itself"),
     Code.STORE_CORRUPTED: Entry(StorageError, "the bytes arrived damaged several times: check memory and network"),
     Code.STORE_REFUSED: Entry(StorageError, "the store will not take this file; see the message"),
     Code.OBJECT_MISSING: Entry(MissingError, "the store no longer has the bytes; restore them there"),

@@ -36,7 +36,8 @@ class Experiment:
     `dash_root` is the folder of a local tree, served by a daemon that is started on demand; `socket` is a daemon's
     socket. With neither, the daemon is found as the README says. `wait` says whether leaving the run waits until every
     file is stored: True, False, or None for a short wait where the daemon is embedded. `durability="disk"` makes every
-    hand-off wait for stable storage.
+    hand-off wait for stable storage. `on_full` says what a save does while the daemon's spool has no room for it: wait
+    and say so ("warn"), wait in silence ("wait"), or raise RETRY_LATER ("raise").
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Experiment:
         wait: bool | None = None,
         exit_wait: float = EXIT_WAIT_S,
         durability: str = "",
+        on_full: str = "warn",
     ) -> None:
         self.prefix = prefix or default_prefix() or ""
         self._place = _place(self.prefix)
-        self._connection = Connection(find_endpoint(socket, dash_root))
+        self._connection = Connection(find_endpoint(socket, dash_root), on_full)
         self._wait = wait
         self._exit_wait = exit_wait
         self._run = Run(self)

@@ -353,7 +353,10 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport(Message):
-    """How the daemon is doing. `blocked` and `failed` are samples, newest first."""
+    """How the daemon is doing. `blocked` and `failed` are samples, newest first.
+
+    The error is why nothing can be taken in now.
+    """
 
     kind: ClassVar[int] = 74
     limit: ClassVar[int] = 4096 * KIB
@@ -369,6 +372,9 @@ class StatusReport(Message):
     oldest_ms: int | None = None
     blocked: Annotated[tuple[Record, ...], Max(16)] = ()
     failed: Annotated[tuple[Record, ...], Max(16)] = ()
+    error_code: Name | None = None
+    error_message: Text | None = None
+    error_hint: Text | None = None
 
 
 REQUESTS: dict[int, type[Message]] = {

@@ -23,6 +23,7 @@ from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
 from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults, raise_descriptor_limit
@@ -30,10 +31,13 @@ from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
+from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.health import Health
 from ml_dashd.flow.recover import recover
 from ml_dashd.flow.serve import Identity, Serve
+from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.worker import Worker
@@ -121,11 +125,14 @@ class Daemon:
         await self._journal.open()
         self._catalog = SqliteCatalog(config.catalog_path, faults)
         spool = config.state_dir / "spool"
-        self._slots = SlotFiles(spool)
-        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults)
+        room = Room(config.spool.quota)
+        self._slots = SlotFiles(spool, room)
+        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room)
         self._wire_flow()
-        await recover(self._journal, self._pins, self._threads)
+        for job in await recover(self._journal, self._pins, self._threads):
+            self._copies.add(job)
         self._worker.start()
+        self._copying = asyncio.create_task(self._copies.run(), name="copies")
         config.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         access = Access(
             frozenset({os.geteuid(), *config.access.uids}),
@@ -178,6 +185,20 @@ class Daemon:
             **common,
         )
         self._worker = Worker(self._journal, uploader, finish, clock)
+        self._health = Health(self._journal)
+        self._settle = Settle(self._pins, self._disk, self._health, faults)
+        self._copies = Copies(
+            journal=self._journal,
+            pins=self._pins,
+            settle=self._settle,
+            disk=self._disk,
+            bell=self._bell,
+            clock=clock,
+            faults=faults,
+            below_bytes=config.spool.copy_below,
+            after_s=config.spool.copy_after,
+            sending=self._worker.sending,
+        )
         self._sweep = Sweep(self._journal, finish, clock)
 
     async def _make_service(self) -> Serve:
@@ -192,9 +213,13 @@ class Daemon:
             bell=self._bell,
             clock=self._clock,
             faults=self._faults,
+            settle=self._settle,
+            health=self._health,
+            copies=self._copies,
             key_prefix=config.key_prefix,
             durability=config.spool.durability,
             wake=self._worker.wake,
+            give_up=self._worker.give_up,
         )
         browse = Browse(
             journal=self._journal,
@@ -231,12 +256,15 @@ class Daemon:
             slots=self._slots,
             threads=self._quick,
             bell=self._bell,
+            health=self._health,
         )
 
     async def _stop(self) -> None:
         """Takes nothing more, lets what is under way end or breaks it off, and closes."""
         await self._server.stop()
         await self._accept.close(self._config.daemon.drain_timeout)
+        self._copying.cancel()
+        await asyncio.gather(self._copying, return_exceptions=True)
         await self._worker.stop(self._config.daemon.drain_timeout)
         await self._store.close()
         self._slots.close()

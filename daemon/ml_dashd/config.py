@@ -61,6 +61,9 @@ class SpoolConfig:
 
     pools: tuple[str, ...] = ()
     durability: str = "memory"
+    quota: int = 0
+    copy_below: int = 64 * MIB
+    copy_after: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,9 @@ LEAST: dict[str, float] = {
     "limits.threads": 1,
     "limits.connections": 1,
     "access.uids": 0,
+    "spool.quota": 0,
+    "spool.copy_below": 0,
+    "spool.copy_after": 0,
 }
 MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
 SCHEMES = {

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from ml_dash.errors import Code
 from ml_dash.messages import Message
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.model import (
@@ -24,6 +25,7 @@ from ml_dashd.core.model import (
     SentPart,
     Summary,
     Target,
+    Trouble,
 )
 from ml_dashd.core.plan import Part
 from ml_dashd.core.schedule import Lane
@@ -69,6 +71,12 @@ class Journal(Protocol):
 
     async def note(self, job: Job, **changes: Any) -> Job:
         """Changes columns while the state stays; raises Superseded when the job is no longer in that state."""
+
+    async def repin(self, job: Job, pin: Pin) -> None:
+        """Puts a pin on stable storage in the place of the job's own.
+
+        Raises Superseded when the job is finished, or has another pin by now.
+        """
 
     async def mark_on_disk(self, file_id: int) -> None:
         """Notes that the source is on stable storage, in whatever state the job is. Idempotent."""
@@ -121,6 +129,9 @@ class Journal(Protocol):
     async def summary(self) -> Summary:
         """The queue in short."""
 
+    def trouble(self) -> Trouble | None:
+        """Why the journal takes nothing more in: its disk is full, or has failed."""
+
     async def high_water(self) -> int:
         """The largest id ever accepted here, 0 for none."""
 
@@ -133,6 +144,10 @@ class Journal(Protocol):
 
 class JournalError(Exception):
     """The journal or the catalog can't be used now: a full or failing disk, or another program has it locked."""
+
+    def __init__(self, message: str, code: Code = Code.DISK_FAILED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Superseded(Exception):  # noqa: N818 it is no error: somebody else was first
@@ -241,6 +256,12 @@ class Pins(Protocol):
 
         Returns the pin, the content of an inline one, and the size. The descriptor stays the caller's. Raises the
         errors of a file that can't be taken.
+        """
+
+    def copy(self, job: Job) -> Pin:
+        """Copies a linked or held source into the spool and returns the copy's pin; the job's own pin stays.
+
+        Raises SOURCE_CHANGED or SOURCE_LOST when the source is not as it was, DISK_FULL or RETRY_LATER without room.
         """
 
     def open(self, job: Job, content: bytes) -> Source:

@@ -29,6 +29,7 @@ from tests.harness import (
 MIB = 1 << 20
 SIZE = 40 * MIB + 5
 CANCEL = "finish.before_cancelled"
+COPY = ("copies.copied", "copies.before_repin", "copies.after_repin")
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",
                "settle.before_sync", "settle.after_sync",
@@ -68,7 +69,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
 
 def test_every_point_in_the_code_belongs_to_a_rule() -> None:
     """The list is read from the code; each case below fails unless its point was met."""
-    assert sorted([CANCEL, *(point for points in RULES.values() for point in points)]) == fault_points()
+    assert sorted([CANCEL, *COPY, *(point for points in RULES.values() for point in points)]) == fault_points()
 
 
 @pytest.mark.slow
@@ -135,6 +136,31 @@ def test_a_source_that_was_changed_while_the_daemon_was_dead(store: StoreUnderTe
         assert store.keys() == []
         assert store.open_uploads() == []
         eventually(lambda: daemon.spool() == [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", COPY)
+def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
+    """What lies in the spool afterwards is one pin, and the file goes up from it."""
+    source = tmp_path / "big.bin"
+    sha256 = make_file(source, SIZE)
+    store = Folder(tmp_path / "store")
+    store.root.mkdir()
+    gate = store.root / ".ml-dash-tmp"
+    gate.touch()  # nothing can be sent while a plain file stands there
+    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon), daemon.experiment().run as exp:
+            exp.files.upload(source, to="big.bin")
+        with daemon.experiment().run as exp:
+            (result,) = exp.files().list()
+            eventually(lambda: result.refresh()["pin"] == "copy" and len(daemon.spool()) == 1)
+            source.write_bytes(b"overwritten")
+            gate.unlink()
+            result.wait(60)
+            assert_whole(daemon, exp, {"big.bin": sha256})
+        assert point in daemon.faults_met()
 
 
 @contextmanager

@@ -34,6 +34,9 @@ url = "sqlite:///var/lib/x/catalog%20of%20x.sqlite"
 [spool]
 pools = ["/data/spool", "/scratch/spool"]
 durability = "disk"
+quota = 1_000_000_000
+copy_below = 0
+copy_after = 1.5
 [limits]
 memory = 67_108_864
 threads = 64
@@ -199,6 +202,7 @@ def test_every_key_arrives():
     assert (config.store.mode, config.store.part_size) == ("0600", 8 * MIB)
     assert config.catalog_path == Path("/var/lib/x/catalog of x.sqlite")
     assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
+    assert (config.spool.quota, config.spool.copy_below, config.spool.copy_after) == (10**9, 0, 1.5)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert with_defaults(config) == config

@@ -182,7 +182,7 @@ async def test_close_folds_the_log_back(path: Path) -> None:
     with database(path) as opened:
         await opened.call(put(1))
         assert path.with_name("test.sqlite-wal").stat().st_size > 0
-    assert [file.name for file in path.parent.iterdir()] == ["test.sqlite"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["test.reserve", "test.sqlite"]
 
 
 async def test_after_close_a_call_is_refused_and_a_close_does_nothing(path: Path) -> None:
@@ -271,7 +271,7 @@ async def test_nobody_else_may_read_it_nor_its_log(path: Path) -> None:
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
     finally:
         os.umask(before)
-    assert modes == {"test.sqlite": 0o600, "test.sqlite-wal": 0o600, "test.sqlite-shm": 0o600}
+    assert modes == {f"test.{suffix}": 0o600 for suffix in ("sqlite", "sqlite-wal", "sqlite-shm", "reserve")}
 
 
 async def test_the_log_is_made_large_once_and_then_overwritten(path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,7 +15,9 @@ from ml_dashd.core.model import Pin, Protection
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
+from ml_dashd.ports import Journal
 
 
 class Watched(SpoolPins):
@@ -56,8 +59,19 @@ def take(pins: Watched, folder: Path, number: int) -> Pin:
     return pin
 
 
+class WellJournal:
+    """A journal of which only its health is asked."""
+
+    def trouble(self) -> None:
+        return None
+
+
+def settling(pins: Watched, disk: Pool) -> Settle:
+    return Settle(pins, disk, Health(cast("Journal", WellJournal())), NoFaults())
+
+
 async def test_many_share_few_syncs_and_each_is_covered(pins: Watched, disk: Pool, tmp_path: Path) -> None:
-    settle = Settle(pins, disk, NoFaults())
+    settle = settling(pins, disk)
     taken = [take(pins, tmp_path, number) for number in range(1, 41)]
 
     async def one(number: int, pin: Pin) -> None:
@@ -70,7 +84,7 @@ async def test_many_share_few_syncs_and_each_is_covered(pins: Watched, disk: Poo
 
 async def test_a_folder_that_failed_is_not_trusted_again(pins: Watched, disk: Pool, tmp_path: Path) -> None:
     """The kernel states such an error once; the next sync would say that all is well."""
-    settle = Settle(pins, disk, NoFaults())
+    settle = settling(pins, disk)
     first, second = take(pins, tmp_path, 1), take(pins, tmp_path, 2)
     pins.failure = OSError(errno.EIO, "the disk")
     ended = await asyncio.gather(settle.settle(first, 1), settle.settle(second, 2), return_exceptions=True)
@@ -83,7 +97,7 @@ async def test_a_folder_that_failed_is_not_trusted_again(pins: Watched, disk: Po
 
 
 async def test_one_who_gives_up_takes_nobody_along(pins: Watched, disk: Pool, tmp_path: Path) -> None:
-    settle = Settle(pins, disk, NoFaults())
+    settle = settling(pins, disk)
     given_up = asyncio.create_task(settle.settle(take(pins, tmp_path, 1), 1))
     other = asyncio.create_task(settle.settle(take(pins, tmp_path, 2), 2))
     await asyncio.sleep(0)

@@ -12,6 +12,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
+from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import KEEP_FREE, KEEP_HELD, MAX_SLOTS, SlotFiles
 from tests.doubles.disks import tmpfs
 
@@ -64,6 +65,34 @@ def test_a_full_disk_is_an_error_when_the_slot_is_asked_for(tmp_path: Path) -> N
         assert open_descriptors() == before
         slots.grant(MINE, 3 * MIB)
         slots.close()
+
+
+def test_a_full_disk_that_our_own_files_fill_has_room_again_later(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 4 * MIB) as disk:
+        slots = SlotFiles(disk)
+        slots.grant(MINE, 3 * MIB)
+        assert "ml-dash status" in refused(Code.RETRY_LATER, slots.grant, THEIRS, 2 * MIB).hint
+        slots.close()
+
+
+def test_what_is_kept_for_the_next_save_makes_room_for_another(tmp_path: Path) -> None:
+    slots = SlotFiles(tmp_path, Room(4 * MIB))
+    slot = slots.grant(MINE, 3 * MIB)
+    slots.release(slots.commit(MINE, slot.number, MIB).name)
+    assert len(list((tmp_path / "slots").iterdir())) == 1
+    slots.grant(THEIRS, 3 * MIB)
+    assert len(list((tmp_path / "slots").iterdir())) == 1
+    refused(Code.RETRY_LATER, slots.grant, MINE, 3 * MIB)
+    slots.disconnect(THEIRS)
+    slots.grant(MINE, 3 * MIB)
+    slots.close()
+
+
+def test_what_is_more_than_the_quota_never_has_room(tmp_path: Path) -> None:
+    slots = SlotFiles(tmp_path, Room(4 * MIB))
+    assert "quota" in refused(Code.DISK_FULL, slots.grant, MINE, 5 * MIB).hint
+    slots.grant(MINE, 4 * MIB)
+    slots.close()
 
 
 def test_what_no_file_may_have_is_refused_before_the_disk_is_asked(slots: SlotFiles, names) -> None:

@@ -162,7 +162,8 @@ def stuck(tmp_path: Path) -> Iterator[Shell]:
         store.credentials = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
         folder = tmp_path / "work"
         folder.mkdir()
-        with DaemonProcess(tmp_path / "daemon", store) as daemon:
+        # Without copies in the background, so that a source that is overwritten fails its file.
+        with DaemonProcess(tmp_path / "daemon", store, settings="[spool]\ncopy_below = 0\n") as daemon:
             yield Shell(folder, ["--socket", str(daemon.socket)])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import secrets
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_dash import MLDashError
 from ml_dash import messages as m
 from ml_dash.errors import Code
 from tests.doubles.raw_client import RawClient
@@ -132,3 +135,51 @@ def test_too_many_slots_are_refused_and_the_connection_goes_on(daemon: DaemonPro
         client.ask(m.Done, m.ReleaseSlot(request=1, slot=slots[3]))
         assert granted(client).slot == slots[3]
         assert client.ask(m.Failed, m.RequestSlot(request=1, size_bytes=5)).code == Code.RETRY_LATER
+
+
+def test_a_late_write_reaches_nothing_that_is_stored(daemon: DaemonProcess) -> None:
+    """A client that keeps its mapping, against the rules, harms no one: the store has bytes of its own."""
+    content = hashlib.shake_256(b"one").digest(20 * MIB)
+    with RawClient(daemon.socket).greet() as client, daemon.experiment().run as exp:
+        slot = granted(client, len(content))
+        with mmap.mmap(client.received[0], slot.capacity_bytes) as mapping:
+            mapping[: len(content)] = content
+            client.ask(m.Accepted, commit(slot.slot, len(content)))
+            exp.files.flush(timeout=60)
+            mapping[: len(content)] = bytes(len(content))
+            mapping.flush()
+        assert_whole(daemon, exp, {"best.pt": hashlib.sha256(content).hexdigest()})
+
+
+def test_a_late_write_makes_no_mixture(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """Written to between two parts, and while the daemon is dead: what is read again is not what was sent."""
+    content = hashlib.shake_256(b"one").digest(20 * MIB)
+    daemon.kill()
+    daemon.start(faults="upload.part_journaled=kill@2")
+    with RawClient(daemon.socket).greet() as client:
+        slot = granted(client, len(content))
+        with mmap.mmap(client.received[0], slot.capacity_bytes) as mapping:
+            mapping[: len(content)] = content
+            client.ask(m.Accepted, commit(slot.slot, len(content)))
+            daemon.wait_for_death()
+            mapping[5] ^= 1
+        daemon.start()
+    with daemon.experiment().run as exp:
+        (found,) = exp.files().list()
+        with pytest.raises(MLDashError) as ended:
+            found.wait(60)
+        assert ended.value.code is Code.SOURCE_CHANGED
+    assert daemon.store.keys() == daemon.store.open_uploads() == []
+
+
+def test_no_byte_of_a_save_is_seen_by_another_connection(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket).greet() as mine, RawClient(daemon.socket).greet() as theirs:
+        slot = granted(mine, 5 * MIB)
+        os.pwrite(mine.received[0], b"secret" * 1000, 0)
+        mine.ask(m.Done, m.ReleaseSlot(request=3, slot=slot.slot))
+        for _ in range(3):
+            other = granted(theirs, 5 * MIB)
+            assert not any(os.pread(theirs.received[-1], other.capacity_bytes, 0))
+    with RawClient(daemon.socket).greet() as later:
+        other = granted(later, 5 * MIB)
+        assert not any(os.pread(later.received[-1], other.capacity_bytes, 0))

@@ -113,14 +113,14 @@ def _plain(value: Any) -> Any:
 
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
-    named = re.findall(r"`((?:pin|accept|settle|journal|catalog|upload|local|finish)\.\w+)`", text)
+    named = re.findall(r"`((?:pin|accept|settle|copies|journal|catalog|upload|local|finish)\.\w+)`", text)
     assert sorted(named) == fault_points()
 
 
 def test_every_log_event_is_explained() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     section = text[text.index("## Log events") :]
-    calls = re.compile(r'\blog\.(?:debug|info|warning|error|exception)\(\s*"(\w+)')
+    calls = re.compile(r'\blog\.(?:debug|info|warning|error|critical|exception)\(\s*"(\w+)')
     events = {event for path in SOURCE.rglob("*.py") for event in calls.findall(path.read_text())}
     assert events == set(re.findall(r"`(\w+)`", section)) - {"memory", "ack"}
 

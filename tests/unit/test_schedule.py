@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ml_dashd.core.schedule import WIDTH, Lane, lane
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.core.schedule import COPY_DELAY_S, WIDTH, Lane, copy_delay_s, lane
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,17 @@ def test_a_files_lane(size: int, expected: Lane):
 def test_every_lane_moves():
     assert set(WIDTH) == set(Lane)
     assert all(width > 0 for width in WIDTH.values())
+
+
+@pytest.mark.parametrize("kind", PinKind)
+@pytest.mark.parametrize("size", [1, 100, 101])
+def test_what_is_copied_and_when(kind: PinKind, size: int):
+    """Only what its owner may overwrite, or a kill of the daemon would lose."""
+    job = Job(FileRecord(1, 0, "a", "b", "c", "", "d", size, "text/plain", 0, 0), Pin(kind))
+    delay = copy_delay_s(job, below_bytes=100, after_s=30.0)
+    if kind not in (PinKind.LINK, PinKind.FD):
+        assert delay is None
+    elif size <= 100:
+        assert delay == COPY_DELAY_S
+    else:
+        assert delay == (30.0 if kind is PinKind.FD else None)

@@ -47,6 +47,7 @@ def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
         "files": {count.state: {"files": count.files, "sizeBytes": count.size_bytes} for count in answer.counts},
         "blocked": [_troubled(record) for record in answer.blocked],
         "failed": [_troubled(record) for record in answer.failed],
+        "error": _error(answer) if answer.error_code else None,
     }
 
 
@@ -59,6 +60,8 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     yield f"spool    {show.size(answer.spool_bytes)} in {answer.state_dir}"
     oldest = "nothing" if answer.oldest_ms is None else f"the oldest for {show.duration(_since(answer.oldest_ms))}"
     yield f"waiting  {oldest}"
+    if answer.error_code:
+        yield f"\nNOTHING IS TAKEN IN NOW\n  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
     if answer.counts:
         yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
     for count in answer.counts:
@@ -79,8 +82,11 @@ def _trouble(record: Record) -> Iterator[str]:
 
 
 def _troubled(record: Record) -> dict[str, Any]:
-    said = {"code": record.error_code, "message": record.error_message, "hint": record.error_hint}
-    return to_dict(record) | {"attempt": record.attempt, "error": said}
+    return to_dict(record) | {"attempt": record.attempt, "error": _error(record)}
+
+
+def _error(said: Record | StatusReport) -> dict[str, str | None]:
+    return {"code": said.error_code, "message": said.error_message, "hint": said.error_hint}
 
 
 def _since(ms: int) -> float:

@@ -28,6 +28,8 @@ class Fault(StrEnum):
     CREDENTIALS = "credentials"
     DENIED = "denied"
     NO_BUCKET = "no_bucket"
+    FULL = "full"
+    """The store has no room."""
     GONE = "gone"
     """The multipart upload is not there: aborted, expired or completed."""
     MISSING = "missing"
@@ -73,6 +75,7 @@ _BLOCKING = {
     Fault.CREDENTIALS: Code.STORE_CREDENTIALS,
     Fault.DENIED: Code.STORE_DENIED,
     Fault.NO_BUCKET: Code.STORE_NO_BUCKET,
+    Fault.FULL: Code.STORE_FULL,
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from ml_dashd.core.model import Job, PinKind
+
 
 class Lane(StrEnum):
     """Files that go in one request, and files that go in parts."""
@@ -23,3 +25,20 @@ it begins to sync and send what came first: each of them blocks the trainer for 
 def lane(size_bytes: int, single_bytes: int) -> Lane:
     """The lane of a file; `single_bytes` is the largest that the store takes in one request."""
     return Lane.SMALL if size_bytes <= single_bytes else Lane.LARGE
+
+
+COPY_DELAY_S = 0.5
+"""A file that the sender reads at once is stored before that, and needs no copy."""
+
+
+def copy_delay_s(job: Job, below_bytes: int, after_s: float) -> float | None:
+    """How long after its hand-off a file is copied into the spool, if it is not stored by then; None for never.
+
+    What is only linked or held can be overwritten, so small files get a copy soon. A large one is copied where it would
+    be lost with the daemon.
+    """
+    if job.pin.kind not in (PinKind.LINK, PinKind.FD):
+        return None
+    if job.record.size_bytes <= below_bytes:
+        return COPY_DELAY_S
+    return after_s if job.pin.kind is PinKind.FD else None

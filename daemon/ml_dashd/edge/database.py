@@ -3,23 +3,34 @@
 WAL with synchronous=FULL: a call returns when its change is on stable storage (NORMAL lost acknowledged rows in 19 of
 20 power cuts). The log file is made large once and then overwritten in place, so that a commit's fdatasync changes no
 file size: growing it would make ext4 write out the trainer's freshly written data first.
+
+On a full disk, calls that take more in are refused, and a reserve lets the others go on: they bring files to their
+end, which frees room. After a sync that the disk has refused nothing is written any more: the next would say that all
+is well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from ml_dash.errors import Code, error
+from ml_dashd.edge.reserve import Reserve
 from ml_dashd.ports import Faults, JournalError
+
+log = logging.getLogger("ml_dashd.database")
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
+Outcome = tuple[Any, Exception | None]
 
 MAX_BATCH = 256
 """Calls in one transaction: 32 already reach 48,000 rows a second."""
@@ -30,33 +41,59 @@ _OF_THE_MACHINE = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOMEM,
 }  # fmt: skip
 """Primary result codes of sqlite.org/rescode.html; any other error is a defect of ours."""
+_SYNC_REFUSED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 WAL_PAGES = 1024
 """The log's size in 4 KiB pages at which it is folded back; it is made this large at the start."""
+REFILL_S = 1.0
+"""How often a reserve that was given up is looked after while nothing is taken in."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    work: Work
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    spare: bool
 
 
 class Database:
     """Runs functions of the connection in its thread, in order, each in a savepoint of a shared transaction."""
 
     def __init__(self, path: Path, migrations: list[str], faults: Faults, name: str) -> None:
+        self._path = path
         self._faults = faults
         self._name = name
-        self._queue: SimpleQueue[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._closed = False
-        self._connection = _open(path, migrations)
+        self._failed: JournalError | None = None
+        self._reserve = Reserve(path.with_suffix(".reserve"))
+        self._refill_at = 0.0
+        try:
+            self._connection = _open(path, migrations, self._reserve)
+        except BaseException:
+            self._reserve.close()
+            raise
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def call(self, work: Callable[[sqlite3.Connection], T], *, spare: bool = False) -> T:
         """The function's result, once what it wrote is on stable storage.
 
-        A caller that is cancelled does not undo it: what was asked for is done.
+        It may run twice, the first time undone. `spare`: it takes more in, so it is refused where the disk is full. A
+        caller that is cancelled does not undo it: what was asked for is done.
         """
         if self._closed:
             raise error(Code.SHUTTING_DOWN, f"the {self._name} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put((work, loop, future))
+        self._queue.put(_Call(work, loop, future, spare))
         return await asyncio.shield(future)
+
+    def failure(self) -> JournalError | None:
+        """Why nothing more can be taken in; None where all is well."""
+        if self._failed is None and not self._reserve.held:
+            return self._full()
+        return self._failed
 
     def close(self) -> None:
         """Finishes what was asked for, folds the log back and closes. Blocks. Idempotent."""
@@ -67,10 +104,14 @@ class Database:
     def _serve(self) -> None:
         while (batch := self._take()) is not None:
             self._run(batch)
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as failure:  # the log is read again at the next start
+            log.warning("log_not_folded name=%s error=%s", self._name, failure)
         self._connection.close()
+        self._reserve.close()
 
-    def _take(self) -> list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]] | None:
+    def _take(self) -> list[_Call] | None:
         first = self._queue.get()
         if first is None:
             return None
@@ -83,20 +124,31 @@ class Database:
             batch.append(entry)
         return batch
 
-    def _run(self, batch: list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]]) -> None:
-        outcomes: list[tuple[Any, Exception | None]] = []
+    def _run(self, batch: list[_Call]) -> None:
+        self._refill(asked=any(call.spare for call in batch))
+        outcomes = self._transact(batch)
+        if self._failed is None and any(_is_full(failure) for _, failure in outcomes):
+            outcomes = self._run_again(batch, outcomes)
+        _resolve(batch, [(result, self._named(failure)) for result, failure in outcomes])
+
+    def _transact(self, batch: Sequence[_Call]) -> list[Outcome]:
+        """One transaction; its failure is that of all."""
+        outcomes: list[Outcome] = []
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            # What may not write any more can still be read.
+            self._connection.execute("BEGIN IMMEDIATE" if self._failed is None else "BEGIN")
             changes = self._connection.total_changes
             # A call that is alone needs no savepoint: its failure may undo everything.
             attempt = _attempt if len(batch) > 1 else _attempt_alone
-            outcomes.extend(attempt(self._connection, work) for work, _, _ in batch)
+            outcomes.extend(self._unless_full(call) or attempt(self._connection, call.work) for call in batch)
             self._commit(wrote=self._connection.total_changes > changes)
         except Exception as failure:  # noqa: BLE001 handed to the callers, whatever it is
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            if getattr(failure, "sqlite_errorcode", 0) in _SYNC_REFUSED:
+                self._stop_writing(failure)
             outcomes = [(None, failure)] * len(batch)
-        _resolve(batch, [(result, _named(failure, self._name)) for result, failure in outcomes])
+        return outcomes
 
     def _commit(self, *, wrote: bool) -> None:
         """Ends the transaction; one that only read is no durable step."""
@@ -106,21 +158,63 @@ class Database:
         if wrote:
             self._faults.at(f"{self._name}.after_commit")
 
+    # ---- full and failing disks
 
-def _named(failure: Exception | None, name: str) -> Exception | None:
-    """What the machine is to blame for, as a JournalError; anything else as it is. Python's own errors have no code."""
-    if getattr(failure, "sqlite_errorcode", 0) & 0xFF not in _OF_THE_MACHINE:
-        return failure
-    named = JournalError(f"the {name} can't be used now: {failure}")
-    named.__cause__ = failure
-    return named
+    def _unless_full(self, call: _Call) -> Outcome | None:
+        """A refusal for what takes more in while the reserve is in use."""
+        return (None, self._full()) if call.spare and not self._reserve.held and self._failed is None else None
+
+    def _run_again(self, batch: Sequence[_Call], outcomes: list[Outcome]) -> list[Outcome]:
+        """The disk is full: what lets files go on is tried again without the rest, and then with the reserve."""
+        left = [at for at, (_, failure) in enumerate(outcomes) if _is_full(failure) and not batch[at].spare]
+        while left:
+            again = dict(zip(left, self._transact([batch[at] for at in left]), strict=True))
+            outcomes = [again.get(at, outcome) for at, outcome in enumerate(outcomes)]
+            left = [at for at in left if _is_full(outcomes[at][1])]
+            if left and not self._reserve.release():
+                break
+            if left:
+                log.warning("disk_full name=%s path=%s", self._name, self._path)
+        return outcomes
+
+    def _refill(self, *, asked: bool) -> None:
+        """Takes the reserve back as soon as there is room: at once where somebody needs to know."""
+        if not self._reserve.held and self._failed is None and (asked or time.monotonic() >= self._refill_at):
+            self._refill_at = time.monotonic() + REFILL_S
+            if self._reserve.fill():
+                log.info("disk_has_room name=%s", self._name)
+
+    def _stop_writing(self, failure: Exception) -> None:
+        self._failed = JournalError(f"the {self._name}'s disk refused a sync: {failure}", Code.DISK_FAILED)
+        log.critical("read_only name=%s path=%s error=%s", self._name, self._path, failure)
+        self._connection.execute("PRAGMA query_only=ON")
+
+    def _full(self) -> JournalError:
+        return JournalError(f"the disk of {self._path} is full", Code.DISK_FULL)
+
+    def _named(self, failure: Exception | None) -> Exception | None:
+        """What the machine is to blame for, as a JournalError; anything else as it is."""
+        code = getattr(failure, "sqlite_errorcode", 0) & 0xFF  # Python's own errors have none
+        if code not in _OF_THE_MACHINE:
+            return failure
+        if self._failed is not None:
+            return self._failed
+        if code == sqlite3.SQLITE_FULL:
+            return self._full()
+        named = JournalError(f"the {self._name} can't be used now: {failure}", Code.DISK_FAILED)
+        named.__cause__ = failure
+        return named
 
 
-def _attempt_alone(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:
+def _is_full(failure: Exception | None) -> bool:
+    return getattr(failure, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def _attempt_alone(connection: sqlite3.Connection, work: Work) -> Outcome:
     return work(connection), None
 
 
-def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception | None]:
+def _attempt(connection: sqlite3.Connection, work: Work) -> Outcome:
     """One call in its own savepoint: its failure undoes it alone."""
     connection.execute("SAVEPOINT call")
     try:
@@ -133,14 +227,11 @@ def _attempt(connection: sqlite3.Connection, work: Work) -> tuple[Any, Exception
     return result, None
 
 
-def _resolve(
-    batch: list[tuple[Work, asyncio.AbstractEventLoop, asyncio.Future[Any]]],
-    outcomes: list[tuple[Any, Exception | None]],
-) -> None:
+def _resolve(batch: Sequence[_Call], outcomes: Sequence[Outcome]) -> None:
     """Hands the outcomes over, each in the loop of its caller: one call a loop, which is one for a daemon."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
-    for (_, loop, future), (result, failure) in zip(batch, outcomes, strict=True):
-        by_loop.setdefault(loop, []).append((future, result, failure))
+    for call, (result, failure) in zip(batch, outcomes, strict=True):
+        by_loop.setdefault(call.loop, []).append((call.future, result, failure))
     for loop, ended in by_loop.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_settle, ended)
@@ -156,16 +247,25 @@ def _settle(ended: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> N
             future.set_result(result)
 
 
-def _open(path: Path, migrations: list[str]) -> sqlite3.Connection:
+def _open(path: Path, migrations: list[str], reserve: Reserve) -> sqlite3.Connection:
     path.touch(0o600)
     path.chmod(0o600)  # before SQLite makes the log, which gets the same mode and holds the same secrets
     connection = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=LOCKED_S
     )
     try:
-        _prepare(connection, path, migrations)
+        try:
+            _prepare(connection, path, migrations)
+        except sqlite3.OperationalError:
+            if not reserve.release():  # left by an earlier life, for a start on a full disk, too
+                raise
+            _prepare(connection, path, migrations)
+        if reserve.fill():  # a log that is not stretched is only slower
+            _stretch_log(connection)
     except sqlite3.Error as failure:
         connection.close()
+        if _is_full(failure):
+            raise error(Code.DISK_FULL, f"the disk of {path} is full") from None
         raise error(Code.DISK_FAILED, f"{path}: {failure}", "put a copy of it back, or move it away") from None
     except BaseException:
         connection.close()
@@ -180,10 +280,10 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: list[str]) 
         "synchronous=FULL",
         f"wal_autocheckpoint={WAL_PAGES}",
         "foreign_keys=ON",
+        "temp_store=MEMORY",
     ):
         connection.execute(f"PRAGMA {pragma}")
     _migrate(connection, path, migrations)
-    _stretch_log(connection)
 
 
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: list[str]) -> None:
@@ -201,8 +301,14 @@ def _migrate(connection: sqlite3.Connection, path: Path, migrations: list[str]) 
 
 def _stretch_log(connection: sqlite3.Connection) -> None:
     """Writes the log to its full size once, then folds it back; SQLite goes on overwriting it from the start."""
-    connection.executescript(
-        "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS stretch (filler BLOB);"
-        f"INSERT INTO stretch VALUES (zeroblob({WAL_PAGES * 4096})); DROP TABLE stretch; COMMIT;"
-        "PRAGMA wal_checkpoint(RESTART);"
-    )
+    try:
+        connection.executescript(
+            "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS stretch (filler BLOB);"
+            f"INSERT INTO stretch VALUES (zeroblob({WAL_PAGES * 4096})); DROP TABLE stretch; COMMIT;"
+            "PRAGMA wal_checkpoint(RESTART);"
+        )
+    except sqlite3.OperationalError as failure:
+        if not _is_full(failure):
+            raise
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import (
     Algorithm,
     FileRecord,
@@ -89,7 +89,7 @@ class SqliteJournal:
             )
             return _read_job(earlier.fetchone()), False
 
-        return await self._database.call(work)
+        return await self._database.call(work, spare=True)
 
     # ---- the way of a file
 
@@ -110,8 +110,10 @@ class SqliteJournal:
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         # A checksum that somebody was told is never replaced by another.
         same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
-        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same} RETURNING *"
-        bound = values | {"_id": job.id, "_old": job.state}
+        # A file is not given up for a source that a copy has replaced.
+        kept = " AND pin_kind = :_kind" if to is State.FAILED else ""
+        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same}{kept} RETURNING *"
+        bound = values | {"_id": job.id, "_old": job.state, "_kind": job.pin.kind}
 
         def work(connection: sqlite3.Connection) -> Job:
             row = connection.execute(statement, bound).fetchone()
@@ -122,6 +124,18 @@ class SqliteJournal:
             return _read_job(row)
 
         return await self._database.call(work)
+
+    async def repin(self, job: Job, pin: Pin) -> None:
+        values = _pin_columns(pin) | {"on_disk": True, "updated_ms": self._clock.now_ms()}
+        assignments = ", ".join(f"{name} = :{name}" for name in values)
+        where = f"id = :_id AND pin_kind = :_kind AND {_LISTED} AND NOT cancel_requested"
+        bound = values | {"_id": job.id, "_kind": job.pin.kind}
+
+        def work(connection: sqlite3.Connection) -> None:
+            if not connection.execute(f"UPDATE files SET {assignments} WHERE {where}", bound).rowcount:
+                raise Superseded(f"file {job.id} no longer needs its {job.pin.kind}")
+
+        await self._database.call(work)
 
     async def mark_on_disk(self, file_id: int) -> None:
         await self._database.call(
@@ -241,6 +255,10 @@ class SqliteJournal:
             blocked=tuple(await self._jobs(f"WHERE {_DUE} AND blocked ORDER BY id DESC LIMIT {SAMPLE}", ())),
             failed=tuple(await self._jobs(f"WHERE state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", ())),
         )
+
+    def trouble(self) -> Trouble | None:
+        failure = self._database.failure()
+        return None if failure is None else Trouble(failure.code, str(failure), TABLE[failure.code].hint)
 
     async def high_water(self) -> int:
         ((highest,),) = await self._rows(_HIGH_WATER)

@@ -226,4 +226,6 @@ def _sorted(failure: OSError) -> StoreError:
         return StoreError(Fault.DENIED, f"the store's folder: {failure}")
     if failure.errno in (errno.ENOENT, errno.ENOTDIR):
         return StoreError(Fault.NO_BUCKET, f"the store's folder: {failure}")
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(Fault.FULL, f"the store's folder: {failure}")
     return StoreError(Fault.TRANSIENT, f"the store's folder: {failure}")

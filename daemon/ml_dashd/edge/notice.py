@@ -6,20 +6,26 @@ It is only ever information: the lock beside it decides.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import aiofiles
 import aiofiles.os
 
+log = logging.getLogger("ml_dashd")
+
 NAME = "daemon.json"
 
 
 async def leave(folder: Path, **facts: str | int) -> None:
-    """Writes the note, whole or not at all."""
+    """Writes the note, whole or not at all: a full disk is no reason not to serve."""
     temporary = folder / f".{NAME}"
-    async with aiofiles.open(temporary, "w") as file:
-        await file.write(json.dumps(facts, indent=2) + "\n")
-    await aiofiles.os.replace(temporary, folder / NAME)
+    try:
+        async with aiofiles.open(temporary, "w") as file:
+            await file.write(json.dumps(facts, indent=2) + "\n")
+        await aiofiles.os.replace(temporary, folder / NAME)
+    except OSError as failure:
+        log.warning("notice_not_left error=%s", failure)
 
 
 async def read(folder: Path) -> dict[str, str | int]:

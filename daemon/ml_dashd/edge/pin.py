@@ -9,14 +9,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
+from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.edge.system import sync_content
 from ml_dashd.ports import Faults, Feedable, Source
@@ -27,6 +31,8 @@ O_PATH = getattr(os, "O_PATH", 0o10000000)
 READ_STEP = 1024 * 1024
 """Read and hash this much at a time, so that it is hashed while it is in the cache."""
 COPY_STEP = 64 * 1024 * 1024
+_OURS = re.compile(r"[0-9]+(\.copy)?")
+"""The names that pins have in the spool: a file's id, and what was copied of it in the background."""
 _TORN_READS = 3
 """Tries at reading a small file that is being written, before that is an error."""
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
@@ -37,9 +43,10 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, 
 class SpoolPins:
     """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system."""
 
-    def __init__(self, pools: Sequence[Path], slots: SlotFiles, faults: Faults) -> None:
+    def __init__(self, pools: Sequence[Path], slots: SlotFiles, faults: Faults, room: Room | None = None) -> None:
         self._pools = list(pools)
         self._slots = slots
+        self._room = room or Room()
         self._faults = faults
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -80,7 +87,7 @@ class SpoolPins:
             if protection is not Protection.COPY and _link(descriptor, path):
                 return PinKind.LINK, name
         if protection is not Protection.RESTART:
-            return PinKind.COPY, self._copy(descriptor, file_id, source)
+            return PinKind.COPY, self._copy(descriptor, str(file_id), source)
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         return PinKind.FD, ""
 
@@ -97,22 +104,39 @@ class SpoolPins:
         """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
         return str(file_id) if pool is self._pools[0] else str(pool / str(file_id))
 
-    def _copy(self, descriptor: int, file_id: int, source: str) -> str:
-        path = self._pools[0] / str(file_id)
+    def _copy(self, descriptor: int, name: str, source: str) -> str:
+        path = self._pools[0] / name
         before = _fingerprint(descriptor)
-        copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._room.take(str(path), before.size_bytes)
+        copy = -1
         try:
+            copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
             _copy_range(descriptor, copy, before.size_bytes, source)
             if not _fingerprint(descriptor).same_content(before):
                 raise _changed(source)
         except (OSError, MLDashError) as failure:
-            path.unlink(missing_ok=True)
+            self._unlink(str(path))
             raise _disk_error(failure) from None
         finally:
-            os.close(copy)
-        return self._name(self._pools[0], file_id)
+            if copy >= 0:
+                os.close(copy)
+        return name
+
+    def copy(self, job: Job) -> Pin:
+        source = self._open(job)
+        try:
+            if not _fingerprint(source).same_content(_baseline(job)):
+                raise _changed(job.pin.source)
+            name = self._copy(source, f"{job.id}.copy", job.pin.source)
+            pin = Pin(PinKind.COPY, name, job.pin.source)
+            if not _fingerprint(source).same_content(_baseline(job)):
+                self.release(pin, job.id)
+                raise _changed(job.pin.source)
+        finally:
+            os.close(source)
+        return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
 
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
         """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""
@@ -168,7 +192,7 @@ class SpoolPins:
                 if (held := self._held.pop(file_id, None)) is not None:
                     os.close(held)
         elif pin.name:
-            Path(self._path(pin)).unlink(missing_ok=True)
+            self._unlink(self._path(pin))
 
     def sweep(self, jobs: Sequence[Job]) -> int:
         needed = {self._path(job.pin) for job in jobs if job.pin.name}
@@ -177,11 +201,20 @@ class SpoolPins:
             entry.path
             for folder in folders
             for entry in os.scandir(folder)
-            if entry.name.isdigit() and entry.is_file(follow_symlinks=False) and entry.path not in needed
+            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) and entry.path not in needed
         ]
         for stray in strays:
             Path(stray).unlink(missing_ok=True)
+        self._count(jobs)
         return len(strays)
+
+    def _count(self, jobs: Sequence[Job]) -> None:
+        """What is in the spool from an earlier life counts against the quota."""
+        for job in jobs:
+            if job.pin.kind in (PinKind.COPY, PinKind.SLOT):
+                path = self._path(job.pin)
+                with suppress(FileNotFoundError):
+                    self._room.found(path, Path(path).stat().st_blocks * 512)
 
     def spool_bytes(self) -> int:
         total = 0
@@ -206,6 +239,10 @@ class SpoolPins:
         with self._lock:
             held = self._held.get(file_id)
             return None if held is None else fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, 3)
+
+    def _unlink(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+        self._room.give_back(path)
 
     def _path(self, pin: Pin) -> str:
         folder = self._pools[0] / SLOT_FOLDER if pin.kind is PinKind.SLOT else self._pools[0]
@@ -312,6 +349,13 @@ def _check(descriptor: int, source: str) -> os.stat_result:
 def _fingerprint(descriptor: int) -> Fingerprint:
     status = os.fstat(descriptor)
     return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _baseline(job: Job) -> Fingerprint:
+    """The fingerprint that a linked or held source has in the journal."""
+    if job.pin.fingerprint is None:
+        raise error(Code.SOURCE_LOST, f"{job.pin.source} has no fingerprint")
+    return job.pin.fingerprint
 
 
 def _read_whole(descriptor: int, source: str) -> bytes:

@@ -13,8 +13,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
+from ml_dashd.edge.room import Room
 from ml_dashd.ports import Slot
 
 SLOT_FOLDER = "slots"
@@ -39,7 +40,8 @@ class _Entry:
 class SlotFiles:
     """The `Slots` of ports.py, with what the pins ask of it. Calls come from several threads."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Path, room: Room | None = None) -> None:
+        self._room = room or Room()
         self._folder = spool / SLOT_FOLDER
         for folder in (spool, self._folder):  # `parents` would make the spool with the mode of any folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,7 +95,7 @@ class SlotFiles:
             if entry is not None:
                 self._free(entry)
                 return
-        (self._folder / name).unlink(missing_ok=True)
+        self._unlink(name)
 
     def disconnect(self, connection: int) -> None:
         with self._lock:
@@ -134,18 +136,54 @@ class SlotFiles:
 
     def _remove(self, entry: _Entry) -> None:
         self._forget(entry)
-        (self._folder / str(entry.slot.number)).unlink(missing_ok=True)
+        self._unlink(str(entry.slot.number))
+
+    def _unlink(self, name: str) -> None:
+        path = self._folder / name
+        path.unlink(missing_ok=True)
+        self._room.give_back(str(path))
 
     def _allocate(self, number: int, capacity: int) -> Slot:
-        """Reserves the blocks first: a full disk is an error here, never a SIGBUS in the trainer."""
-        path = self._folder / str(number)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        """Reserves the blocks first: a full disk is an error here, never a SIGBUS in the trainer.
+
+        Where there is no room, what is kept free for saves to come goes first.
+        """
         try:
+            return self._reserve(number, capacity)
+        except MLDashError as full:
+            if full.code not in (Code.RETRY_LATER, Code.DISK_FULL) or not self._remove_free():
+                raise
+        return self._reserve(number, capacity)
+
+    def _reserve(self, number: int, capacity: int) -> Slot:
+        path = self._folder / str(number)
+        self._room.take(str(path), capacity)
+        descriptor = -1
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.posix_fallocate(descriptor, 0, capacity)
         except OSError as failure:
-            os.close(descriptor)
-            path.unlink(missing_ok=True)
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._unlink(str(number))
             if failure.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise error(Code.DISK_FULL, f"no room for {capacity} bytes in the spool") from None
+                raise self._no_room(capacity) from None
             raise
         return Slot(number, capacity, descriptor)
+
+    def _no_room(self, capacity: int) -> MLDashError:
+        """The disk is full. Where files of ours are on it, room comes by itself."""
+        what = f"the spool's disk has no room for {capacity} bytes"
+        if self._room.used_bytes:
+            return error(
+                Code.RETRY_LATER, what, "it goes on when files are stored, or space is freed: see `ml-dash status`"
+            )
+        return error(Code.DISK_FULL, what)
+
+    def _remove_free(self) -> bool:
+        """Removes every slot that is free, of whatever connection; returns whether there was one."""
+        with self._lock:
+            free = [entry for entry in self._entries.values() if entry.use == "free"]
+            for entry in free:
+                self._remove(entry)
+        return bool(free)

@@ -198,10 +198,14 @@ class NoFaults:
         return
 
 
+EVERY_TIME, NEVER = 0, -1
+
+
 class TestFaults:
     """Does what a test asked for at a named point: `{"upload.part_sent": "kill@3"}` dies at the third part.
 
-    The actions are kill (SIGKILL to this process), error (an OSError), and hang (stops this process: SIGSTOP).
+    The actions are kill (SIGKILL to this process), error (an OSError), and hang (stops this process: SIGSTOP), once, or
+    with "@*" every time.
     """
 
     __test__ = False
@@ -215,8 +219,8 @@ class TestFaults:
         count = self._hits[point] = self._hits.get(point, 0) + 1
         if self._log >= 0:
             os.write(self._log, f"{point}\n".encode())
-        action, when = self._plan.get(point, ("", 0))
-        if count != when:
+        action, when = self._plan.get(point, ("", NEVER))
+        if when not in (count, EVERY_TIME):
             return
         if action == "error":
             raise OSError(5, f"fault point {point}")
@@ -225,4 +229,4 @@ class TestFaults:
 
 def _parse(action: str) -> tuple[str, int]:
     name, _, when = action.partition("@")
-    return name, int(when or 1)
+    return name, EVERY_TIME if when == "*" else int(when or 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from ml_dash.errors import Code, MLDashError, error
@@ -15,8 +15,10 @@ from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.schedule import LINGER_S
 from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.copies import Copies
+from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Clock, Faults, Journal, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -42,16 +44,22 @@ class Accept:
         bell: Bell,
         clock: Clock,
         faults: Faults,
+        settle: Settle,
+        health: Health,
+        copies: Copies,
         key_prefix: str,
         durability: str,
         wake: Callable[[], None],
+        give_up: Callable[[Job, Exception], Awaitable[None]],
     ) -> None:
         self._journal = journal
         self._pins = pins
         self._slots = slots
         self._threads = threads
         self._disk = disk
-        self._settle = Settle(pins, disk, faults)
+        self._settle = settle
+        self._health = health
+        self._copies = copies
         self._ids = ids
         self._bell = bell
         self._clock = clock
@@ -59,6 +67,7 @@ class Accept:
         self._key_prefix = key_prefix
         self._durability = durability
         self._wake = wake
+        self._give_up = give_up
         self._closed = False
         self._syncing: set[asyncio.Task[None]] = set()
 
@@ -115,6 +124,7 @@ class Accept:
             await self._disk.run(self._pins.release, pin, record.id)
         self._faults.at("accept.journaled")
         self._wake()
+        self._copies.add(job)
         if not job.on_disk:
             self._sync_later(job)
         return job
@@ -126,14 +136,24 @@ class Accept:
         task.add_done_callback(self._syncing.discard)
 
     async def _sync(self, job: Job) -> None:
+        await self._clock.sleep(LINGER_S)
         try:
-            await self._clock.sleep(LINGER_S)
-            await self._settle.settle(job.pin, job.id)
-            if job.pin.kind is not PinKind.FD:  # a descriptor does not outlive a reboot, wherever its bytes are
-                await self._journal.mark_on_disk(job.id)
-        except Exception as failure:  # noqa: BLE001 the file keeps its ack of "memory", and says no more than that
+            await self._settle.content(job.pin, job.id)
+        except Exception as failure:  # noqa: BLE001 it must not be sent from a disk that could not keep it
             log.error("sync_failed id=%d path=%s error=%s", job.id, job.record.path, failure)  # noqa: TRY400
+            await self._give_up(job, failure)
+        else:
+            await self._note_on_disk(job)
         self._bell.ring()
+
+    async def _note_on_disk(self, job: Job) -> None:
+        if job.pin.kind is PinKind.FD:
+            return  # a descriptor does not outlive a reboot, wherever its bytes are
+        try:
+            await self._settle.entry(job.pin)
+            await self._journal.mark_on_disk(job.id)
+        except (MLDashError, JournalError) as failure:  # the file keeps its ack of "memory", and says no more than that
+            log.warning("not_on_disk id=%d path=%s error=%s", job.id, job.record.path, failure)
 
     def _protection(self, message: Upload) -> Protection:
         if message.snapshot == "copy":
@@ -146,6 +166,7 @@ class Accept:
     def _check(self, durability: str, snapshot: str) -> None:
         if self._closed:
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
+        self._health.check()
         if durability not in DURABILITY:
             raise error(Code.INVALID_ARGUMENT, f"durability={durability!r}", 'use "memory" or "disk"')
         if snapshot not in SNAPSHOT:

@@ -5,6 +5,7 @@ A file that is still on its way is served from its pin, so a node reads what it 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -56,6 +57,11 @@ class Fetch:
                 if failure.fault not in (Fault.TRANSIENT, Fault.THROTTLED) or attempt == ATTEMPTS:
                     raise error(decision.trouble.code, decision.trouble.message) from None
                 await self._clock.sleep(decision.delay_ms / 1000)
+            except OSError as failure:
+                if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                what = f"there is no room for {job.record.size_bytes} bytes where {job.record.path} was to go"
+                raise error(Code.DISK_FULL, what, "free space there, or download it to another disk") from None
             except MLDashError as lost:
                 if lost.code is not Code.SOURCE_LOST or attempt == ATTEMPTS:
                     raise  # else it was stored in this moment, and its pin let go

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 
+from ml_dashd.core.model import Job
 from ml_dashd.core.states import UNFINISHED
 from ml_dashd.ports import Journal, Pins, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
 
-async def recover(journal: Journal, pins: Pins, threads: Threads) -> int:
-    """Removes from the spool what no file needs, as a crash before the journal leaves it; returns the queue's length.
+async def recover(journal: Journal, pins: Pins, threads: Threads) -> list[Job]:
+    """Removes from the spool what no file needs, as a crash before the journal leaves it; returns the queue.
 
     What the store has of each file is asked when that file goes on: the journal is intent, the remote is evidence.
     """
     jobs = await journal.pinned()
     strays = await threads.run(pins.sweep, jobs)
-    waiting = sum(job.state in UNFINISHED for job in jobs)
+    waiting = [job for job in jobs if job.state in UNFINISHED]
     if waiting or strays:
-        log.info("recovered files=%d strays_removed=%d", waiting, strays)
+        log.info("recovered files=%d strays_removed=%d", len(waiting), strays)
     return waiting

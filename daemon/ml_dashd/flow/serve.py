@@ -16,9 +16,11 @@ from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.fetch import Fetch
+from ml_dashd.flow.health import Health
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
 MAX_WAIT_MS = 60_000
+_NOTHING_TAKEN = {Code.DISK_FAILED: "see the daemon's log; nothing was taken, so try again"}
 SENT = (State.COMPLETING, State.VERIFIED, State.DONE)
 Reply = tuple[m.Message, Sequence[int]]
 
@@ -50,7 +52,9 @@ class Serve:
         slots: Slots,
         threads: Threads,
         bell: Bell,
+        health: Health,
     ) -> None:
+        self._health = health
         self._identity = identity
         self._accept = accept
         self._browse = browse
@@ -82,9 +86,7 @@ class Serve:
         try:
             return await self._answers[type(message)](session, message, descriptors, send)
         except JournalError as failure:
-            raise error(
-                Code.DISK_FAILED, str(failure), "see the daemon's log; nothing was taken, so try again"
-            ) from None
+            raise error(failure.code, str(failure), _NOTHING_TAKEN.get(failure.code)) from None
 
     def disconnected(self, session: Session) -> None:
         self._sessions.discard(session.number)
@@ -165,6 +167,7 @@ class Serve:
 
     async def _status(self, _: Session, message: m.Status, *__: Any) -> Reply:
         summary, me = await self._journal.summary(), self._identity
+        trouble = self._health.trouble()
         return m.StatusReport(
             request=message.request,
             version=me.version,
@@ -181,6 +184,9 @@ class Serve:
             oldest_ms=summary.oldest_ms,
             blocked=self._samples(summary.blocked),
             failed=self._samples(summary.failed),
+            error_code=None if trouble is None else trouble.code,
+            error_message=None if trouble is None else trouble.message,
+            error_hint=None if trouble is None else trouble.hint,
         ), ()
 
     def _samples(self, jobs: Sequence[Job]) -> tuple[m.Record, ...]:

@@ -12,7 +12,7 @@ from ml_dashd.core.schedule import LINGER_S, WIDTH, Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
-from ml_dashd.ports import Clock, Journal, Superseded
+from ml_dashd.ports import Clock, Journal, JournalError, Superseded
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -36,6 +36,10 @@ class Worker:
         """Begins with what the journal holds."""
         self._lanes = [asyncio.create_task(self._lane(lane), name=f"lane {lane}") for lane in Lane]
 
+    def sending(self, file_id: int) -> bool:
+        """Whether a file is under way now."""
+        return file_id in self._running
+
     def wake(self) -> None:
         """There may be something to do."""
         for event in self._wakes.values():
@@ -49,6 +53,13 @@ class Worker:
             elif (task := self._running.get(job.id)) is not None:
                 task.cancel()
         self.wake()
+
+    async def give_up(self, job: Job, failure: Exception) -> None:
+        """Ends a file whose source the disk could not keep: what it would be read as later may be anything."""
+        if (task := self._running.get(job.id)) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        await self._after_safely(job, failure)
 
     async def stop(self, drain_s: float) -> None:
         """Begins nothing more; waits for what is under way, then breaks it off: the journal knows where it stands."""
@@ -121,23 +132,37 @@ class Worker:
                 self.wake()
         except Superseded:
             return  # cancelled, or finished by another hand
+        except JournalError:
+            await self._hold_back(job)
         except Exception as failure:  # noqa: BLE001 whatever it is, the file goes on or says why
             await self._after_safely(job, failure)
 
+    async def _hold_back(self, job: Job) -> None:
+        """Nothing can be noted now, as the journal's log says; the file goes on from where the journal has it."""
+        log.info("file_held_back id=%d path=%s", job.id, job.record.path)
+        await self._clock.sleep(LATER_MS / 1000)
+
     async def _after_safely(self, job: Job, failure: Exception) -> None:
         try:
-            await self._after(job.id, failure)
+            await self._after(job, failure)
+        except JournalError:
+            await self._hold_back(job)
         except Exception:
             # Not even that could be journaled. The file is due again at once, so it is held back here.
             log.exception("file_stumbled id=%d path=%s", job.id, job.record.path)
             await self._clock.sleep(LATER_MS / 1000)
 
-    async def _after(self, file_id: int, failure: Exception) -> None:
+    async def _after(self, begun: Job, failure: Exception) -> None:
         """What follows a failure. The job is read again: it may have come far since it was begun."""
-        jobs = await self._journal.get([file_id])
+        jobs = await self._journal.get([begun.id])
         if not jobs or jobs[0].state in (State.DONE, State.CANCELLED, State.FAILED):
             return
         job = jobs[0]
+        if job.pin.kind is not begun.pin.kind and getattr(failure, "code", None) in (
+            Code.SOURCE_CHANGED,
+            Code.SOURCE_LOST,
+        ):
+            return  # there is a copy of it meanwhile, from which it goes on
         try:
             await self._follow(job, failure)
         except Superseded:

@@ -1,0 +1,123 @@
+"""Copies in the background: a source that is only linked or held gets bytes of the daemon's own.
+
+From then on its owner may overwrite it, and a descriptor may be lost with the daemon. A file that is stored soon is
+never copied; the order is that of every other pin: on stable storage, in the journal, and only then the old one goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.core.model import Job
+from ml_dashd.core.schedule import copy_delay_s
+from ml_dashd.core.states import State
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.settle import Settle
+from ml_dashd.ports import Clock, Faults, Journal, Pins, Superseded, Threads
+
+log = logging.getLogger("ml_dashd.flow")
+
+RETRY_S = 60.0
+"""How long a copy waits for room in the spool, and a large file for its sender, before it is looked at again."""
+
+
+class Copies:
+    """Copies one file after the other. `sending` says whether a file is being sent now."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        pins: Pins,
+        settle: Settle,
+        disk: Threads,
+        bell: Bell,
+        clock: Clock,
+        faults: Faults,
+        below_bytes: int,
+        after_s: float,
+        sending: Callable[[int], bool],
+    ) -> None:
+        self._journal = journal
+        self._pins = pins
+        self._settle = settle
+        self._disk = disk
+        self._bell = bell
+        self._clock = clock
+        self._faults = faults
+        self._below = below_bytes
+        self._after = after_s
+        self._sending = sending
+        self._due: list[tuple[float, int]] = []
+        self._added = asyncio.Event()
+
+    def add(self, job: Job) -> None:
+        """Notes a file that was taken in; it is copied in its time, if it needs to be."""
+        delay = copy_delay_s(job, self._below, self._after)
+        if delay is not None:
+            self._put(job.id, delay)
+
+    async def run(self) -> None:
+        """Copies what is due, until it is cancelled."""
+        while True:
+            self._added.clear()
+            pause = self._due[0][0] - self._clock.monotonic() if self._due else None
+            if pause is None or pause > 0:
+                await self._wait(pause)
+                continue
+            _, file_id = heapq.heappop(self._due)
+            try:
+                await self._look(file_id)
+            except Exception:
+                log.exception("copy_failed id=%d", file_id)
+
+    async def _wait(self, pause_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._added.wait()
+        except TimeoutError:
+            return
+
+    async def _look(self, file_id: int) -> None:
+        for job in await self._journal.get([file_id]):
+            if job.state not in (State.QUEUED, State.SENDING) or job.cancel_requested:
+                return
+            if job.record.size_bytes > self._below and self._sending(file_id):
+                self._put(file_id, RETRY_S)
+                return
+            await self._copy(job)
+
+    async def _copy(self, job: Job) -> None:
+        try:
+            pin = await self._disk.run(self._pins.copy, job)
+        except MLDashError as refused:
+            self._after_refusal(job, refused)
+            return
+        try:
+            self._faults.at("copies.copied")
+            await self._settle.settle(pin, job.id)
+            self._faults.at("copies.before_repin")
+            await self._journal.repin(job, pin)
+        except BaseException as failure:
+            await self._disk.run(self._pins.release, pin, job.id)
+            if not isinstance(failure, Superseded):
+                raise
+            return
+        self._faults.at("copies.after_repin")
+        await self._disk.run(self._pins.release, job.pin, job.id)
+        log.info("file_copied id=%d bytes=%d was=%s", job.id, job.record.size_bytes, job.pin.kind)
+        self._bell.ring()
+
+    def _after_refusal(self, job: Job, refused: MLDashError) -> None:
+        if refused.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
+            return  # its sender finds out, and says so
+        log.warning("copy_postponed id=%d code=%s error=%s", job.id, refused.code, refused.message)
+        self._put(job.id, RETRY_S)
+
+    def _put(self, file_id: int, delay_s: float) -> None:
+        heapq.heappush(self._due, (self._clock.monotonic() + delay_s, file_id))
+        self._added.set()

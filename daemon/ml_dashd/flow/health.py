@@ -1,0 +1,42 @@
+"""Whether files can be taken in now: asked before each hand-off, and shown by status.
+
+A disk that has refused a sync states that error once, and would then say that all is well: nothing is trusted to it any
+more until the daemon is started again, which an operator does once the disk is mended. A full disk mends itself.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ml_dash.errors import Code, MLDashError, error
+from ml_dashd.core.model import Trouble
+from ml_dashd.ports import Journal
+
+log = logging.getLogger("ml_dashd.flow")
+
+READ_ONLY = "nothing is taken in until the daemon is restarted on a disk that works; what it has goes on"
+
+
+class Health:
+    """The daemon's own disk."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._failed: Trouble | None = None
+
+    def trouble(self) -> Trouble | None:
+        """Why nothing can be taken in now; None where all is well."""
+        return self._failed or self._journal.trouble()
+
+    def check(self) -> None:
+        """Raises what a hand-off is refused with. Whether a full disk has room again, only a try can tell."""
+        trouble = self.trouble()
+        if trouble is not None and trouble.code is not Code.DISK_FULL:
+            raise error(trouble.code, trouble.message, trouble.hint)
+
+    def disk_failed(self, what: str) -> MLDashError:
+        """Notes that the spool's disk has refused a sync; returns the error to raise. Only a restart takes it back."""
+        if self._failed is None:
+            self._failed = Trouble(Code.DISK_FAILED, f"the spool's disk failed: {what}", READ_ONLY)
+            log.critical("read_only error=%s", what)
+        return error(Code.DISK_FAILED, what, READ_ONLY)
