@@ -16,7 +16,6 @@ from ml_dashd.core.model import (
     Algorithm,
     Evidence,
     FileRecord,
-    Fingerprint,
     Job,
     OpenUpload,
     Pin,
@@ -233,9 +232,6 @@ class Source(Protocol):
 
         Raises SOURCE_CHANGED when its content may have changed.
         """
-
-    def fingerprint(self) -> Fingerprint | None:
-        """The source's fingerprint now; None for a source that nobody else can reach by name."""
 
     def close(self) -> None:
         """Closes it."""

@@ -15,7 +15,7 @@ import pytest
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.edge.database import MAX_BATCH, Database
 from ml_dashd.edge.system import NoFaults
-from ml_dashd.ports import Faults
+from ml_dashd.ports import Faults, JournalError
 
 SCHEMA = ["CREATE TABLE t (n INTEGER PRIMARY KEY) STRICT;"]
 
@@ -296,3 +296,34 @@ async def test_an_error_that_is_pythons_own_ends_its_call_alone(path: Path, call
         outcomes = await asyncio.gather(*wrong, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * calls
         assert await opened.call(put(3)) == 3
+
+
+def refused_write(number: int, times: int) -> Callable[[sqlite3.Connection], int]:
+    """Like `put`, on a disk that has no room for so many tries: what SQLite says where a user's quota is reached."""
+    left = [times]
+
+    def work(connection: sqlite3.Connection) -> int:
+        if left[0]:
+            left[0] -= 1
+            refusal = sqlite3.OperationalError("disk I/O error")
+            refusal.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+            raise refusal
+        return put(number)(connection)
+
+    return work
+
+
+@pytest.mark.parametrize("others", [0, 3], ids=["alone", "in a batch"])
+async def test_what_lets_files_go_on_has_the_reserve(path: Path, others: int) -> None:
+    with database(path) as opened:
+        async with held(opened):
+            calls = [asyncio.create_task(opened.call(put(number))) for number in range(others)]
+            needed = asyncio.create_task(opened.call(refused_write(50, 2)))
+            more = asyncio.create_task(opened.call(refused_write(60, 2), spare=True))
+        outcomes = await asyncio.gather(needed, more, return_exceptions=True)
+        assert await asyncio.gather(*calls) == list(range(others))
+        assert outcomes[0] == 50
+        assert isinstance(outcomes[1], JournalError)
+        assert await opened.call(put(70), spare=True) == 70, "the disk has room again"
+        assert opened.failure() is None
+    assert numbers(path) == [*range(others), 50, 70]

@@ -41,6 +41,8 @@ _OF_THE_MACHINE = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOMEM,
 }  # fmt: skip
 """Primary result codes of sqlite.org/rescode.html; any other error is a defect of ours."""
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+"""A user's quota is no SQLITE_FULL: SQLite knows ENOSPC alone by that name, and calls EDQUOT a failed write."""
 _SYNC_REFUSED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 WAL_PAGES = 1024
 """The log's size in 4 KiB pages at which it is folded back; it is made this large at the start."""
@@ -207,7 +209,7 @@ class Database:
 
 
 def _is_full(failure: Exception | None) -> bool:
-    return getattr(failure, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return getattr(failure, "sqlite_errorcode", 0) in _NO_ROOM
 
 
 def _attempt_alone(connection: sqlite3.Connection, work: Work) -> Outcome:

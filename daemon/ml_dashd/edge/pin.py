@@ -273,9 +273,6 @@ class InlineSource:
     def check(self) -> bool:
         return True
 
-    def fingerprint(self) -> Fingerprint | None:
-        return None
-
     def close(self) -> None:
         return
 
@@ -308,9 +305,6 @@ class FileSource:
         if not now.same_content(self._baseline):
             raise error(Code.SOURCE_CHANGED, f"{self._name} was changed while it was on its way")
         return now.ctime_ns == self._baseline.ctime_ns
-
-    def fingerprint(self) -> Fingerprint | None:
-        return None if self._baseline is None else _fingerprint(self._descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)
