@@ -12,18 +12,26 @@ from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd import config as settings
+from ml_dashd import install
 
 EXAMPLES = """examples:
   ml-dashd run                             serve with the defaults of this user
   ml-dashd run --config /etc/ml-dashd.toml
   ml-dashd check-config --config /etc/ml-dashd.toml
+  ml-dashd default-config > ml-dashd.toml  every setting, with its default
+  ml-dashd units --user --write ~/.config/systemd/user
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 failed, 2 usage or settings."""
     options = _parser().parse_args(arguments)
+    if options.command == "default-config":
+        sys.stdout.write(install.default_config())
+        return 0
     try:
+        if options.command == "units":
+            return _units(options.kind, options.write)
         config = settings.embedded(options.embedded.resolve()) if options.embedded else settings.load(options.config)
         if options.command == "check-config":
             source = settings.source(options.config) or "the defaults"
@@ -31,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _run(config, options.ready_fd)
     except MLDashError as refused:
-        _report(options.ready_fd, f"ml-dashd: {refused.message}: {refused.hint}")
+        _report(vars(options).get("ready_fd", -1), f"ml-dashd: {refused.message}: {refused.hint}")
         return 2 if refused.code is Code.CONFIG else 1
     except OSError as failure:
-        _report(options.ready_fd, f"ml-dashd: {failure}")
+        _report(vars(options).get("ready_fd", -1), f"ml-dashd: {failure}")
         return 1
 
 
@@ -51,6 +59,17 @@ def _run(config: settings.Config, ready_fd: int) -> int:
     from ml_dashd import app  # noqa: PLC0415 check-config needs none of it
 
     app.run(config, lambda: _tell(ready_fd, "ready"))
+    return 0
+
+
+def _units(kind: str, folder: Path | None) -> int:
+    """Writes systemd's units into a folder, or shows them."""
+    if folder is None:
+        for name, text in install.units(kind).items():
+            sys.stdout.write(f"# {name}\n{text}\n")
+        return 0
+    for path in install.write_units(kind, folder):
+        print(path)  # noqa: T201
     return 0
 
 
@@ -91,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         hidden = argparse.SUPPRESS
         command.add_argument("--embedded", type=Path, metavar="ROOT", help=hidden)
         command.add_argument("--ready-fd", type=int, default=-1, help=hidden)
+    text = "print every setting with its default and reason, as a file to start from"
+    commands.add_parser("default-config", help=text, description=text)
+    text = "print systemd's units for this installation, or write them"
+    command = commands.add_parser("units", help=text, description=text)
+    kind = command.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--system", dest="kind", action="store_const", const="system", help="a service for all users")
+    kind.add_argument("--user", dest="kind", action="store_const", const="user", help="a service of this user's")
+    command.add_argument("--write", type=Path, metavar="FOLDER", help="such as /etc/systemd/system")
     return parser
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from ml_dash.errors import Code, error
-from ml_dashd.config import Config, fault_plan
+from ml_dashd.config import Config, fault_plan, of_systemd
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import Algorithm
 from ml_dashd.core.schedule import lane
@@ -27,6 +27,7 @@ from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
 from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults, raise_descriptor_limit
+from ml_dashd.edge.systemd import Systemd
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
@@ -35,6 +36,7 @@ from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.recover import recover
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
@@ -52,6 +54,9 @@ QUICK_THREADS = 4
 NICE = 10
 """Of the threads that read, hash and write: hand-offs go first, and so does the trainer. On a machine without an idle
 core they still get a tenth of one, which hashes 170 MB/s."""
+CLOSING_S = 60.0
+"""A stop takes at most drain_timeout for what is being synced, as much for what is being sent, and this for the rest:
+a journal that another program has locked is waited for."""
 DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
 
@@ -65,6 +70,11 @@ class Daemon:
         plan = fault_plan()
         self._faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
         self._lock = -1
+        said = of_systemd()
+        # What an embedded daemon finds in its environment was meant for the trainer that started it.
+        self._systemd = Systemd({} if config.embedded else said)
+        self._passed = self._systemd.listener()
+        self._socket = str(config.socket if self._passed is None else self._passed.getsockname())
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
@@ -78,15 +88,18 @@ class Daemon:
             self._config.state_dir,
             pid=os.getpid(),
             version=version("ml-dash"),
-            socket=str(self._config.socket),
+            socket=self._socket,
             store=self._store.url,
         )
         ready()
-        log.info("ready socket=%s store=%s pid=%d", self._config.socket, self._store.url, os.getpid())
+        self._systemd.ready()
+        log.info("ready socket=%s store=%s pid=%d", self._socket, self._store.url, os.getpid())
+        self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         chores = [asyncio.create_task(self._sweep.run())]
         if self._config.embedded is not None:
             chores.append(asyncio.create_task(self._end_when_idle(stop)))
         await stop.wait()
+        self._systemd.stopping(2 * self._config.daemon.drain_timeout + CLOSING_S)
         log.info("stopping drain_timeout=%g", self._config.daemon.drain_timeout)
         for chore in chores:
             chore.cancel()
@@ -127,19 +140,20 @@ class Daemon:
         spool = config.state_dir / "spool"
         room = Room(config.spool.quota)
         self._slots = SlotFiles(spool, room)
-        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room)
+        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd)
         self._wire_flow()
         for job in await recover(self._journal, self._pins, self._threads):
             self._copies.add(job)
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
-        config.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._passed is None:
+            config.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         access = Access(
             frozenset({os.geteuid(), *config.access.uids}),
             int(config.access.socket_mode, 8),
             config.daemon.max_connections,
         )
-        self._server = SocketServer(config.socket, await self._make_service(), clock, access)
+        self._server = SocketServer(config.socket, await self._make_service(), clock, access, self._passed)
         self._server.start()
 
     def _make_store(self) -> Store:
@@ -269,10 +283,16 @@ class Daemon:
         await self._store.close()
         self._slots.close()
         self._pins.close()
+        self._heartbeat.cancel()
+        await asyncio.gather(self._heartbeat, return_exceptions=True)
         await self._catalog.close()
         self._journal.close()
         for pool in (self._threads, self._quick, self._disk):
             pool.close()
+
+    async def _beat(self) -> None:
+        if self._systemd.present:
+            await Heartbeat(self._journal, self._systemd, self._clock).run()
 
     async def _end_when_idle(self, stop: asyncio.Event) -> None:
         """An embedded daemon ends when nobody is connected and nothing is on its way for `idle_timeout`."""

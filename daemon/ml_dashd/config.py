@@ -158,13 +158,19 @@ SCHEMES = {
     "catalog.url": (("sqlite",), '"sqlite:///file"'),
     "store.endpoint_url": (("http", "https"), '"https://host:port"'),
 }
+SYSTEMD_VARIABLES = (
+    "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID",
+)  # fmt: skip
+FILE_NAME = "ml-dashd.toml"
 PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "spool.pools")
 
 
 def source(path: Path | None) -> Path | None:
-    """The file that settings are read from: the one given, or $ML_DASH_CONFIG; None for the defaults."""
+    """The file with the settings: the one given, $ML_DASH_CONFIG, or a systemd unit's; None for the defaults."""
     if path is None and (named := os.environ.get("ML_DASH_CONFIG")):
         return Path(named)
+    if path is None and (folder := _unit_folder("CONFIGURATION_DIRECTORY")) and (folder / FILE_NAME).is_file():
+        return folder / FILE_NAME
     return path
 
 
@@ -245,6 +251,11 @@ def fault_plan() -> tuple[dict[str, str], str | None] | None:
         return None
     pairs = (entry.split("=", 1) for entry in (plan or "").split(",") if entry)
     return {entry[0]: entry[1] for entry in pairs}, met
+
+
+def of_systemd() -> dict[str, str]:
+    """What systemd says to this process (edge/systemd.py), taken out of the environment: no child is to answer it."""
+    return {name: os.environ.pop(name, "") for name in SYSTEMD_VARIABLES}
 
 
 def _section(section: str, kind: type, table: Mapping[str, Any]) -> Any:
@@ -330,7 +341,15 @@ def _file_path(url: str) -> Path:
     return Path(unquote(urlsplit(url).path))
 
 
+def _unit_folder(name: str) -> Path | None:
+    """The first folder that a systemd unit names in that variable (StateDirectory= and the like)."""
+    first = os.environ.get(name, "").partition(":")[0]
+    return Path(first) if first.startswith("/") else None
+
+
 def _default_state_dir() -> Path:
+    if (folder := _unit_folder("STATE_DIRECTORY")) is not None:
+        return folder
     if os.geteuid() == 0:
         return Path("/var/lib/ml-dash")
     home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
@@ -338,6 +357,8 @@ def _default_state_dir() -> Path:
 
 
 def _default_socket() -> Path:
+    if (folder := _unit_folder("RUNTIME_DIRECTORY")) is not None:
+        return folder / "ml-dashd.sock"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() != 0 and runtime:
         return Path(runtime) / "ml-dash" / "ml-dashd.sock"

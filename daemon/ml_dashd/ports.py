@@ -14,6 +14,7 @@ from ml_dash.messages import Message
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.model import (
     Algorithm,
+    Backlog,
     Evidence,
     FileRecord,
     Job,
@@ -131,6 +132,9 @@ class Journal(Protocol):
     def trouble(self) -> Trouble | None:
         """Why the journal takes nothing more in: its disk is full, or has failed."""
 
+    async def backlog(self) -> Backlog:
+        """What is on its way, in a line's worth: cheap enough to be asked every few seconds."""
+
     async def high_water(self) -> int:
         """The largest id ever accepted here, 0 for none."""
 
@@ -217,6 +221,16 @@ class Catalog(Protocol):
 
     async def close(self) -> None:
         """Lets go of files and connections."""
+
+
+class Supervisor(Protocol):
+    """Who started the daemon and looks after it, such as systemd."""
+
+    pause_s: float
+    """It wants to hear from the daemon this often."""
+
+    def report(self, text: str) -> None:
+        """Says that the daemon lives and, in a line, how it does. Never waits, never fails."""
 
 
 class Source(Protocol):

@@ -212,3 +212,13 @@ class Summary:
     oldest_ms: int | None
     blocked: tuple[Job, ...] = field(default=())
     failed: tuple[Job, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is on its way: files, their bytes, how many of them an operator holds up, and what one of those says."""
+
+    files: int
+    size_bytes: int
+    blocked: int = 0
+    why: str = ""

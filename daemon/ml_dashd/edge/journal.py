@@ -11,6 +11,7 @@ from typing import Any
 from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import (
     Algorithm,
+    Backlog,
     FileRecord,
     Fingerprint,
     Job,
@@ -259,6 +260,13 @@ class SqliteJournal:
     def trouble(self) -> Trouble | None:
         failure = self._database.failure()
         return None if failure is None else Trouble(failure.code, str(failure), TABLE[failure.code].hint)
+
+    async def backlog(self) -> Backlog:
+        (row,) = await self._rows(
+            "SELECT count(*) AS files, total(size_bytes) AS size_bytes, total(blocked) AS blocked, "
+            f"max(CASE WHEN blocked THEN error_message END) AS why FROM files WHERE {_DUE}"
+        )
+        return Backlog(row["files"], int(row["size_bytes"]), int(row["blocked"]), row["why"] or "")
 
     async def high_water(self) -> int:
         ((highest,),) = await self._rows(_HIGH_WATER)

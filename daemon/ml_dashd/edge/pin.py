@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, 
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.edge.system import sync_content
+from ml_dashd.edge.systemd import Systemd
 from ml_dashd.ports import Faults, Feedable, Source
 
 FICLONE = 0x40049409
@@ -41,9 +42,20 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, 
 
 
 class SpoolPins:
-    """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system."""
+    """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system.
 
-    def __init__(self, pools: Sequence[Path], slots: SlotFiles, faults: Faults, room: Room | None = None) -> None:
+    `keeper` is where held descriptors outlive this process, if there is such a place.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Path],
+        slots: SlotFiles,
+        faults: Faults,
+        room: Room | None = None,
+        keeper: Systemd | None = None,
+    ) -> None:
+        self._keeper = keeper or Systemd({})
         self._pools = list(pools)
         self._slots = slots
         self._room = room or Room()
@@ -89,6 +101,7 @@ class SpoolPins:
         if protection is not Protection.RESTART:
             return PinKind.COPY, self._copy(descriptor, str(file_id), source)
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        self._keeper.keep(file_id, self._held[file_id])
         return PinKind.FD, ""
 
     def _reflink(self, descriptor: int, path: str, device: int) -> bool:
@@ -191,10 +204,12 @@ class SpoolPins:
             with self._lock:
                 if (held := self._held.pop(file_id, None)) is not None:
                     os.close(held)
+            self._keeper.drop(file_id)
         elif pin.name:
             self._unlink(self._path(pin))
 
     def sweep(self, jobs: Sequence[Job]) -> int:
+        self._take_back({job.id: job.pin.fingerprint for job in jobs if job.pin.kind is PinKind.FD})
         needed = {self._path(job.pin) for job in jobs if job.pin.name}
         folders = [*self._pools, self._pools[0] / SLOT_FOLDER]
         strays = [
@@ -215,6 +230,16 @@ class SpoolPins:
                 path = self._path(job.pin)
                 with suppress(FileNotFoundError):
                     self._room.found(path, Path(path).stat().st_blocks * 512)
+
+    def _take_back(self, marks: Mapping[int, Fingerprint | None]) -> None:
+        """Holds again what outlived the last process, where it is the very file that the journal means."""
+        for file_id, descriptor in self._keeper.kept().items():
+            mark, now = marks.get(file_id), _fingerprint(descriptor)
+            if mark is not None and (mark.device, mark.inode) == (now.device, now.inode):
+                self._held[file_id] = descriptor
+            else:
+                os.close(descriptor)
+                self._keeper.drop(file_id)
 
     def spool_bytes(self) -> int:
         total = 0

@@ -53,9 +53,12 @@ class Access:
 
 
 class SocketServer:
-    """Listens at a path, for the uids that may."""
+    """Listens at a path, for the uids that may; or at a socket that somebody else has made and goes on to own."""
 
-    def __init__(self, path: Path, service: Service, clock: Clock, access: Access) -> None:
+    def __init__(
+        self, path: Path, service: Service, clock: Clock, access: Access, passed: socket.socket | None = None
+    ) -> None:
+        self._passed = passed
         self._path = path
         self._clock = clock
         self._service = service
@@ -70,15 +73,20 @@ class SocketServer:
         return len(self._connections)
 
     def start(self) -> None:
-        """Binds and listens. A socket file that nobody listens on any more is replaced; raises CONFIG for any other."""
+        """Listens. A socket file that nobody listens on any more is replaced; raises CONFIG for any other."""
+        listener = self._passed or self._bind()
+        listener.setblocking(False)
+        self._listener = listener
+        self._accepting = asyncio.create_task(self._accept(listener), name="accept")
+
+    def _bind(self) -> socket.socket:
         _make_room(self._path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         with reachable(self._path) as address:
             listener.bind(address)
             Path(address).chmod(self._access.mode)
         listener.listen(BACKLOG)
-        self._listener = listener
-        self._accepting = asyncio.create_task(self._accept(listener), name="accept")
+        return listener
 
     async def stop(self) -> None:
         """Stops listening, lets the requests in hand be answered, and ends the connections."""
@@ -87,8 +95,9 @@ class SocketServer:
             await asyncio.gather(self._accepting, return_exceptions=True)
         if self._listener is not None:
             self._listener.close()
-            with suppress(FileNotFoundError):
-                self._path.unlink()
+            if self._passed is None:
+                with suppress(FileNotFoundError):
+                    self._path.unlink()
         for connection in self._connections.values():
             connection.finish()
         if self._connections:

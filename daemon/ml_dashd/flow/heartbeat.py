@@ -1,0 +1,46 @@
+"""Tells whoever supervises the daemon that it lives, and how it does."""
+
+from __future__ import annotations
+
+from ml_dashd.core.model import Backlog
+from ml_dashd.ports import Clock, Journal, JournalError, Supervisor
+
+_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+class Heartbeat:
+    """Runs beside the worker, until the journal is closed."""
+
+    def __init__(self, journal: Journal, supervisor: Supervisor, clock: Clock) -> None:
+        self._journal = journal
+        self._supervisor = supervisor
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Reports now and then, and only when the journal's thread has answered: without it nothing can be accepted.
+
+        A refusal is an answer, too: a new start mends no full disk, and frees no file that a backup has locked.
+        """
+        while True:
+            try:
+                said = summary(await self._journal.backlog())
+            except JournalError as failure:
+                said = str(failure)
+            self._supervisor.report(said)
+            await self._clock.sleep(self._supervisor.pause_s)
+
+
+def summary(backlog: Backlog) -> str:
+    """One line of what is on its way, and why it is held up if it is."""
+    if not backlog.files:
+        return "nothing on its way"
+    files = "1 file on its way" if backlog.files == 1 else f"{backlog.files} files on their way"
+    held = f"; {backlog.blocked} blocked: {backlog.why}" if backlog.blocked else ""
+    return f"{files}, {_size(backlog.size_bytes)}{held}"
+
+
+def _size(size_bytes: int) -> str:
+    for unit, name in _UNITS:
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} bytes"
