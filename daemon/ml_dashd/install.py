@@ -31,9 +31,9 @@ def default_config() -> str:
 
 
 def _shipped(name: str) -> Path:
-    """A folder of the checkout; a wheel has a copy of it inside the package."""
-    checkout = Path(__file__).parents[2] / name
-    return checkout if checkout.is_dir() else Path(__file__).parent / "shipped" / name
+    """The copy that a wheel has inside the package, or the folder of the checkout."""
+    copy = Path(__file__).parent / "shipped" / name
+    return copy if copy.is_dir() else Path(__file__).parents[2] / name
 
 
 def _quoted(path: str) -> str:

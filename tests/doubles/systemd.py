@@ -30,7 +30,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-class Systemd:
+class ServiceManager:
     """Listens at a socket, as PID 1 does at $NOTIFY_SOCKET. `messages` are those that came, as lists of lines."""
 
     def __init__(self, address: str) -> None:
@@ -103,7 +103,7 @@ class Systemd:
 class SupervisedDaemon(DaemonProcess):
     """ml-dashd as a unit of Type=notify starts it; `listener` is the socket unit's, where there is one."""
 
-    def __init__(self, systemd: Systemd, *args: Any, **options: Any) -> None:
+    def __init__(self, systemd: ServiceManager, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.systemd = systemd
         self.listener: socket.socket | None = None

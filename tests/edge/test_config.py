@@ -11,7 +11,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.__main__ import main
-from ml_dashd.config import MIB, Config, embedded, load, parse, with_defaults
+from ml_dashd.config import MIB, Config, embedded, load, of_systemd, parse, with_defaults
 
 GOOD = """
 [daemon]
@@ -305,3 +305,29 @@ def test_a_wrong_command_line_ends_with_usage(arguments: list[str], capsys: pyte
         main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: ml-dashd ")
+
+
+def test_a_unit_of_systemd_says_where_things_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """StateDirectory=, RuntimeDirectory= and ConfigurationDirectory=, each of them perhaps with several folders."""
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/one:/var/lib/two")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one")
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path))
+    config = load(None)
+    assert (str(config.state_dir), str(config.socket)) == ("/var/lib/one", "/run/one/ml-dashd.sock")
+    assert config.store.url == "file:///var/lib/one/files"
+    (tmp_path / "ml-dashd.toml").write_text('[daemon]\nstate_dir = "/mine"\n[limits]\nthreads = 7\n')
+    config = load(None)
+    assert (str(config.state_dir), config.limits.threads) == ("/mine", 7)
+    (tmp_path / "other.toml").write_text("[limits]\nthreads = 8\n")
+    monkeypatch.setenv("ML_DASH_CONFIG", str(tmp_path / "other.toml"))
+    assert load(None).limits.threads == 8
+    monkeypatch.setenv("STATE_DIRECTORY", "no/path")
+    assert "no/path" not in str(load(None).state_dir)
+
+
+def test_what_systemd_says_is_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    said = of_systemd()
+    assert (said["NOTIFY_SOCKET"], said["LISTEN_FDS"], said["WATCHDOG_USEC"]) == ("/run/notify", "1", "")
+    assert not set(said) & set(os.environ)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,46 @@ def test_a_database_that_is_none_is_named(tmp_path: Path, what: str) -> None:
     finally:
         daemon.kill()
     assert (daemon.state / f"{what}.sqlite").read_text() == "my notes\n" * 1000
+
+
+def test_a_file_of_settings_to_start_from(tmp_path: Path) -> None:
+    ended = ran(MODULE, "default-config")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (tmp_path / "ml-dashd.toml").write_text(ended.stdout)
+    assert ran(MODULE, "check-config", "--config", str(tmp_path / "ml-dashd.toml")).returncode == 0
+    assert "# drain_timeout = " in ended.stdout
+
+
+def test_units_are_shown_or_written(tmp_path: Path) -> None:
+    shown = ran(MODULE, "units", "--user")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    written = ran(MODULE, "units", "--user", "--write", str(tmp_path / "systemd/user"))
+    assert written.returncode == 0
+    paths = [Path(line) for line in written.stdout.splitlines()]
+    assert shown.stdout == "".join(f"# {path.name}\n{path.read_text()}\n" for path in paths)
+    assert f"ExecStart={sys.executable} -m ml_dashd run\n" in shown.stdout
+    assert ran(SCRIPT, "units").returncode == 2
+    (tmp_path / "file").touch()
+    refused = ran(SCRIPT, "units", "--system", "--write", str(tmp_path / "file/x"))
+    assert refused.returncode == 1
+    assert str(tmp_path / "file/x") in refused.stderr
+
+
+def test_an_installed_wheel_has_its_units_and_settings(tmp_path: Path) -> None:
+    """What was built is used from a folder of its own; the packages that it needs are those of this environment."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    if built.returncode:
+        pytest.skip(f"pip can't fetch the build backend: {built.stderr[-300:]}")
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    for words in (["units", "--system"], ["units", "--user"], ["default-config"]):
+        installed, here = (
+            ran([sys.executable, "-P", "-c", FROM], *words, PYTHONPATH=path) for path in (str(tmp_path / "site"), "")
+        )
+        assert (installed.returncode, installed.stderr) == (0, f"{tmp_path}/site/ml_dashd/__main__.py\n")
+        assert installed.stdout == here.stdout
+
+
+FROM = "import sys, ml_dashd.__main__ as command; print(command.__file__, file=sys.stderr); sys.exit(command.main())"
+ROOT = Path(__file__).parents[2]
