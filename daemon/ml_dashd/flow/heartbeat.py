@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ml_dashd.core.model import Backlog
-from ml_dashd.ports import Clock, Journal, JournalError, Supervisor
+from ml_dashd.ports import Clock, Journal, Supervisor
 
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
@@ -24,8 +24,8 @@ class Heartbeat:
         while True:
             try:
                 said = summary(await self._journal.backlog())
-            except JournalError as failure:
-                said = str(failure)
+            except Exception as failure:  # noqa: BLE001 it is told where an operator looks, in the status line
+                said = f"the journal refuses: {failure}"
             self._supervisor.report(said)
             await self._clock.sleep(self._supervisor.pause_s)
 
