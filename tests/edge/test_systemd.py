@@ -58,7 +58,7 @@ def test_no_more_is_kept_than_comes_back(
     listening, address = deaf
     monkeypatch.setattr(systemd, "STORE_MAX", 2)
     told = Systemd({"NOTIFY_SOCKET": address})
-    for file_id in (1, 2, 3):
+    for file_id in (1, 2, 3, 33):
         told.keep(file_id, listening.fileno())
     told.drop(3)
     told.drop(1)
@@ -70,7 +70,7 @@ def test_no_more_is_kept_than_comes_back(
         ["FDSTOREREMOVE=1", "FDNAME=pin-1"],
         ["FDSTORE=1", "FDNAME=pin-4"],
     ]
-    assert "descriptor_not_kept id=3" in caplog.text
+    assert [each.getMessage() for each in caplog.records] == ["descriptor_not_kept id=3 error=2 are kept already"]
 
 
 def test_a_systemd_that_reads_nothing_holds_nobody_up(

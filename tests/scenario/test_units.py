@@ -177,13 +177,24 @@ def test_the_hang_of_its_journal_ends_in_a_restart(machine: Machine, tmp_path: P
                == {"ActiveState": "active", "StatusText": "nothing on its way"})  # fmt: skip
 
 
-def test_wrong_settings_are_not_tried_again_and_again(machine: Machine) -> None:
+def test_wrong_settings_are_said_and_not_tried_again_and_again(machine: Machine, tmp_path: Path) -> None:
+    """Clients that wait are refused in the end; once it is mended, the lines of the page have all well again."""
     install(machine)
-    machine.run("sh", "-c", "echo '[daemon' >> /etc/ml-dash/ml-dashd.toml")
+    settings = machine.inside("/etc/ml-dash/ml-dashd.toml")
+    right = settings.read_text()
+    settings.write_text(right + "[daemon")
     machine.run("systemctl", "restart", "ml-dashd.service", check=False)
     wanted = {"ActiveState": "failed", "ExecMainStatus": "2", "NRestarts": "0"}
     assert machine.show("ml-dashd.service", *wanted) == wanted
     assert "/etc/ml-dash/ml-dashd.toml: not TOML" in machine.run("tail", "-n1", "/run/ml-dashd.log")
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(str(machine.inside("/run/ml-dash/ml-dashd.sock")))
+        eventually(lambda: machine.show("ml-dashd.socket", "ActiveState") == {"ActiveState": "failed"})
+    settings.write_text(right)
+    machine.run("sh", "-ec", script("mended"))
+    expected = make_file(tmp_path / "a.bin", MIB)
+    hand_over(machine, str(tmp_path / "a.bin"))
+    eventually(lambda: stored(machine.folder / "lib/ml-dash/files") == {"a.bin": expected})
 
 
 def test_with_the_drop_in_of_the_page_files_of_others_are_linked(machine: Machine) -> None:

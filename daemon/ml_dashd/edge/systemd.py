@@ -47,6 +47,7 @@ class Systemd:
         self._watchdog_s = _number(said.get("WATCHDOG_USEC", "")) / 1_000_000 if watched else 0.0
         self.pause_s = min(self._watchdog_s / 2 or STATUS_S, STATUS_S)
         self._failing = False
+        self._full = False
         self._lock = threading.Lock()
         self._listeners: list[int] = []
         self._kept: dict[int, int] = {}
@@ -124,7 +125,9 @@ class Systemd:
             return
         with self._lock:
             if len(self._stored) >= STORE_MAX:
-                log.warning("descriptor_not_kept id=%d error=%d are kept already", file_id, STORE_MAX)
+                if not self._full:
+                    log.warning("descriptor_not_kept id=%d error=%d are kept already", file_id, STORE_MAX)
+                self._full = True
                 return
             self._stored.add(file_id)
         self._send("FDSTORE=1", f"FDNAME=pin-{file_id}", "FDPOLL=0", descriptors=[descriptor])
@@ -135,6 +138,7 @@ class Systemd:
             if file_id not in self._stored:
                 return
             self._stored.remove(file_id)
+            self._full = False
         self._send("FDSTOREREMOVE=1", f"FDNAME=pin-{file_id}")
 
     def _send(self, *lines: str, descriptors: Sequence[int] = (), patience_s: float = PATIENCE_S) -> None:
