@@ -292,7 +292,7 @@ class Daemon:
 
     async def _beat(self) -> None:
         if self._systemd.present:
-            await Heartbeat(self._journal, self._systemd, self._clock).run()
+            await Heartbeat(self._journal, self._health, self._systemd, self._clock).run()
 
     async def _end_when_idle(self, stop: asyncio.Event) -> None:
         """An embedded daemon ends when nobody is connected and nothing is on its way for `idle_timeout`."""

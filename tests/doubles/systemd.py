@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class ServiceManager:
         self.address = address
         self.messages: list[list[str]] = []
         self.store: list[tuple[str, int]] = []
+        self._marks: set[str] = set()
         self._changed = threading.Condition()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
@@ -72,8 +74,12 @@ class ServiceManager:
                 assert self._changed.wait(max(0.0, deadline - time.monotonic())), f"no {start} among {seen}"
 
     def kept(self) -> list[str]:
-        """The names of the descriptors that are kept."""
+        """The names of the descriptors that are kept, once everything that was sent before is read."""
+        mark = f"MARK={secrets.token_hex(8)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as mine:
+            mine.sendto(mark.encode(), self._socket.getsockname())
         with self._changed:
+            assert self._changed.wait_for(lambda: mark in self._marks, PATIENCE_S)
             return sorted(name for name, _ in self.store)
 
     def _serve(self) -> None:
@@ -86,8 +92,11 @@ class ServiceManager:
                 return
             with self._changed:
                 lines = data.decode().split("\n")
-                self.messages.append(lines)
-                self._keep(lines, came)
+                if lines[0].startswith("MARK="):
+                    self._marks.add(lines[0])
+                else:
+                    self.messages.append(lines)
+                    self._keep(lines, came)
                 self._changed.notify_all()
 
     def _keep(self, lines: list[str], came: Sequence[int]) -> None:

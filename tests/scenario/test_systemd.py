@@ -41,7 +41,8 @@ one_address = pytest.mark.parametrize("systemd", ["path"], indirect=True)
 @pytest.fixture
 def service(systemd: ServiceManager, tmp_path: Path) -> Iterator[SupervisedDaemon]:
     """Not started yet."""
-    daemon = SupervisedDaemon(systemd, tmp_path / "daemon", Folder(tmp_path / "store"))
+    uncopied = "[spool]\ncopy_below = 0\ncopy_after = 3600.0\n"
+    daemon = SupervisedDaemon(systemd, tmp_path / "daemon", Folder(tmp_path / "store"), uncopied)
     yield daemon
     daemon.__exit__()
 
@@ -243,6 +244,27 @@ def test_a_descriptor_is_kept_before_its_file_is_acknowledged(
         exp.files.flush(timeout=30)
         assert_whole(service, exp, {"a.bin": expected})
     eventually(lambda: systemd.kept() == [])
+
+
+@one_address
+def test_a_descriptor_is_let_go_once_its_file_is_copied(
+    systemd: ServiceManager, service: SupervisedDaemon, elsewhere: Path, gate: Path
+) -> None:
+    service.settings = ""
+    expected = make_file(elsewhere / "a.bin", SIZE)
+    service.start()
+    with service.experiment(wait=False).run as exp:
+        result = exp.files.upload(elsewhere / "a.bin", to="a.bin")
+        assert (result["pin"], systemd.kept()) == ("fd", [f"pin-{result['id']}"])
+        eventually(lambda: result.refresh()["pin"] == "copy")
+    eventually(lambda: systemd.kept() == [])
+    (elsewhere / "a.bin").unlink()
+    gate.unlink()
+    service.kill()
+    service.start()
+    with service.experiment().run as exp:
+        exp.files.flush(timeout=30)
+        assert_whole(service, exp, {"a.bin": expected})
 
 
 @one_address

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ml_dashd.core.model import Backlog
+from ml_dashd.core.model import Backlog, Trouble
+from ml_dashd.flow.health import Health
 from ml_dashd.ports import Clock, Journal, Supervisor
 
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -11,8 +12,9 @@ _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 class Heartbeat:
     """Runs beside the worker, until the journal is closed."""
 
-    def __init__(self, journal: Journal, supervisor: Supervisor, clock: Clock) -> None:
+    def __init__(self, journal: Journal, health: Health, supervisor: Supervisor, clock: Clock) -> None:
         self._journal = journal
+        self._health = health
         self._supervisor = supervisor
         self._clock = clock
 
@@ -23,20 +25,24 @@ class Heartbeat:
         """
         while True:
             try:
-                said = summary(await self._journal.backlog())
+                said = summary(await self._journal.backlog(), self._health.trouble())
             except Exception as failure:  # noqa: BLE001 it is told where an operator looks, in the status line
                 said = f"the journal refuses: {failure}"
             self._supervisor.report(said)
             await self._clock.sleep(self._supervisor.pause_s)
 
 
-def summary(backlog: Backlog) -> str:
-    """One line of what is on its way, and why it is held up if it is."""
-    if not backlog.files:
-        return "nothing on its way"
-    files = "1 file on its way" if backlog.files == 1 else f"{backlog.files} files on their way"
-    held = f"; {backlog.blocked} blocked: {backlog.why}" if backlog.blocked else ""
-    return f"{files}, {_size(backlog.size_bytes)}{held}"
+def summary(backlog: Backlog, trouble: Trouble | None) -> str:
+    """One line of what is on its way, what holds it up, and why nothing more is taken in, if so it is."""
+    said = ["nothing on its way"]
+    if backlog.files:
+        files = "1 file on its way" if backlog.files == 1 else f"{backlog.files} files on their way"
+        said = [f"{files}, {_size(backlog.size_bytes)}"]
+    if backlog.blocked:
+        said.append(f"{backlog.blocked} blocked: {backlog.why}")
+    if trouble is not None:
+        said.append(f"nothing is taken in: {trouble.message}")
+    return "; ".join(said)
 
 
 def _size(size_bytes: int) -> str:
