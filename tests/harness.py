@@ -259,7 +259,7 @@ def assert_whole(daemon: DaemonProcess, experiment: Experiment, expected: dict[s
         assert record["checksum"] == expected[path]
         assert store.sha256(store.key_of(record)) == expected[path]
     assert store.open_uploads() == []
-    assert [name for name in daemon.spool() if "slots" not in name] == []
+    eventually(lambda: [name for name in daemon.spool() if "slots" not in name] == [])  # let go after it is listed
 
 
 def eventually(look: Callable[[], T], timeout: float = 30) -> T:

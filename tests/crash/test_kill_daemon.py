@@ -163,6 +163,28 @@ def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
         assert point in daemon.faults_met()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["local", "swift"], indirect=True)
+@pytest.mark.parametrize(("size", "point"), [(MIB, "upload.after_put"), (SIZE, "upload.after_complete")])
+def test_a_stored_object_goes_with_its_file(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
+    """Killed when the store had it and the journal did not; then the source changed, and there was no way to tell."""
+    make_file(tmp_path / "a.bin", size)
+    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with daemon.experiment().run as exp:
+            exp.files.upload(tmp_path / "a.bin")
+        daemon.wait_for_death(30)
+        assert len(store.keys()) == 1
+        (tmp_path / "a.bin").write_bytes(b"another")
+        daemon.start()
+        with daemon.experiment().run as exp:
+            (found,) = exp.files().list()
+            eventually(lambda: found.refresh()["state"] in ("FAILED", "DONE"))
+            assert store.keys() == ([store.key_of(found)] if found["state"] == "DONE" else [])
+            assert (found["state"] == "DONE") == (size == SIZE), "what was completed needs its source no more"
+
+
 @contextmanager
 def revived(daemon: DaemonProcess) -> Iterator[None]:
     """The operator's part: the daemon that dies in this block is started again before the block's end."""

@@ -560,6 +560,17 @@ def test_a_linking_that_the_kernel_forbids_becomes_a_held_descriptor(
     assert spool.take(path, Protection.REBOOT).pin.kind is PinKind.COPY
 
 
+def test_a_file_that_may_be_linked_and_not_be_read_is_held(
+    spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a daemon with CAP_FOWNER alone: its owner has opened the file, and nobody else may."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    job = spool.take(path)
+    assert job.pin.kind is PinKind.FD
+    assert spool.read(job) == content()
+    assert spool.files() == []
+
+
 def test_a_failed_hand_off_keeps_nothing(spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_descriptors()
 

@@ -413,6 +413,9 @@ def _link(descriptor: int, name: str) -> bool:
         raise _disk_error(failure) from None
     finally:
         os.close(folder)
+    if not os.access(name, os.R_OK, effective_ids=True):  # it may be linked and not be read; the descriptor can be
+        Path(name).unlink()
+        return False
     return True
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_dash.errors import Code
 from ml_dashd.core.model import Job, Target, Trouble
+from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Pins, Store, Threads
@@ -74,6 +75,8 @@ class Finish:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""
         if job.upload_id is not None:
             await self.abort_all(job)
+        if job.record.key is not None:
+            await self._remove_object(job.record.key)
         job = await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
         if job.cancel_requested:  # deleted in this moment: back to the queue, which discards it
             await self._journal.advance(job, State.QUEUED)
@@ -88,6 +91,15 @@ class Finish:
             trouble.message,
         )
         self._bell.ring()
+
+    async def _remove_object(self, key: str) -> None:
+        """What an earlier try may have stored before a crash: nobody would ever list it, or remove it."""
+        try:
+            await self._store.delete(key)
+        except StoreError as refused:
+            if refused.fault is not Fault.DENIED:
+                raise
+            log.warning("object_left key=%s error=%s", key, refused)
 
     async def discard(self, job: Job) -> None:
         """Takes back a file that was deleted on its way: nothing of it stays anywhere."""
