@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from ml_dash import Experiment
-from ml_dash.connection import Connection, Endpoint
+from ml_dash.connection import Connection
 from ml_dash.messages import Status, StatusReport
+from ml_dash.reach import Endpoint
 from tests.servers.s3server import S3Server
 
 T = TypeVar("T")

@@ -1,42 +1,31 @@
-"""The blocking client: which daemon, how to reach it, one request at a time, descriptors, reconnection.
-
-This is the one place in the client that reads the environment.
-"""
+"""The blocking client: one request at a time, descriptors, slots, reconnection."""
 
 from __future__ import annotations
 
 import array
-import fcntl
-import importlib.util
 import mmap
 import os
 import secrets
 import socket
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from functools import cache, partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypeVar
 
 from ml_dash import messages, wire
-from ml_dash.address import reachable
 from ml_dash.errors import Code, MLDashError, error, parse_code
-from ml_dash.messages import Failed, Hello, Message, Progress, Welcome
+from ml_dash.messages import Failed, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
+from ml_dash.reach import Endpoint, connect
 
 M = TypeVar("M", bound=Message)
 
 RECEIVE_BYTES = 64 * 1024
 ANCILLARY_BYTES = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
-START_TIMEOUT_S = 30.0
-"""A daemon that has not come up by then will not."""
 RECONNECT_S = 30.0
 """How long a lost daemon is looked for: a restart takes drain_timeout (10 s) and a few seconds."""
 PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN, Code.RETRY_LATER)
@@ -44,47 +33,20 @@ PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN, Co
 LOOK_S = 0.05
 KEEP_MAPPED = 4
 """Slots whose mapping is kept for the next save; the least recently granted goes first."""
-HOME = ".ml-dashd"
-"""The embedded daemon's folder in its root."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A daemon's socket; `root` is set where a daemon is started on demand for it."""
-
-    socket: Path
-    root: Path | None = None
-
-
-def find_endpoint(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None) -> Endpoint:
-    """The daemon to use: the one named, one for the root named, a service that runs, or one for the usual root."""
-    named = socket_path or os.environ.get("ML_DASH_SOCKET")
-    if named:
-        return Endpoint(Path(named))
-    if root is None:
-        for service in _services():
-            if _answers(service):
-                return Endpoint(service)
-    return endpoint_of(root or os.environ.get("ML_DASH_ROOT") or ".dash")
-
-
-def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
-    """The embedded daemon of a root."""
-    folder = Path(root).absolute()
-    return Endpoint(folder / HOME / "socket", folder)
-
-
-def default_prefix() -> str | None:
-    """The experiment's prefix that the environment gives."""
-    return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
-
 
 _CONNECTIONS: weakref.WeakSet[Connection] = weakref.WeakSet()
+_CHANNELS: weakref.WeakSet[_Channel] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
+    """In a forked child: closes the parent's sockets here, those too that its other threads had on their stacks.
+
+    The daemon sees that the parent has gone only when nobody else has its socket.
+    """
     for connection in _CONNECTIONS:
         connection.forget()
+    for channel in _CHANNELS:
+        channel.close()
 
 
 os.register_at_fork(after_in_child=_forget_all)
@@ -113,6 +75,10 @@ class Connection:
         self._slots = {}
         self._writing = 0
 
+    def __reduce__(self) -> tuple[type[Connection], tuple[Endpoint, str]]:
+        """In another process it is another connection to the same daemon, or to the same root's."""
+        return type(self), (self.endpoint, self.on_full)
+
     @property
     def embedded(self) -> bool:
         """Whether this daemon was started for a root, and may end with its container."""
@@ -120,6 +86,9 @@ class Connection:
 
     def call(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with."""
+        if self._interrupted():
+            with closing(Connection(self.endpoint, self.on_full)) as another:
+                return another.call(reply, build, descriptors)
         patience = Patience(self.on_full)
         while True:
             try:
@@ -149,6 +118,9 @@ class Connection:
 
     def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
         """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
+        if self._interrupted():
+            with closing(Connection(self.endpoint, self.on_full)) as another:
+                return another.save(data, build)
         patience = Patience(self.on_full)
         while True:
             try:
@@ -161,8 +133,12 @@ class Connection:
                 patience.wait(full, room_comes=self._writing > 0)
                 continue
             try:
-                if len(data):
-                    mapping[: len(data)] = data
+                try:
+                    if len(data):
+                        mapping[: len(data)] = data
+                except BaseException:  # Ctrl-C
+                    self._give_back(slot, granted_by)
+                    raise
                 with self._lock:
                     if self._channel is granted_by:
                         try:
@@ -174,6 +150,20 @@ class Connection:
             finally:
                 self._writing -= 1
             # The connection broke, and the slot with it: the content goes into another one, under the same key.
+
+    def _interrupted(self) -> bool:
+        """Whether this is a signal handler, or a finalizer, in the middle of its own thread's request.
+
+        It gets a connection of its own: the answer that comes next on this one is not for it.
+        """
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001 as Condition does
+
+    def _give_back(self, slot: int, granted_by: _Channel | None) -> None:
+        """Lets go of a slot that will not be committed: a connection has only so many at once."""
+        with self._lock:
+            if self._channel is granted_by:
+                with suppress(ConnectionError, EOFError):
+                    self._ask(lambda channel: channel.ask(lambda number: ReleaseSlot(request=number, slot=slot)))
 
     def close(self) -> None:
         """Hangs up; the next request connects again."""
@@ -225,7 +215,7 @@ class Connection:
         return self._channel
 
     def _open(self) -> _Channel:
-        channel = _connect(self.endpoint)
+        channel = _Channel(connect(self.endpoint))
         try:
             answer = channel.ask(
                 lambda number: Hello(
@@ -245,13 +235,6 @@ class Connection:
         self._slots = {}
 
 
-class _Socket(socket.socket):
-    """Results keep their connection, so it ends, without a warning, with the last of them."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
 class _Channel:
     """One socket, after connecting; not safe among threads."""
 
@@ -262,6 +245,7 @@ class _Channel:
         self._frames: list[wire.Frame] = []
         self._received: list[int] = []
         self._number = 0
+        _CHANNELS.add(self)
 
     def ask(
         self,
@@ -275,6 +259,8 @@ class _Channel:
 
         Descriptors that come with it are kept for `take_received` only with `keep`.
         """
+        _close(self._received)  # nobody took them: Ctrl-C came in between, and they are not the next answer's
+        self._received = []
         self._number += 1
         self._send(_encode(build(self._number), len(descriptors)), descriptors)
         while True:
@@ -360,113 +346,12 @@ def _away(lost: ConnectionError | EOFError, endpoint: Endpoint) -> MLDashError:
     return error(Code.CONNECTION_LOST, f"the daemon at {endpoint.socket} went away: {lost}")
 
 
-# ---- reaching a daemon
-
-
-def _connect(endpoint: Endpoint) -> _Channel:
-    peer = _try(endpoint.socket)
-    if peer is None and endpoint.root is not None:
-        peer = _start(endpoint.root, endpoint.socket)
-    if peer is None:
-        raise error(Code.DAEMON_UNAVAILABLE, f"no daemon answers at {endpoint.socket}")
-    return _Channel(peer)
-
-
-def _try(path: Path) -> socket.socket | None:
-    """A connected socket, or None where nobody listens."""
-    peer = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with reachable(path) as address:
-            peer.connect(address)
-    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        peer.close()
-        return None
-    except PermissionError:
-        peer.close()
-        raise error(Code.ACCESS_DENIED, f"the socket {path} may not be opened by uid {os.geteuid()}") from None
-    return peer
-
-
-def _answers(path: Path) -> bool:
-    try:
-        peer = _try(path)
-    except MLDashError:
-        return False
-    if peer is None:
-        return False
-    peer.close()
-    return True
-
-
-def _services() -> Iterator[Path]:
-    """Where services listen: the user's own, then the system's."""
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime) / "ml-dash" / "ml-dashd.sock"
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    yield Path(state) / "ml-dash" / "ml-dashd.sock"
-    yield Path("/run/ml-dash/ml-dashd.sock")
-
-
-def _start(root: Path, path: Path) -> socket.socket:
-    """Starts the daemon of a root, once however many processes ask for it at the same time."""
-    if any(importlib.util.find_spec(name) is None for name in ("ml_dashd", "uvloop", "awscrt")):
-        raise error(Code.DAEMON_NOT_INSTALLED, f"no service runs here, and the daemon for {root} is not installed")
-    home = path.parent
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as failure:
-        why = f"the folder {home} can't be made: {failure.strerror}"
-        raise error(Code.DAEMON_UNAVAILABLE, why, "name another root") from None
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with _locked(home / "start.lock"):
-        while (peer := _try(path)) is None:
-            said = _launch(root, home / "log")
-            if said == "ready":
-                continue
-            if time.monotonic() >= deadline or "another ml-dashd serves" not in said:
-                raise error(
-                    Code.DAEMON_UNAVAILABLE, f"the daemon for {root} did not start: {said}", f"see {home / 'log'}"
-                )
-            threading.Event().wait(LOOK_S)  # the last one is just ending
-    return peer
-
-
-def _launch(root: Path, log: Path) -> str:
-    """Runs ml-dashd in the background; returns what it says of its start."""
-    reading, writing = os.pipe()
-    try:
-        with log.open("ab") as output:
-            command = [sys.executable, "-m", "ml_dashd", "run", "--embedded", str(root), "--ready-fd", str(writing)]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[writing], cwd=root
-            )
-        os.close(writing)
-        writing = -1
-        process.wait()  # it has forked: the daemon is no child of ours
-        with os.fdopen(reading, "rb") as pipe:
-            reading = -1
-            return pipe.read().decode(errors="replace").strip() or "it ended at once"
-    finally:
-        for descriptor in (reading, writing):
-            if descriptor >= 0:
-                os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _close(descriptors: Sequence[int] | array.array[int]) -> None:
     for descriptor in descriptors:
         with suppress(OSError):
             os.close(descriptor)
 
 
+@cache
 def _version() -> str:
     return version("ml-dash")

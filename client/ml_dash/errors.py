@@ -48,6 +48,7 @@ class Code(StrEnum):
     CONFIG = "CONFIG"
     DAEMON_UNAVAILABLE = "DAEMON_UNAVAILABLE"
     DAEMON_NOT_INSTALLED = "DAEMON_NOT_INSTALLED"
+    ROOT_HELD = "ROOT_HELD"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     RETRY_LATER = "RETRY_LATER"
     DISK_FULL = "DISK_FULL"
@@ -167,6 +168,10 @@ TABLE: dict[Code, Entry] = {
     Code.CONFIG: Entry(InvalidError, "see config/ml-dashd.toml for every key and its default"),
     Code.DAEMON_UNAVAILABLE: Entry(NetworkError, "start it with `ml-dashd run`, or unset ML_DASH_SOCKET"),
     Code.DAEMON_NOT_INSTALLED: Entry(NetworkError, "pip install 'ml-dash[daemon]'"),
+    Code.ROOT_HELD: Entry(
+        NetworkError,
+        "save there, or wait: it lets go when it ends, or five minutes after it was last heard of",
+    ),
     Code.SHUTTING_DOWN: Entry(NetworkError, "try again when the daemon is back"),
     Code.RETRY_LATER: Entry(NetworkError, "the daemon's queue is full; try again in a moment"),
     Code.DISK_FULL: Entry(StorageError, "free space on the spool's file system"),

@@ -9,9 +9,10 @@ from enum import StrEnum
 from types import TracebackType
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection, default_prefix, find_endpoint, now_ms
+from ml_dash.connection import Connection, now_ms
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import Files
+from ml_dash.reach import default_prefix, find_endpoint
 from ml_dash.result import failure_of
 
 EXIT_WAIT_S = 10.0
@@ -57,7 +58,7 @@ class Experiment:
         self._wait = wait
         self._exit_wait = exit_wait
         self._run = Run(self)
-        self._files = Files(self._connection, self._place, durability, lambda: self._run.started_ms)
+        self._files = Files(self._connection, self._place, durability, self._run.opened)
 
     @property
     def run(self) -> Run:
@@ -85,14 +86,20 @@ class Experiment:
         waited = self._files.wait_all(first)
         if waited.pending and patience != first:
             _say(f"waiting for {_files(waited.pending)} to be stored")
-            waited = self._files.wait_all(None if patience is None else patience - first)
+            try:
+                waited = self._files.wait_all(None if patience is None else patience - first)
+            except KeyboardInterrupt:  # whoever waits may go: the files do not need them
+                self._say_what_remains(self._files.wait_all(0).pending)
+                raise
         if waited.pending:
-            _say(
-                f"{_files(waited.pending)} not stored yet; the daemon goes on. "
-                f"To wait for it: ml-dash wait{self._cli_root()}"
-            )
+            self._say_what_remains(waited.pending)
         if failed := self._files.failed_in_run(waited):
             _say(f"{_files(len(failed))} failed: {failure_of(failed[0])}. To see all: ml-dash status{self._cli_root()}")
+
+    def _say_what_remains(self, pending: int) -> None:
+        if pending:
+            root = self._cli_root()
+            _say(f"{_files(pending)} not stored yet; the daemon goes on. To wait for it: ml-dash wait{root}")
 
     def _cli_root(self) -> str:
         root = self._connection.endpoint.root
@@ -114,6 +121,10 @@ class Run:
             self.started_ms = now_ms()
             self.state = RunState.RUNNING
         return self._experiment
+
+    def opened(self) -> int:
+        """When it was last started: milliseconds since 1970, UTC."""
+        return self.started_ms
 
     def complete(self) -> None:
         """Ends the run well."""
@@ -143,8 +154,10 @@ class Run:
 
     def _end(self, state: RunState) -> None:
         if self.state is RunState.RUNNING:
-            self._experiment._leave()  # noqa: SLF001
-            self.state = state
+            try:
+                self._experiment._leave()  # noqa: SLF001
+            finally:
+                self.state = state
 
 
 def files_at(prefix: str, connection: Connection, durability: str = "") -> Files:

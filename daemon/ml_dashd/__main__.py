@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from ml_dash.errors import Code, MLDashError
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd import config as settings
 from ml_dashd import install
 
@@ -32,18 +35,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "units":
             return _units(options.kind, options.write)
-        config = settings.embedded(options.embedded.resolve()) if options.embedded else settings.load(options.config)
+        config = _embedded(options) if options.embedded else settings.load(options.config)
         if options.command == "check-config":
             source = settings.source(options.config) or "the defaults"
             print(f"{source}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
             return 0
         return _run(config, options.ready_fd)
     except MLDashError as refused:
-        _report(vars(options).get("ready_fd", -1), f"ml-dashd: {refused.message}: {refused.hint}")
+        _report(options, refused)
         return 2 if refused.code is Code.CONFIG else 1
     except OSError as failure:
-        _report(vars(options).get("ready_fd", -1), f"ml-dashd: {failure}")
+        _report(options, _named(failure))
         return 1
+
+
+def _named(failure: OSError) -> MLDashError:
+    """What the system refused, with a code of ours."""
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error(Code.DISK_FULL, str(failure))
+    code = Code.ACCESS_DENIED if isinstance(failure, PermissionError) else Code.DISK_FAILED
+    return error(code, str(failure), "check the path, its owner and the disk")
+
+
+def _embedded(options: argparse.Namespace) -> settings.Config:
+    root: Path = options.embedded.resolve()
+    os.chdir(root)
+    return settings.embedded(root, options.state_dir)
 
 
 def _run(config: settings.Config, ready_fd: int) -> int:
@@ -57,8 +74,13 @@ def _run(config: settings.Config, ready_fd: int) -> int:
         stream=sys.stderr,
     )
     from ml_dashd import app  # noqa: PLC0415 check-config needs none of it
+    from ml_dashd.flow.recover import Recovered  # noqa: PLC0415
 
-    app.run(config, lambda: _tell(ready_fd, "ready"))
+    def ready(left: Recovered) -> None:
+        facts = {"files": len(left.jobs), "size_bytes": left.size_bytes}
+        _tell(ready_fd, "ready" if config.embedded is None else json.dumps({"ready": facts}))
+
+    app.run(config, ready)
     return 0
 
 
@@ -87,9 +109,14 @@ def _tell(ready_fd: int, text: str) -> None:
         os.close(ready_fd)
 
 
-def _report(ready_fd: int, text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
-    _tell(ready_fd, text)
+def _report(options: argparse.Namespace, refused: MLDashError) -> None:
+    """Says why it does not run: in words, and to a client that started it as it would raise it."""
+    text = f"ml-dashd: {refused.message}: {refused.hint}"
+    given = vars(options)
+    facts = {"code": refused.code, "message": refused.message, "hint": refused.hint}
+    _tell(given.get("ready_fd", -1), json.dumps(facts) if given.get("embedded") else text)
+    with suppress(OSError):  # the log of a daemon that was started for a root is on the same full disk
+        print(text, file=sys.stderr)  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", type=Path, metavar="FILE", help="TOML settings (else $ML_DASH_CONFIG)")
         hidden = argparse.SUPPRESS
         command.add_argument("--embedded", type=Path, metavar="ROOT", help=hidden)
+        command.add_argument("--state-dir", type=Path, metavar="FOLDER", help=hidden)
         command.add_argument("--ready-fd", type=int, default=-1, help=hidden)
     text = "print every setting with its default and reason, as a file to start from"
     commands.add_parser("default-config", help=text, description=text)

@@ -9,12 +9,13 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from ml_dash.errors import Code, error
-from ml_dashd.config import Config, fault_plan, of_systemd
+from ml_dashd.config import HOME, Config, fault_plan, of_systemd
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import Algorithm
 from ml_dashd.core.schedule import lane
@@ -28,6 +29,7 @@ from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
 from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults, raise_descriptor_limit
 from ml_dashd.edge.systemd import Systemd
+from ml_dashd.embedded import Embedded
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
@@ -37,7 +39,7 @@ from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
-from ml_dashd.flow.recover import recover
+from ml_dashd.flow.recover import Recovered, recover
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.sweep import Sweep
@@ -70,20 +72,24 @@ class Daemon:
         plan = fault_plan()
         self._faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
         self._lock = -1
+        self._embedded: Embedded | None = None
         said = of_systemd()
         # What an embedded daemon finds in its environment was meant for the trainer that started it.
         self._systemd = Systemd({} if config.embedded else said)
         self._passed = self._systemd.listener()
-        self._socket = str(config.socket if self._passed is None else self._passed.getsockname())
+        self._socket = config.daemon.socket if self._passed is None else str(self._passed.getsockname())
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, ready: Callable[[Recovered], None]) -> None:
         """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
         await self._take_lock()
+        if self._config.embedded is not None:
+            self._embedded = Embedded(self._config, self._config.embedded, self._clock)
+            self._embedded.enter()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await self._start()
+        left = await self._start()
         await notice.leave(
             self._config.state_dir,
             pid=os.getpid(),
@@ -91,13 +97,14 @@ class Daemon:
             socket=self._socket,
             store=self._store.url,
         )
-        ready()
+        ready(left)
         self._systemd.ready()
         log.info("ready socket=%s store=%s pid=%d", self._socket, self._store.url, os.getpid())
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         chores = [asyncio.create_task(self._sweep.run())]
-        if self._config.embedded is not None:
+        if self._embedded is not None:
             chores.append(asyncio.create_task(self._end_when_idle(stop)))
+            chores.append(asyncio.create_task(self._embedded.watch(stop, self._disk, self._catalog, self._rename)))
         await stop.wait()
         self._systemd.stopping(2 * self._config.daemon.drain_timeout + CLOSING_S)
         log.info("stopping drain_timeout=%g", self._config.daemon.drain_timeout)
@@ -105,7 +112,6 @@ class Daemon:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await self._stop()
-        await notice.remove(self._config.state_dir)
         log.info("stopped")
 
     async def _take_lock(self) -> None:
@@ -120,11 +126,11 @@ class Daemon:
             who = f" (pid {other['pid']}, socket {other['socket']})" if {"pid", "socket"} <= other.keys() else ""
             raise error(
                 Code.CONFIG,
-                f"another ml-dashd serves {folder}{who}",
+                f"another ml-dashd serves {self._config.daemon.state_dir}{who}",
                 "use that one, or give this one its own state_dir",
             ) from None
 
-    async def _start(self) -> None:
+    async def _start(self) -> Recovered:
         config, clock, faults = self._config, self._clock, self._faults
         self._threads = Pool(config.limits.threads, "work", NICE)
         self._quick = Pool(QUICK_THREADS, "quick")
@@ -137,12 +143,15 @@ class Daemon:
         )
         await self._journal.open()
         self._catalog = SqliteCatalog(config.catalog_path, faults)
+        if self._embedded is not None:
+            await self._embedded.merge(self._catalog)
         spool = config.state_dir / "spool"
         room = Room(config.spool.quota)
         self._slots = SlotFiles(spool, room)
         self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd)
         self._wire_flow()
-        for job in await recover(self._journal, self._pins, self._threads):
+        left = await recover(self._journal, self._pins, self._threads)
+        for job in left.jobs:
             self._copies.add(job)
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
@@ -153,15 +162,22 @@ class Daemon:
             int(config.access.socket_mode, 8),
             config.daemon.max_connections,
         )
-        self._server = SocketServer(config.socket, await self._make_service(), clock, access, self._passed)
+        self._service = await self._make_service()
+        self._server = SocketServer(config.socket, self._service, clock, access, self._passed)
         self._server.start()
+        return left
+
+    def _rename(self, root: Path) -> None:
+        """The root is at another path now, and with it what is not kept outside of it."""
+        state_dir = self._config.daemon.state_dir if self._config.outside else str(root / HOME)
+        self._service.rename(root.as_uri(), state_dir)
 
     def _make_store(self) -> Store:
         config = self._config
         if not config.bucket:
             root = config.store_root
             root.mkdir(parents=True, exist_ok=True)
-            return LocalStore(root, self._threads, self._faults, int(config.store.mode, 8))
+            return LocalStore(root, self._threads, self._faults, int(config.store.mode, 8), config.store.url)
         from ml_dashd.edge.s3 import S3Store  # noqa: PLC0415 its import takes half a second
         from ml_dashd.edge.s3_client import S3Settings  # noqa: PLC0415
 
@@ -223,7 +239,7 @@ class Daemon:
             slots=self._slots,
             threads=self._quick,
             disk=self._disk,
-            ids=IdSource(EMBEDDED_NODE, await self._journal.high_water()),
+            ids=IdSource(EMBEDDED_NODE, max(await self._journal.high_water(), await self._catalog.highest())),
             bell=self._bell,
             clock=self._clock,
             faults=self._faults,
@@ -257,7 +273,7 @@ class Daemon:
             pid=os.getpid(),
             embedded=config.embedded is not None,
             store=config.store.url,
-            state_dir=str(config.state_dir),
+            state_dir=config.daemon.state_dir,
             started_ms=self._clock.now_ms(),
         )
         return Serve(
@@ -285,6 +301,10 @@ class Daemon:
         self._pins.close()
         self._heartbeat.cancel()
         await asyncio.gather(self._heartbeat, return_exceptions=True)
+        await notice.remove(self._config.state_dir)
+        if self._embedded is not None:
+            await self._embedded.carry(self._catalog)
+            self._embedded.leave()
         await self._catalog.close()
         self._journal.close()
         for pool in (self._threads, self._quick, self._disk):
@@ -305,7 +325,7 @@ class Daemon:
         stop.set()
 
 
-def run(config: Config, ready: Callable[[], None]) -> None:
+def run(config: Config, ready: Callable[[Recovered], None]) -> None:
     """Runs a daemon in this process until it ends."""
     raise_descriptor_limit()
     _run_loop(Daemon(config).run(ready))

@@ -21,6 +21,12 @@ from urllib.parse import unquote, urlsplit
 from ml_dash.errors import Code, MLDashError, error
 
 MIB = 1024 * 1024
+HOME = ".ml-dashd"
+"""An embedded daemon's folder in its root."""
+WORKING = Path("/proc/self/cwd")
+"""The folder this process works in, by inode."""
+OUTSIDE_IDLE_S = 3.0
+"""The idle_timeout of a daemon whose root is on a network file system: other hosts may be waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +105,16 @@ class Config:
 
     @property
     def state_dir(self) -> Path:
-        return Path(self.daemon.state_dir)
+        return self._followed(Path(self.daemon.state_dir))
 
     @property
     def socket(self) -> Path:
-        return Path(self.daemon.socket)
+        return self._followed(Path(self.daemon.socket))
+
+    @property
+    def outside(self) -> bool:
+        """Whether an embedded daemon keeps its state outside its root, which is on a network file system."""
+        return self.embedded is not None and Path(self.daemon.state_dir).parent != self.embedded
 
     @property
     def pool_folders(self) -> list[Path]:
@@ -126,12 +137,18 @@ class Config:
     @property
     def store_root(self) -> Path:
         """The folder of a file:// store."""
-        return _file_path(self.store.url)
+        return self._followed(_file_path(self.store.url))
 
     @property
     def catalog_path(self) -> Path:
         """The file of a sqlite:// catalog."""
-        return _file_path(self.catalog.url)
+        return self._followed(_file_path(self.catalog.url))
+
+    def _followed(self, path: Path) -> Path:
+        """What is in an embedded daemon's root is reached through its working folder, wherever that is moved."""
+        if self.embedded is None or not path.is_relative_to(self.embedded):
+            return path
+        return WORKING / path.relative_to(self.embedded)
 
 
 CHOICES = {
@@ -206,11 +223,15 @@ def parse(table: Mapping[str, Any]) -> Config:
     return Config(**sections)
 
 
-def embedded(root: Path) -> Config:
-    """The settings of the daemon that serves one root by itself: everything is inside the root."""
-    home = root / ".ml-dashd"
+def embedded(root: Path, state_dir: Path | None = None) -> Config:
+    """The settings of the daemon that serves one root by itself: everything is inside the root, or in `state_dir`.
+
+    It must work in the root: paths in there are reached through the working folder.
+    """
+    home = state_dir or root / HOME
+    idle_timeout = DaemonConfig().idle_timeout if state_dir is None else OUTSIDE_IDLE_S
     return Config(
-        daemon=DaemonConfig(socket=str(home / "socket"), state_dir=str(home)),
+        daemon=DaemonConfig(socket=str(home / "socket"), state_dir=str(home), idle_timeout=idle_timeout),
         store=StoreConfig(url=root.as_uri()),
         catalog=CatalogConfig(url=(home / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1)),
         embedded=root,

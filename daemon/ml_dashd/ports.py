@@ -286,6 +286,12 @@ class Pins(Protocol):
     def release(self, pin: Pin, file_id: int) -> None:
         """Lets the source go; the user's own file is never touched. Idempotent."""
 
+    def rebase(self, job: Job) -> Pin | None:
+        """The pin with a new baseline, where its file in the spool is the same in another place; else None. Blocks.
+
+        That is where the state folder was copied, or its disk has another number since the boot.
+        """
+
     def sweep(self, jobs: Sequence[Job]) -> int:
         """Removes what no job needs from the spool, at start; returns how many files that were."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.__main__ import main
-from ml_dashd.config import MIB, Config, embedded, load, of_systemd, parse, with_defaults
+from ml_dashd.config import MIB, WORKING, Config, embedded, load, of_systemd, parse, with_defaults
 
 GOOD = """
 [daemon]
@@ -273,13 +273,25 @@ def test_the_defaults_of_the_design():
 
 
 def test_an_embedded_daemon_keeps_everything_in_its_root(tmp_path: Path):
+    """Named as people know it, and reached through the folder that it works in, wherever that is moved."""
     root = tmp_path / "größe #1?"
     config = embedded(root)
     assert config.embedded == root
-    assert config.store_root == root
-    assert config.socket == root / ".ml-dashd" / "socket"
-    assert config.state_dir == root / ".ml-dashd"
-    assert config.catalog_path == root / ".ml-dashd" / "catalog.sqlite"
+    assert (config.daemon.socket, config.store.url) == (str(root / ".ml-dashd" / "socket"), root.as_uri())
+    assert config.store_root == WORKING
+    assert config.socket == WORKING / ".ml-dashd" / "socket"
+    assert config.state_dir == WORKING / ".ml-dashd"
+    assert config.catalog_path == WORKING / ".ml-dashd" / "catalog.sqlite"
+    assert not config.outside
+
+
+def test_an_embedded_daemon_whose_state_lies_elsewhere(tmp_path: Path):
+    root, state = tmp_path / "root", tmp_path / "state"
+    config = embedded(root, state)
+    assert config.store_root == WORKING
+    assert (config.socket, config.state_dir, config.catalog_path) == (state / "socket", state, state / "catalog.sqlite")
+    assert config.outside
+    assert config.daemon.idle_timeout < embedded(root).daemon.idle_timeout  # other hosts may be waiting
 
 
 def test_an_error_has_a_code_for_programs():

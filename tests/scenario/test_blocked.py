@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from ml_dash import MLDashError
-from ml_dash.connection import Connection, find_endpoint
+from ml_dash.connection import Connection
 from ml_dash.errors import Code
 from ml_dash.messages import Record
+from ml_dash.reach import find_endpoint
 from ml_dash.result import records_of
 from tests.doubles.counting_proxy import CountingProxy
 from tests.harness import Bucket, DaemonProcess, assert_whole, eventually, make_file

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ml_dash import messages as m
 from ml_dash.cli import completion, parser, report, show, waiting
-from ml_dash.connection import Connection, Endpoint, default_prefix, endpoint_of, find_endpoint
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
+from ml_dash.reach import Endpoint, default_prefix, endpoint_of, find_endpoint
 from ml_dash.result import FileResult
 
 

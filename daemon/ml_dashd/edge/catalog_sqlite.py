@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from ml_dash.errors import MLDashError
 from ml_dashd.core.model import FileRecord, Selection
-from ml_dashd.edge.database import Database
+from ml_dashd.edge.database import Database, open_database
 from ml_dashd.edge.rows import insert, marks, read_record, record_values, selection_where
-from ml_dashd.ports import Faults
+from ml_dashd.ports import Faults, JournalError
+
+log = logging.getLogger("ml_dashd.catalog")
 
 MIGRATIONS = [
     """
@@ -34,6 +42,8 @@ class SqliteCatalog:
 
     def __init__(self, path: Path, faults: Faults) -> None:
         self._database = Database(path, MIGRATIONS, faults, "catalog")
+        self._path = path
+        self._exported = -1
 
     async def commit(self, record: FileRecord) -> FileRecord:
         values = record_values(record)
@@ -58,6 +68,41 @@ class SqliteCatalog:
             lambda connection: [row["id"] for row in connection.execute(statement, [at_ms, *ids]).fetchall()]
         )
 
+    async def highest(self) -> int:
+        """The largest id that is listed, deleted files included; 0 where there is none."""
+        return await self._database.call(
+            lambda connection: int(connection.execute("SELECT coalesce(max(id), 0) FROM files").fetchone()[0])
+        )
+
+    async def merge(self, other: Path) -> None:
+        """Takes in the rows of a catalog that `export` wrote; a file that is deleted in one of them stays deleted.
+
+        Idempotent. One that can't be read is left alone: what it lists is in the store, and its maker has the rows.
+        """
+        try:
+            theirs = await asyncio.to_thread(_rows, other, self._path.with_name("merge.sqlite"))
+        except FileNotFoundError:
+            return
+        except (OSError, MLDashError, sqlite3.Error) as failure:
+            log.warning("catalog_not_merged path=%s error=%s", other, failure)
+            return
+        await self._database.call(lambda connection: _upsert(connection, theirs))
+
+    async def export(self, path: Path) -> None:
+        """Writes the catalog as one file, whole or not at all, for `merge`; nothing where no row has changed.
+
+        What fails is logged, and tried again at the next call.
+        """
+        try:
+            rows, changes = await self._database.call(
+                lambda connection: (connection.execute("SELECT * FROM files").fetchall(), connection.total_changes)
+            )
+            if changes != self._exported:
+                await asyncio.to_thread(_write_copy, self._path.with_name("export.sqlite"), rows, path)
+                self._exported = changes
+        except (OSError, MLDashError, JournalError, sqlite3.Error) as failure:
+            log.warning("catalog_not_exported path=%s error=%s", path, failure)
+
     async def close(self) -> None:
         self._database.close()
 
@@ -65,3 +110,47 @@ class SqliteCatalog:
         return await self._database.call(
             lambda connection: [read_record(row) for row in connection.execute(statement, values).fetchall()]
         )
+
+
+def _upsert(connection: sqlite3.Connection, rows: Sequence[sqlite3.Row]) -> None:
+    for row in rows:
+        statement = insert("files", row.keys()) + (
+            " ON CONFLICT (id) DO UPDATE SET deleted_ms = coalesce(deleted_ms, excluded.deleted_ms)"
+        )
+        connection.execute(statement, tuple(row))
+
+
+def _rows(path: Path, copy: Path) -> list[sqlite3.Row]:
+    """All rows of a catalog that may be of an older release: a copy of it is brought up to date. Blocks."""
+    try:
+        shutil.copyfile(path, copy)
+        with closing(open_database(copy, MIGRATIONS)) as connection:
+            return connection.execute("SELECT * FROM files").fetchall()
+    finally:
+        _remove(copy)
+
+
+def _write_copy(copy: Path, rows: Sequence[sqlite3.Row], path: Path) -> None:
+    """Made on the state folder's disk, where SQLite can lock, and then copied as plain bytes. Blocks."""
+    _remove(copy)
+    try:
+        with closing(open_database(copy, MIGRATIONS)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            _upsert(connection, rows)
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode=DELETE")
+        temporary = path.with_name(f".{path.name}")
+        shutil.copyfile(copy, temporary)
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    finally:
+        _remove(copy)
+
+
+def _remove(copy: Path) -> None:
+    for path in (copy, copy.with_name(f"{copy.name}-wal"), copy.with_name(f"{copy.name}-shm")):
+        path.unlink(missing_ok=True)

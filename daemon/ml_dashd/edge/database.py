@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.edge.reserve import Reserve
 from ml_dashd.ports import Faults, JournalError
 
@@ -71,7 +71,7 @@ class Database:
         self._reserve = Reserve(path.with_suffix(".reserve"))
         self._refill_at = 0.0
         try:
-            self._connection = _open(path, migrations, self._reserve)
+            self._connection = open_database(path, migrations, self._reserve)
         except BaseException:
             self._reserve.close()
             raise
@@ -249,7 +249,11 @@ def _settle(ended: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> N
             future.set_result(result)
 
 
-def _open(path: Path, migrations: list[str], reserve: Reserve) -> sqlite3.Connection:
+def open_database(path: Path, migrations: list[str], reserve: Reserve | None = None) -> sqlite3.Connection:
+    """A connection, the schema up to date; with a reserve, room set aside, and the log stretched.
+
+    Raises DISK_FULL, DISK_FAILED, or CONFIG for one of a newer release.
+    """
     path.touch(0o600)
     path.chmod(0o600)  # before SQLite makes the log, which gets the same mode and holds the same secrets
     connection = sqlite3.connect(
@@ -259,20 +263,25 @@ def _open(path: Path, migrations: list[str], reserve: Reserve) -> sqlite3.Connec
         try:
             _prepare(connection, path, migrations)
         except sqlite3.OperationalError:
-            if not reserve.release():  # left by an earlier life, for a start on a full disk, too
+            if reserve is None or not reserve.release():  # left by an earlier life, for a start on a full disk, too
                 raise
             _prepare(connection, path, migrations)
-        if reserve.fill():  # a log that is not stretched is only slower
+        if reserve is not None and reserve.fill():  # a log that is not stretched is only slower
             _stretch_log(connection)
     except sqlite3.Error as failure:
         connection.close()
-        if _is_full(failure):
-            raise error(Code.DISK_FULL, f"the disk of {path} is full") from None
-        raise error(Code.DISK_FAILED, f"{path}: {failure}", "put a copy of it back, or move it away") from None
+        raise _unusable(path, failure) from None
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _unusable(path: Path, failure: sqlite3.Error) -> MLDashError:
+    """By the path that a user knows: an embedded daemon's own goes through its working folder."""
+    if _is_full(failure):
+        return error(Code.DISK_FULL, f"the disk of {path.resolve()} is full")
+    return error(Code.DISK_FAILED, f"{path.resolve()}: {failure}", "put a copy of it back, or move it away")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, migrations: list[str]) -> None:
@@ -294,7 +303,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, migrations: list[str]) 
     if done > len(migrations):
         raise error(
             Code.CONFIG,
-            f"{path} was made by a newer release (schema {done}, this one knows {len(migrations)})",
+            f"{path.resolve()} was made by a newer release (schema {done}, this one knows {len(migrations)})",
             "run that release, or give this one its own state_dir",
         )
     for number, script in enumerate(migrations[done:], start=done + 1):

@@ -32,10 +32,13 @@ TEMPORARY = ".ml-dash-tmp"
 
 
 class LocalStore:
-    """The `Store` of ports.py on a folder. `mode` is that of the files; folders get the matching search bits."""
+    """The `Store` of ports.py on a folder. `mode` is that of the files; folders get the matching search bits.
 
-    def __init__(self, root: Path, threads: Threads, faults: Faults, mode: int = 0o640) -> None:
-        self.url = root.as_uri()
+    `url` is what the folder is called where `root` is only a way to it.
+    """
+
+    def __init__(self, root: Path, threads: Threads, faults: Faults, mode: int = 0o640, url: str = "") -> None:
+        self.url = url or root.as_uri()
         self.single_bytes = PART_BYTES
         self._root = root
         self._threads = threads
@@ -135,7 +138,7 @@ class LocalStore:
         try:
             descriptor = await self._threads.run(os.open, self._root / key, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(Fault.MISSING, f"{key} is not in {self._root}") from None
+            raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
         try:
             end = offset + size
             while offset < end:

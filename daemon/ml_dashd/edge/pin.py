@@ -241,6 +241,20 @@ class SpoolPins:
                 os.close(descriptor)
                 self._keeper.drop(file_id)
 
+    def rebase(self, job: Job) -> Pin | None:
+        pin, was = job.pin, job.pin.fingerprint
+        if was is None or not pin.name:
+            return None
+        try:
+            status = Path(self._path(pin)).stat()
+        except FileNotFoundError:
+            return None  # said when it is opened
+        now = Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        moved = (now.device, now.inode) != (was.device, was.inode)
+        # Nobody but us writes to copies; what was a link could be written to by its owner.
+        same = now.size_bytes == was.size_bytes and (pin.kind is not PinKind.LINK or now.mtime_ns == was.mtime_ns)
+        return replace(pin, fingerprint=now) if moved and same else None
+
     def spool_bytes(self) -> int:
         total = 0
         for folder in [*self._pools, self._pools[0] / SLOT_FOLDER]:

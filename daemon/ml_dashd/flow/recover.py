@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ml_dashd.core.model import Job
 from ml_dashd.core.states import UNFINISHED
@@ -11,14 +13,28 @@ from ml_dashd.ports import Journal, Pins, Threads
 log = logging.getLogger("ml_dashd.flow")
 
 
-async def recover(journal: Journal, pins: Pins, threads: Threads) -> list[Job]:
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What an earlier daemon left unfinished, which goes on now."""
+
+    jobs: Sequence[Job]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(job.record.size_bytes for job in self.jobs)
+
+
+async def recover(journal: Journal, pins: Pins, threads: Threads) -> Recovered:
     """Removes from the spool what no file needs, as a crash before the journal leaves it; returns the queue.
 
     What the store has of each file is asked when that file goes on: the journal is intent, the remote is evidence.
     """
     jobs = await journal.pinned()
     strays = await threads.run(pins.sweep, jobs)
+    for number, job in enumerate(jobs):
+        if (pin := await threads.run(pins.rebase, job)) is not None:
+            jobs[number] = await journal.note(job, pin=pin)
     waiting = [job for job in jobs if job.state in UNFINISHED]
     if waiting or strays:
         log.info("recovered files=%d strays_removed=%d", len(waiting), strays)
-    return waiting
+    return Recovered(waiting)

@@ -88,6 +88,10 @@ class Serve:
         except JournalError as failure:
             raise error(failure.code, str(failure), _NOTHING_TAKEN.get(failure.code)) from None
 
+    def rename(self, store: str, state_dir: str) -> None:
+        """What is said of where things lie, once a root was moved."""
+        self._identity = replace(self._identity, store=store, state_dir=state_dir)
+
     def disconnected(self, session: Session) -> None:
         self._sessions.discard(session.number)
         self._slots.disconnect(session.number)

@@ -1,0 +1,249 @@
+"""Which daemon, and the way to it: a service's socket, or the daemon of a root, which is started on demand.
+
+This is the one place in the client that reads the environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_dash.address import reachable
+from ml_dash.errors import Code, MLDashError, error, parse_code
+from ml_dash.home import HOME, Home, States, check_owner, find_home, locked, make_home, refused
+
+START_TIMEOUT_S = 30.0
+"""A daemon that has not come up by then will not."""
+LOOK_S = 0.05
+_TOLD = (Code.ROOT_HELD, Code.DISK_FULL, Code.DISK_FAILED, Code.ACCESS_DENIED)
+"""What a daemon that did not start says under its own code; the rest is DAEMON_UNAVAILABLE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A daemon's socket; `root` is set where a daemon is started on demand for it."""
+
+    socket: Path
+    root: Path | None = None
+
+
+def find_endpoint(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None) -> Endpoint:
+    """The daemon to use: the one named, one for the root named, a service that runs, or one for the usual root."""
+    named = socket_path or os.environ.get("ML_DASH_SOCKET")
+    if named:
+        return Endpoint(Path(named))
+    if root is None:
+        for service in _services():
+            if _answers(service):
+                return Endpoint(service)
+    return endpoint_of(root or os.environ.get("ML_DASH_ROOT") or ".dash")
+
+
+def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
+    """The embedded daemon of a root. Of one that is on a network file system and new, the socket is not known yet."""
+    folder = Path(root).absolute()
+    home = find_home(folder, _states()) or Home(folder, folder / HOME)
+    return Endpoint(home.socket, folder)
+
+
+def default_prefix() -> str | None:
+    """The experiment's prefix that the environment gives."""
+    return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
+
+
+def connect(endpoint: Endpoint) -> socket.socket:
+    """A socket that a daemon has at its other end; one for a root is started if need be. Raises DAEMON_UNAVAILABLE."""
+    if endpoint.root is None:
+        peer = _try(endpoint.socket)
+        if peer is None:
+            raise error(Code.DAEMON_UNAVAILABLE, f"no daemon answers at {endpoint.socket}")
+        return peer
+    # Looked up anew each time: meanwhile the root may have been made, moved, or copied.
+    home = find_home(endpoint.root, _states())
+    peer = None if home is None else _try(home.socket)
+    if peer is not None:
+        return peer
+    with _not_at_the_very_end(endpoint.root):
+        return _start(endpoint.root)
+
+
+class _Socket(socket.socket):
+    """Results keep their connection, so it ends, without a warning, with the last of them."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _try(path: Path) -> socket.socket | None:
+    """A connected socket, or None where nobody listens."""
+    peer = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with reachable(path) as address:
+            peer.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        peer.close()
+        return None
+    except PermissionError as failure:
+        peer.close()
+        if failure.errno == errno.EACCES and path.parent.name == HOME:
+            raise refused(path.parent, failure) from None
+        raise error(Code.ACCESS_DENIED, f"the socket {path} may not be opened by uid {os.geteuid()}") from None
+    return peer
+
+
+def _answers(path: Path) -> bool:
+    try:
+        peer = _try(path)
+    except MLDashError:
+        return False
+    if peer is None:
+        return False
+    peer.close()
+    return True
+
+
+def _services() -> Iterator[Path]:
+    """Where services listen: the user's own, then the system's."""
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "ml-dash" / "ml-dashd.sock"
+    yield from (folder / "ml-dashd.sock" for folder in _state_homes())
+    yield Path("/run/ml-dash/ml-dashd.sock")
+
+
+def _state_homes() -> list[Path]:
+    """Where this user keeps state that outlives a reboot; a user without a home has no such place."""
+    if state := os.environ.get("XDG_STATE_HOME"):
+        return [Path(state) / "ml-dash"]
+    with suppress(RuntimeError):
+        return [Path.home() / ".local" / "state" / "ml-dash"]
+    return []
+
+
+def _states() -> States:
+    """Where the state of roots on network file systems goes; with ML_DASH_STATE that of every root."""
+    mine = f"ml-dash-{os.geteuid()}"
+    if named := os.environ.get("ML_DASH_STATE"):
+        return States([Path(named).absolute() / mine], always=True)
+    return States([*_state_homes(), Path("/var/tmp") / mine])  # noqa: S108 made 0700, its owner checked
+
+
+# ---- starting a daemon
+
+
+def _start(root: Path) -> socket.socket:
+    """Starts the daemon of a root, once however many processes ask for it at the same time."""
+    if any(importlib.util.find_spec(name) is None for name in ("ml_dashd", "uvloop", "awscrt")):
+        raise error(Code.DAEMON_NOT_INSTALLED, f"no service runs here, and the daemon for {root} is not installed")
+    if getattr(_starting, "root", None) == root:
+        what = f"the daemon for {root} is being started by what this signal handler, or finalizer, has interrupted"
+        raise error(Code.DAEMON_UNAVAILABLE, what, "save once it has returned")
+    with _starts(root):
+        home = make_home(root, _states())
+        check_owner(home.folder)
+        with locked(home.folder / "start.lock"):
+            return _reach_or_launch(home)
+
+
+def _reach_or_launch(home: Home) -> socket.socket:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (peer := _try(home.socket)) is None:
+        said = _launch(home)
+        if "ready" in said:
+            _say_what_goes_on(**said["ready"])
+            continue
+        code, message = parse_code(said["code"]), said["message"]
+        if time.monotonic() >= deadline or "another ml-dashd serves" not in message:
+            hint = said["hint"] if code in _TOLD else f"see {home.folder / 'log'}"
+            known = code if code in _TOLD else Code.DAEMON_UNAVAILABLE
+            raise error(known, f"the daemon for {home.root} did not start: {message}", hint)
+        threading.Event().wait(LOOK_S)  # the last one is just ending
+    return peer
+
+
+_starting = threading.local()
+
+
+@contextmanager
+def _starts(root: Path) -> Iterator[None]:
+    """Notes what this thread starts: whoever interrupts it there would wait for its lock for ever."""
+    _starting.root = root
+    try:
+        yield
+    finally:
+        _starting.root = None
+
+
+def _launch(home: Home) -> dict[str, Any]:
+    """Runs ml-dashd in the background; returns what it says of its start: {ready: …} or {code, message, hint}."""
+    reading, writing = os.pipe()
+    command = [sys.executable, "-P", "-m", "ml_dashd", "run", "--embedded", str(home.root), "--ready-fd", str(writing)]
+    if home.outside:
+        command += ["--state-dir", str(home.folder)]
+    try:
+        with (home.folder / "log").open("ab") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[writing], cwd=home.root,
+                start_new_session=True,  # Ctrl-C is the trainer's alone
+            )  # fmt: skip
+        os.close(writing)
+        writing = -1
+        process.wait()  # it has forked: the daemon is no child of ours
+        with os.fdopen(reading, "rb") as pipe:
+            reading = -1
+            return _read_words(pipe.read())
+    except OSError as failure:
+        raise refused(home.folder, failure) from None
+    finally:
+        for descriptor in (reading, writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _read_words(words: bytes) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads(words)
+    except ValueError:  # it ended without a word, or with somebody else's
+        message = words.decode(errors="replace").strip() or "it ended at once"
+        return {"code": Code.DAEMON_UNAVAILABLE, "message": message, "hint": ""}
+    return said
+
+
+def _say_what_goes_on(files: int, size_bytes: int) -> None:
+    """An earlier run was killed before its files were stored; whoever comes next is told that they are not lost."""
+    if files:
+        count = "1 file" if files == 1 else f"{files} files"
+        verb = "goes" if files == 1 else "go"
+        print(f"ml-dash: {count} ({_size(size_bytes)}) of an earlier run {verb} on", file=sys.stderr)  # noqa: T201
+
+
+def _size(count: float) -> str:
+    """Bytes as people say them, by powers of 1,000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextmanager
+def _not_at_the_very_end(root: Path) -> Iterator[None]:
+    """At the interpreter's shutdown no process can be started; what Python says of that is not for users."""
+    try:
+        yield
+    except (RuntimeError, ImportError, TypeError, AttributeError) as failure:
+        if isinstance(failure, MLDashError) or not sys.is_finalizing():
+            raise
+        what = f"Python is shutting down, and no daemon for {root} runs that could take a file"
+        raise error(Code.DAEMON_UNAVAILABLE, what, "save before the script ends") from None

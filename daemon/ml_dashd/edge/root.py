@@ -1,0 +1,87 @@
+"""The folder that an embedded daemon serves: it may be moved, removed, or turn up on another file system."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from enum import Enum, auto
+from pathlib import Path
+
+from ml_dashd.config import WORKING
+from ml_dashd.edge.pin import sync_folder
+
+_ADOPTED = ("catalog.sqlite-wal", "catalog.sqlite", "journal.sqlite-wal", "journal.sqlite")
+"""In this order: where there is a journal there is everything."""
+
+
+class Whereabouts(Enum):
+    """Where a root is, seen from the daemon that was started for it."""
+
+    HERE = auto()
+    MOVED = auto()
+    GONE = auto()
+
+
+class RootFolder:
+    """A root, which is this process's working folder; `path` is where it was at the start.
+
+    `mark` is a file in it that goes with it. With `inode` it must stay the very same: on a disk of this machine.
+    """
+
+    def __init__(self, path: Path, mark: str, *, inode: bool) -> None:
+        self._path = path
+        self._mark = WORKING / mark
+        self._known = self._inode() if inode else None
+
+    def look(self) -> Whereabouts:
+        """Whether the root is where it was. A file system that does not answer says nothing."""
+        try:
+            if self._known not in (None, self._inode()) or not self._mark.exists():
+                return Whereabouts.GONE
+            there = os.path.samestat(WORKING.stat(), self._path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return Whereabouts.MOVED if self._mark.exists() else Whereabouts.GONE
+        except OSError:
+            return Whereabouts.HERE
+        return Whereabouts.HERE if there else Whereabouts.MOVED
+
+    def where(self) -> Path:
+        """Its path now."""
+        return WORKING.readlink()
+
+    def _inode(self) -> tuple[int, int]:
+        status = self._mark.stat()
+        return status.st_dev, status.st_ino
+
+
+def adopt(home: Path, state_dir: Path) -> bool:
+    """Takes over the journal that a root brought along from a disk where it lay in the root itself.
+
+    Copies first, the journal last, and only then removes: a crash in between leaves one of the two whole.
+    """
+    if (state_dir / "journal.sqlite").exists() or not (home / "journal.sqlite").exists():
+        return False
+    spool = home / "spool"
+    if spool.is_dir():
+        shutil.copytree(spool, state_dir / "spool", dirs_exist_ok=True)
+    for name in _ADOPTED:
+        if (home / name).exists():
+            temporary = state_dir / f".{name}"
+            shutil.copy2(home / name, temporary)
+            _sync_file(temporary)
+            temporary.replace(state_dir / name)
+    for path in (state_dir / "spool").rglob("*"):
+        sync_folder(path) if path.is_dir() else _sync_file(path)
+    sync_folder(state_dir)
+    shutil.rmtree(spool, ignore_errors=True)
+    for name in (*reversed(_ADOPTED), "journal.sqlite-shm", "catalog.sqlite-shm"):
+        (home / name).unlink(missing_ok=True)
+    return True
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
