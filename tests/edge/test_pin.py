@@ -507,6 +507,37 @@ def test_what_lies_in_the_spool_outlives_a_restart(spool: Spool, path: Path, pro
     assert later.read(job) == content()
 
 
+@pytest.mark.parametrize(
+    ("protection", "change", "right"),
+    [
+        (Protection.RESTART, "copied", True),
+        (Protection.RESTART, "copied, other time", False),
+        (Protection.COPY, "copied", True),
+        (Protection.COPY, "copied, other time", True),
+        (Protection.COPY, "shortened", False),
+    ],
+)
+def test_a_spool_that_was_copied(spool: Spool, path: Path, protection: Protection, change: str, right: bool) -> None:
+    """As with its root: another inode, and no other content. Who could write to a link may have done it."""
+    job = spool.take(written(path), protection)
+    assert spool.pins.rebase(job) is None  # where it was, nothing is to be changed
+    kept = spool.folder / job.pin.name
+    times = (kept.stat().st_atime_ns, kept.stat().st_mtime_ns)
+    bytes_there = kept.read_bytes()
+    kept.rename(kept.with_name("aside"))  # so that the copy has another inode
+    kept.write_bytes(bytes_there if change != "shortened" else bytes_there[:-1])
+    if change == "copied":
+        os.utime(kept, ns=times)
+    pin = spool.pins.rebase(job)
+    assert (pin is not None) == right
+    if pin is not None:
+        assert spool.read(replace(job, pin=pin)) == content()
+    else:
+        refused(Code.SOURCE_CHANGED, lambda: spool.read(job))
+    kept.unlink()
+    assert spool.pins.rebase(job) is None
+
+
 def test_the_sweep_removes_what_no_job_needs_and_nothing_else(spool: Spool, path: Path) -> None:
     kept, copied, stray = spool.take(path), spool.take(path, Protection.COPY), spool.take(path)
     slot, left = spool.slots.grant(1, MIB), spool.slots.grant(1, MIB)

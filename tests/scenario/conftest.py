@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ml_dash import Experiment
+from ml_dash import Experiment, NetworkError
 from tests.harness import DaemonProcess, Folder
+from tests.scenario.embedded import Root
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +61,23 @@ def held(service: DaemonProcess) -> Iterator[Held]:
         holding = Held(run, gate)
         yield holding
         holding.let_go()
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> Iterator[Callable[..., Root]]:
+    """Roots by their paths below a folder; their daemons are ended with the test."""
+    made: list[Root] = []
+
+    def make(name: str = "root") -> Root:
+        made.append(Root(tmp_path / name))
+        return made[-1]
+
+    yield make
+    for root in made:
+        with suppress(NetworkError):
+            root.end()
+
+
+@pytest.fixture
+def root(make_root: Callable[..., Root]) -> Root:
+    return make_root()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import select
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Timer
-from typing import Any
 
 import msgpack
 import pytest
@@ -23,99 +21,16 @@ import pytest
 import ml_dash
 from ml_dash import Experiment, FileResult, NetworkError
 from ml_dash.address import LONGEST
-from ml_dash.connection import Connection, Endpoint
 from ml_dash.errors import Code
-from ml_dash.messages import Status, StatusReport
 from tests.harness import PREFIX, file_sha256, make_file
+from tests.scenario.embedded import Root, gone, held, opened, run_trainer, trainer
 
 pytestmark = pytest.mark.slow
 
 LARGE = 100_000
 """More than travels inside a message (64 KiB)."""
+VECTORS = Path(__file__).parent.parent / "vectors"
 SYSTEM_SERVICE = Path("/run/ml-dash/ml-dashd.sock")
-
-
-@dataclass
-class Root:
-    """A folder that has, once it is used, a daemon of its own."""
-
-    path: Path
-
-    @property
-    def socket(self) -> Path:
-        return self.path / ".ml-dashd" / "socket"
-
-    def experiment(self, prefix: str = PREFIX, **options: Any) -> Experiment:
-        return Experiment(prefix, dash_root=self.path, **options)
-
-    def status(self) -> StatusReport:
-        """What the daemon says; asking starts none."""
-        connection = Connection(Endpoint(self.socket))
-        try:
-            return connection.call(StatusReport, lambda number: Status(request=number))
-        finally:
-            connection.close()
-
-    def files(self) -> list[str]:
-        """Every file that a user finds there."""
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(str(path) for path in found if not str(path).startswith(".ml-dash"))
-
-    def end(self, number: int = signal.SIGTERM) -> None:
-        """Ends the daemon, and returns when it is gone."""
-        pid = self.status().pid
-        process = os.pidfd_open(pid)
-        try:
-            os.kill(pid, number)
-            if not select.select([process], [], [], 60)[0]:
-                os.kill(pid, signal.SIGKILL)
-                pytest.fail("the daemon did not end")
-        finally:
-            os.close(process)
-
-
-@pytest.fixture
-def make_root(tmp_path: Path) -> Iterator[Callable[..., Root]]:
-    """Roots by their paths below a folder; their daemons are ended with the test."""
-    made: list[Root] = []
-
-    def make(name: str = "root") -> Root:
-        made.append(Root(tmp_path / name))
-        return made[-1]
-
-    yield make
-    for root in made:
-        if root.socket.exists():
-            root.end()
-
-
-@pytest.fixture
-def root(make_root: Callable[..., Root]) -> Root:
-    return make_root()
-
-
-@contextmanager
-def held(root: Root, prefix: str = PREFIX) -> Iterator[Callable[[], None]]:
-    """Files stay on their way until what this yields is called: a plain file stands where their folder has to be."""
-    gate = root.path / prefix.partition("/")[0]
-    gate.parent.mkdir(parents=True, exist_ok=True)
-    gate.touch()
-
-    def let_go() -> None:
-        if gate.is_file():
-            gate.unlink()
-
-    try:
-        yield let_go
-    finally:
-        let_go()
-
-
-def trainer(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
 
 
 # ---- started on demand
@@ -205,6 +120,52 @@ def test_eight_ranks_that_start_at_once_get_one_daemon(root: Root) -> None:
         assert [each["filename"] for each in exp.files().list()] == [f"{number}.txt" for number in range(8)]
 
 
+RANKS = """
+    # A warm parent forks its ranks, which wait for each other: all start in the same instant.
+    import gc, json, multiprocessing, os, signal, sys, time
+    from ml_dash import Experiment
+    from ml_dash.messages import Status, StatusReport
+    gc.freeze()
+    context = multiprocessing.get_context("fork")
+
+    def rank(root, number, start, said):
+        exp = Experiment("alice/cv/resnet", dash_root=root).run
+        start.wait()
+        exp = exp.start()
+        mine = [exp.files.save_text(f"{number}", to=f"{number}-{count}.txt") for count in range(3)]
+        status = exp._connection.call(StatusReport, lambda number: Status(request=number))
+        said.put((status.pid, [each["id"] for each in mine]))
+
+    for attempt in range(int(sys.argv[2])):
+        root = f"{sys.argv[1]}-{attempt}"
+        start, said = context.Barrier(8), context.Queue()
+        ranks = [context.Process(target=rank, args=(root, number, start, said)) for number in range(8)]
+        for each in ranks:
+            each.start()
+        heard = [said.get(timeout=60) for _ in ranks]
+        for each in ranks:
+            each.join()
+        with Experiment("alice/cv/resnet", dash_root=root).run as exp:
+            exp.files.flush(30)
+            listed = exp.files().list()
+        (pid,) = {pid for pid, _ in heard}
+        os.kill(pid, signal.SIGTERM)
+        ids = [each for _, mine in heard for each in mine]
+        assert len(set(ids)) == 24
+        assert {each["id"] for each in listed} == set(ids)
+        assert len({each["filename"] for each in listed}) == 24
+        print(attempt, flush=True)
+"""
+
+
+def test_eight_ranks_in_the_same_instant_again_and_again(tmp_path: Path, full_size: bool) -> None:
+    """One daemon, every id distinct, all listed."""
+    count = 100 if full_size else 20
+    ranks = trainer(RANKS, str(tmp_path / "root"), str(count))
+    out, err = ranks.communicate(timeout=30 * count)
+    assert (out.split(), err, ranks.returncode) == ([str(number) for number in range(count)], "", 0)
+
+
 def test_a_daemon_that_died_is_started_again(root: Root) -> None:
     """In the middle of a run; nothing that was acknowledged is lost."""
     with held(root) as let_go, root.experiment(wait=False).run as exp:
@@ -283,6 +244,147 @@ def test_the_trainers_process_group_is_killed(root: Root, tmp_path: Path) -> Non
             assert found["a.bin"] == ("DONE", digest)
     assert root.status().pid == status.pid
     assert len(root.files()) == 3
+
+
+SAVED = """
+    import sys
+    from ml_dash import Experiment
+    with Experiment("alice/cv/resnet", dash_root=sys.argv[1], wait=False).run as exp:
+        exp.files.upload(sys.argv[2], to="a.bin")
+        exp.files.save_blob(bytes(100_000), to="b.bin")
+        exp.files.save_text("c", to="c.txt")
+"""
+NEXT = """
+    import sys
+    from ml_dash import Experiment
+    with Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run as exp:
+        print(len(exp.files().list()))
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A fresh control group that processes can be put into."""
+    lines = (line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    for folder in [Path(place.split()[4]) for place, kind in lines if kind.startswith(("cgroup2 ", "cgroup "))]:
+        made = folder / f"ml-dash-{os.getpid()}"
+        try:
+            made.mkdir()
+        except OSError:
+            continue
+        if os.access(made / "cgroup.procs", os.W_OK):
+            yield made
+            end_all(made)
+            made.rmdir()
+            return
+        made.rmdir()
+    pytest.skip("no control group can be made here")
+
+
+def end_all(group: Path) -> None:
+    """As the end of a Slurm step or a container does: everything in the group is killed."""
+    while pids := (group / "cgroup.procs").read_text().split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        os.sched_yield()
+
+
+@pytest.mark.parametrize("how", ["session", "daemon", "cgroup"])
+def test_killed_right_after_the_last_line_the_next_run_goes_on_and_says_so(
+    root: Root, tmp_path: Path, how: str, request: pytest.FixtureRequest
+) -> None:
+    """With the whole session the daemon lives; with a container or a Slurm step it dies, too."""
+    digest = make_file(tmp_path / "a.bin", 20 << 20)
+    group: Path | None = request.getfixturevalue("group") if how == "cgroup" else None
+    before = () if group is None else ("sh", "-c", f'echo $$ > "{group}/cgroup.procs"; exec "$@"', "-")
+    with held(root):
+        script = textwrap.dedent(SAVED) + "import os, signal\nos.killpg(0, signal.SIGKILL)\n"
+        words = (str(root.path), str(tmp_path / "a.bin"))
+        _, err, status = run_trainer(script, *words, before=before, start_new_session=True)
+        assert (err, status) == ("", -signal.SIGKILL)
+        if group is not None:
+            end_all(group)
+        elif how == "daemon":
+            root.end(signal.SIGKILL)
+    (tmp_path / "a.bin").unlink()
+    out, err, status = run_trainer(NEXT, str(root.path))
+    line = "" if how == "session" else "ml-dash: 3 files (21.1 MB) of an earlier run go on\n"
+    assert (out, err, status) == ("3\n", line, 0)
+    with root.experiment().run as exp:
+        exp.files.flush(30)
+        found = {each["filename"]: (each["state"], each["checksum"]) for each in exp.files().list()}
+    assert found["a.bin"] == ("DONE", digest)
+    assert sorted(found) == ["a.bin", "b.bin", "c.txt"]
+    assert len(root.files()) == 3
+    for path in root.files():
+        assert file_sha256(root.path / path) == found[Path(path).name][1]
+
+
+def test_one_file_that_goes_on_is_one(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    with held(root):
+        with root.experiment(wait=False).run as exp:
+            exp.files.save_text("twelve bytes", to="a.txt")
+        root.end(signal.SIGKILL)
+    with root.experiment().run as exp:
+        exp.files.flush(30)
+    assert capfd.readouterr() == ("", "ml-dash: 1 file (12 bytes) of an earlier run goes on\n")
+    root.end()
+    with root.experiment().run as exp:  # nothing is left: nothing is said
+        assert len(exp.files().list()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+IDLE = """
+    import os, sys
+    from dataclasses import replace
+    from pathlib import Path
+    from ml_dashd import app, config
+    root = Path(sys.argv[1])
+    os.chdir(root)
+    settings = config.embedded(root)
+    settings = replace(settings, daemon=replace(settings.daemon, idle_timeout=1.0))
+    app.run(settings, lambda left: print("ready", flush=True))
+"""
+
+
+def test_it_ends_by_itself_when_nobody_needs_it(root: Root) -> None:
+    """Not while somebody is connected, nor while a file is on its way."""
+    root.path.mkdir()
+    daemon = trainer(IDLE, str(root.path))
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == "ready\n"
+    with opened(os.pidfd_open(daemon.pid)) as process:
+        with root.experiment(wait=False).run as exp:
+            assert not gone(process, 2.5)
+            with held(root) as let_go:
+                result = exp.files.save_text("x", to="a.txt")
+                exp._connection.close()
+                assert not gone(process, 2.5)
+                let_go()
+        assert gone(process)
+    assert (daemon.communicate()[0], daemon.returncode) == ("", 0)
+    assert root.files() == [f"{PREFIX}/files/{result['id']}/a.txt"]
+    assert not root.socket.exists()
+
+
+def test_a_root_of_the_first_release(root: Root) -> None:
+    """Its journal and catalog, as SQL in tests/vectors: what was stored is listed, what was on its way is stored."""
+    home = root.path / ".ml-dashd"
+    (home / "spool" / "slots").mkdir(parents=True)
+    for name in ("journal", "catalog"):
+        with closing(sqlite3.connect(home / f"{name}.sqlite")) as database:
+            database.executescript((VECTORS / f"{name}-1.sql").read_text())
+    with root.experiment().run as exp:
+        exp.files.flush(30)
+        found = {each["filename"]: each for each in exp.files().list()}
+        assert {name: each["state"] for name, each in found.items()} == {"stored.txt": "DONE", "waiting.txt": "DONE"}
+        assert found["waiting.txt"]["tags"] == ["best", "größte"]
+        assert found["waiting.txt"]["metadata"] == {"epoch": 3}
+        assert found["stored.txt"]["uploadedAt"] == "2026-01-01T00:00:05.000Z"
+        assert Path(str(exp.files("models/waiting.txt").download(to=root.path / "back"))).read_text() == "on its way"
+        new = exp.files.save_text("new", to="new.txt").wait(30)
+        assert int(new["id"]) > max(int(each["id"]) for each in found.values())
 
 
 def test_a_root_may_be_moved(make_root: Callable[..., Root], tmp_path: Path) -> None:

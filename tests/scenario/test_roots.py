@@ -1,0 +1,479 @@
+"""Roots that are moved, copied, removed, shared between hosts and namespaces, or can't be used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ml_dash import Experiment, MLDashError, NetworkError
+from ml_dash.errors import Code
+from tests.harness import PREFIX, eventually, file_sha256, make_file
+from tests.scenario.embedded import Root, gone, held, opened, run_trainer, trainer
+
+pytestmark = pytest.mark.slow
+
+LARGE = 100_000
+"""More than travels inside a message (64 KiB)."""
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces, mounts and other users need root")
+
+
+def names_of(exp: Experiment) -> dict[str, str]:
+    return {each["filename"]: each["state"] for each in exp.files().list()}
+
+
+# ---- moved, removed, copied
+
+
+def test_a_root_that_is_moved_under_its_daemon(make_root: Callable[..., Root], tmp_path: Path) -> None:
+    """It goes along. Whoever uses the old path gets a new root, and neither touches the other's journal."""
+    before, after = make_root("before"), make_root("after")
+    digest = make_file(tmp_path / "a.bin", LARGE)
+    with held(before), before.experiment(wait=False).run as exp:
+        exp.files.upload(tmp_path / "a.bin")
+        exp.files.save_text("b", to="b.txt")
+        first = before.status()
+        before.path.rename(after.path)
+        other = before.experiment(wait=False).run.start()
+        other.files.save_text("other", to="other.txt").wait(30)
+        exp.files.save_text("c", to="c.txt")  # a connection that was open goes on, too
+    assert after.status().pid == first.pid != before.status().pid
+    eventually(lambda: after.status().store == after.path.as_uri())
+    assert after.status().state_dir == str(after.path / ".ml-dashd")
+    (after.path / "alice").unlink()  # what held them
+    with after.experiment().run as moved:
+        moved.files.flush(30)
+        assert names_of(moved) == {"a.bin": "DONE", "b.txt": "DONE", "c.txt": "DONE"}
+        assert file_sha256(Path(str(moved.files("a.bin").download(to=tmp_path / "back")))) == digest
+    assert len(after.files()) == 3
+    after.end()
+    # Its end has left the logs of the other one alone, which has the same path as it had.
+    other.files.save_text("more", to="more.txt").wait(30)
+    before.end(signal.SIGKILL)
+    assert names_of(other) == {"other.txt": "DONE", "more.txt": "DONE"}
+    assert len(before.files()) == 2
+    with after.experiment().run as moved:
+        assert len(names_of(moved)) == 3
+
+
+@pytest.mark.parametrize("what", ["the root", "the daemon's folder in it"])
+def test_a_root_that_is_removed_ends_its_daemon(root: Root, what: str) -> None:
+    with root.experiment().run as exp:
+        exp.files.save_text("x", to="a.txt").wait(30)
+    with opened(os.pidfd_open(root.status().pid)) as process:
+        shutil.rmtree(root.path if what == "the root" else root.path / ".ml-dashd")
+        with root.experiment().run as exp:  # at once: a new one, which the old one does not disturb
+            exp.files.save_text("x", to="b.txt").wait(30)
+            assert gone(process)
+            exp.files.save_text("x", to="c.txt").wait(30)
+            root.end(signal.SIGKILL)
+            assert names_of(exp) == {"b.txt": "DONE", "c.txt": "DONE"}
+
+
+def test_a_root_that_is_copied_has_a_daemon_of_its_own(make_root: Callable[..., Root], tmp_path: Path) -> None:
+    """With what was on its way, which is stored in both."""
+    original, copy = make_root("original"), make_root("copy")
+    digest = make_file(tmp_path / "a.bin", LARGE)
+    with held(original) as let_go:
+        with original.experiment(wait=False).run as exp:
+            exp.files.upload(tmp_path / "a.bin")
+            exp.files.save_blob((tmp_path / "a.bin").read_bytes(), to="b.bin")
+            exp.files.save_text("c", to="c.txt")
+        pid = original.status().pid
+        os.kill(pid, signal.SIGSTOP)
+        subprocess.run(["cp", "-a", original.path, copy.path], check=True)
+        os.kill(pid, signal.SIGCONT)
+        assert copy.socket.is_socket()
+        (copy.path / "alice").unlink()
+        with copy.experiment().run as exp:
+            exp.files.flush(30)
+            exp.files.save_text("d", to="d.txt").wait(30)
+            assert set(names_of(exp)) == {"a.bin", "b.bin", "c.txt", "d.txt"}
+            for name in ("a.bin", "b.bin"):
+                assert file_sha256(Path(str(exp.files(name).download(to=tmp_path / "back")))) == digest
+        assert copy.status().pid != original.status().pid == pid
+        let_go()
+        with original.experiment().run as exp:
+            exp.files.flush(30)
+            assert names_of(exp) == {"a.bin": "DONE", "b.bin": "DONE", "c.txt": "DONE"}
+    assert (len(copy.files()), len(original.files())) == (4, 3)
+
+
+# ---- on a network file system: ML_DASH_STATE has the state of every root elsewhere, as there
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes this process see what a host sees: the shared root, and a state folder of its own."""
+    used: set[str] = set()
+
+    def on(name: str) -> None:
+        used.add(name)
+        monkeypatch.setenv("ML_DASH_STATE", str(tmp_path / f"disk of {name}"))
+
+    on("one")
+    yield on
+    for name in used:
+        on(name)
+        for folder in tmp_path.glob(f"disk of {name}/*/*/root"):
+            with pytest.MonkeyPatch.context():
+                try:
+                    Root(Path(folder.read_text().strip())).end()
+                except NetworkError:
+                    continue
+
+
+def test_the_state_lies_elsewhere_and_the_files_in_the_root(
+    hosts: Callable[[str], None], root: Root, tmp_path: Path
+) -> None:
+    digest = make_file(tmp_path / "a.bin", LARGE)
+    with root.experiment().run as exp:
+        result = exp.files.upload(tmp_path / "a.bin")
+        exp.files.flush(30)
+    assert root.files() == [f"{PREFIX}/files/{result['id']}/a.bin"]
+    assert file_sha256(root.path / root.files()[0]) == digest
+    assert sorted(path.name for path in (root.path / ".ml-dashd").iterdir()) == ["holder.json", "identity"]
+    assert root.state.is_relative_to(tmp_path / "disk of one")
+    assert {"journal.sqlite", "catalog.sqlite", "spool", "socket", "lock"} <= {
+        each.name for each in root.state.iterdir()
+    }
+    assert root.status().state_dir == str(root.state)
+    root.end()
+    assert sorted(path.name for path in (root.path / ".ml-dashd").iterdir()) == ["catalog.sqlite", "identity"]
+
+
+def test_a_root_that_another_host_holds(hosts: Callable[[str], None], root: Root) -> None:
+    """An error that names it, until its daemon has ended; then its files are listed, and ids go on rising."""
+    with root.experiment().run as exp:
+        first = exp.files.save_text("1", to="a.txt").wait(30)
+        gone_again = exp.files.save_text("1", to="gone.txt").wait(30)
+        exp.files("gone.txt").delete()
+    hosts("two")
+    with pytest.raises(NetworkError) as caught:
+        root.experiment().run.start()
+    assert caught.value.code is Code.ROOT_HELD
+    assert f"the daemon on {socket.gethostname()} " in caught.value.message
+    assert str(root.path) in caught.value.message
+    hosts("one")
+    root.end()
+    hosts("two")
+    with root.experiment().run as exp:
+        second = exp.files.save_text("2", to="b.txt").wait(30)
+        assert int(second["id"]) > max(int(first["id"]), int(gone_again["id"]))
+        assert set(names_of(exp)) == {"a.txt", "b.txt"}
+        assert Path(str(exp.files("a.txt").download(to=root.path.parent / "back"))).read_text() == "1"
+        exp.files("a.txt").delete()
+    root.end()
+    hosts("one")
+    with root.experiment().run as exp:  # what was deleted there is deleted here
+        assert set(names_of(exp)) == {"b.txt"}
+
+
+def test_a_host_that_was_switched_off_loses_the_root(hosts: Callable[[str], None], root: Root) -> None:
+    """After five minutes; what it had on its way goes on when it holds the root again."""
+    with held(root):
+        with root.experiment(wait=False).run as exp:
+            exp.files.save_text("1", to="a.txt")
+        root.end(signal.SIGKILL)
+    hosts("two")
+    with pytest.raises(NetworkError):
+        root.experiment().run.start()
+    note = root.path / ".ml-dashd" / "holder.json"
+    past = note.stat().st_mtime - 301
+    os.utime(note, (past, past))
+    with root.experiment().run as exp:
+        exp.files.save_text("2", to="b.txt").wait(30)
+    hosts("one")
+    with pytest.raises(NetworkError) as caught:
+        root.experiment().run.start()
+    assert caught.value.code is Code.ROOT_HELD
+    hosts("two")
+    root.end()
+    hosts("one")
+    with root.experiment().run as exp:
+        exp.files.flush(30)
+        assert names_of(exp) == {"a.txt": "DONE", "b.txt": "DONE"}
+
+
+def test_a_killed_daemon_of_this_host_is_no_obstacle(hosts: Callable[[str], None], root: Root) -> None:
+    with root.experiment().run as exp:
+        exp.files.save_text("1", to="a.txt").wait(30)
+        root.end(signal.SIGKILL)
+        assert names_of(exp) == {"a.txt": "DONE"}
+
+
+def test_moved_there_it_keeps_its_state(hosts: Callable[[str], None], make_root: Callable[..., Root]) -> None:
+    before, after = make_root("before"), make_root("after")
+    with held(before):
+        with before.experiment(wait=False).run as exp:
+            exp.files.save_text("1", to="a.txt")
+        pid = before.status().pid
+        state = before.state
+        before.path.rename(after.path)
+    (after.path / "alice").unlink()
+    with after.experiment().run as exp:
+        exp.files.flush(30)
+        assert names_of(exp) == {"a.txt": "DONE"}
+    assert (after.status().pid, after.state) == (pid, state)
+    with before.experiment().run as exp:
+        assert names_of(exp) == {}
+    assert before.state != state
+
+
+def test_copied_there_it_gets_a_state_of_its_own(hosts: Callable[[str], None], make_root: Callable[..., Root]) -> None:
+    original, copy = make_root("original"), make_root("copy")
+    with original.experiment().run as exp:
+        exp.files.save_text("1", to="a.txt").wait(30)
+    original.end()
+    with original.experiment().run as exp:  # its daemon lives, and holds the original
+        subprocess.run(["cp", "-a", original.path, copy.path], check=True)
+        with copy.experiment().run as other:
+            other.files.save_text("2", to="b.txt").wait(30)
+            assert set(names_of(other)) == {"a.txt", "b.txt"}
+        assert set(names_of(exp)) == {"a.txt"}
+    assert copy.state != original.state
+    assert copy.status().pid != original.status().pid
+
+
+def test_brought_there_from_a_disk_it_goes_on(
+    make_root: Callable[..., Root], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its journal lay in the root itself; what was stored is listed, and what was on its way is stored."""
+    root = make_root()
+    make_file(tmp_path / "b.bin", LARGE)
+    with root.experiment().run as exp:
+        exp.files.save_text("1", to="a.txt").wait(30)
+    (root.path / "alice").rename(root.path / "aside")
+    with held(root):
+        with root.experiment(wait=False).run as exp:
+            exp.files.upload(tmp_path / "b.bin")
+            exp.files.save_text("c", to="c.txt")
+        root.end(signal.SIGKILL)
+    (root.path / "aside").rename(root.path / "alice")
+    note = root.path / ".ml-dashd" / "holder.json"
+    os.utime(note, (1, 1))
+    monkeypatch.setenv("ML_DASH_STATE", str(tmp_path / "disk"))
+    with root.experiment().run as exp:
+        exp.files.flush(30)
+        assert names_of(exp) == {"a.txt": "DONE", "b.bin": "DONE", "c.txt": "DONE"}
+    assert not (root.path / ".ml-dashd" / "journal.sqlite").exists()
+    assert (root.state / "journal.sqlite").exists()
+
+
+def test_brought_back_to_a_disk_it_lists_everything(
+    hosts: Callable[[str], None], root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with root.experiment().run as exp:
+        first = exp.files.save_text("1", to="a.txt").wait(30)
+    root.end()
+    monkeypatch.delenv("ML_DASH_STATE")
+    with root.experiment().run as exp:
+        second = exp.files.save_text("2", to="b.txt").wait(30)
+        assert int(second["id"]) > int(first["id"])
+        assert names_of(exp) == {"a.txt": "DONE", "b.txt": "DONE"}
+    assert root.state == root.path / ".ml-dashd"
+    root.end()
+
+
+WATCHFUL = """
+    import logging, os, sys
+    from pathlib import Path
+    from ml_dashd import app, config, embedded
+    embedded.LOOK_S = embedded.RENEW_S = embedded.CARRY_S = 0.05
+    logging.basicConfig(level="INFO", stream=sys.stderr)
+    root, state = map(Path, sys.argv[1:])
+    os.chdir(root)
+    app.run(config.embedded(root, state), lambda left: print("ready", flush=True))
+"""
+
+
+def test_a_daemon_whose_root_another_host_has_taken_ends(hosts: Callable[[str], None], root: Root) -> None:
+    """It had stood still for too long. What is another's, the note and the catalog, it leaves alone."""
+    with root.experiment().run as exp:
+        exp.files.save_text("1", to="a.txt").wait(30)
+    root.end()
+    home, state = root.path / ".ml-dashd", root.state
+    daemon = trainer(WATCHFUL, str(root.path), str(state))
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == "ready\n"
+    exp = root.experiment().run.start()
+    before = (home / "catalog.sqlite").stat().st_ino
+    exp.files.save_text("2", to="b.txt").wait(30)
+    eventually(lambda: (home / "catalog.sqlite").stat().st_ino != before)  # carried while it runs
+    (home / "catalog.sqlite").write_text("another's")
+    (home / ".new").write_text('{"host": "elsewhere", "token": "another", "pid": 1}')
+    (home / ".new").rename(home / "holder.json")
+    err = daemon.communicate(timeout=60)[1]
+    assert daemon.returncode == 0
+    assert "root_lost error=" in err
+    assert "is held by the daemon on elsewhere (pid 1, " in err
+    assert (home / "catalog.sqlite").read_text() == "another's"
+    assert "elsewhere" in (home / "holder.json").read_text()
+
+
+# ---- namespaces
+
+HAND_OVER = """
+    import sys
+    from ml_dash import Experiment
+    from ml_dash.messages import Status, StatusReport
+    with Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run as exp:
+        exp.files.save_blob(bytes(100_000), to=sys.argv[2]).wait(30)
+        print(exp._connection.call(StatusReport, lambda number: Status(request=number)).started_ms)
+"""
+NAMESPACES = {
+    "mount": ("unshare", "--mount"),
+    "network": ("unshare", "--net"),
+    "process": ("unshare", "--pid", "--fork", "--mount-proc"),
+    "all": ("unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc"),
+}
+
+
+@AS_ROOT
+@pytest.mark.parametrize("kind", NAMESPACES)
+def test_one_daemon_for_every_namespace(root: Root, kind: str) -> None:
+    """Started outside and used inside. What it started inside of a process namespace ends with that."""
+    with root.experiment().run as exp:
+        exp.files.save_text("x", to="out.txt").wait(30)
+        out, err, status = run_trainer(HAND_OVER, str(root.path), "in.bin", before=NAMESPACES[kind])
+        assert (out, err, status) == (f"{root.status().started_ms}\n", "", 0)
+        assert set(names_of(exp)) == {"out.txt", "in.bin"}
+
+
+@AS_ROOT
+@pytest.mark.parametrize("kind", NAMESPACES)
+def test_a_daemon_that_was_started_in_a_namespace(root: Root, kind: str) -> None:
+    out, err, status = run_trainer(HAND_OVER, str(root.path), "in.bin", before=NAMESPACES[kind])
+    assert (err, status) == ("", 0)
+    with root.experiment().run as exp:
+        exp.files.save_text("x", to="out.txt").wait(30)
+        assert set(names_of(exp)) == {"in.bin", "out.txt"}
+        same = f"{root.status().started_ms}\n" == out
+    assert same == ("--pid" not in NAMESPACES[kind])  # it ends with a process namespace; the next one goes on
+
+
+@AS_ROOT
+def test_two_containers_on_one_network_root(hosts: Callable[[str], None], root: Root) -> None:
+    """Each has a host name and a disk of its own: the second is told who the first is."""
+    with root.experiment().run as exp:
+        exp.files.save_text("x", to="a.txt").wait(30)
+        disk = os.environ["ML_DASH_STATE"]
+        own = ("sh", "-c", f'hostname box; mount -t tmpfs none "{disk}"; exec "$@"', "-")
+        script = """
+            import sys
+            from ml_dash import Experiment, NetworkError
+            try:
+                Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run.start()
+            except NetworkError as failure:
+                print(failure.code, failure.message)
+        """
+        out, err, status = run_trainer(script, str(root.path), before=("unshare", "--mount", "--uts", *own))
+        assert (err, status) == ("", 0)
+        assert out.startswith(f"ROOT_HELD the daemon for {root.path} did not start: {root.path} is held by")
+        assert f"the daemon on {socket.gethostname()} (pid {root.status().pid}, " in out
+        assert names_of(exp) == {"a.txt": "DONE"}
+
+
+# ---- roots that can't be used
+
+REFUSED = """
+    import sys
+    from ml_dash import Experiment, MLDashError
+    try:
+        Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run.start()
+    except MLDashError as failure:
+        print(failure.code, failure.message, failure.hint, sep="\\n")
+"""
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user can look into."""
+    folder = Path(tempfile.mkdtemp(prefix="ml-dash-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def refusal(root: Path, *before: str) -> list[str]:
+    out, err, status = run_trainer(REFUSED, str(root), before=before)
+    assert (err, status) == ("", 0)
+    return out.splitlines()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("used", [False, True])
+def test_a_read_only_root(make_root: Callable[..., Root], used: bool) -> None:
+    root = make_root()
+    root.path.mkdir()
+    if used:
+        with root.experiment().run as exp:
+            exp.files.save_text("x", to="a.txt").wait(30)
+        root.end()
+    remount = f'mount --bind "{root.path}" "{root.path}" && mount -o remount,ro,bind "{root.path}" && exec "$@"'
+    code, message, hint = refusal(root.path, "unshare", "--mount", "sh", "-c", remount, "-")
+    assert (code, hint) == ("DAEMON_UNAVAILABLE", "name another root")
+    assert message.endswith("can't be used: Read-only file system")
+    assert str(root.path) in message
+
+
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@AS_ROOT
+@pytest.mark.skipif(not os.access(Path(sys.executable).parents[2], os.X_OK), reason="others can't run this Python")
+def test_a_root_of_another_user(public: Path) -> None:
+    """Whether it may be written to or not, and whether a daemon of its owner lives or not."""
+    root = Root(public / "root")
+    root.path.mkdir()
+    assert refusal(root.path, *NOBODY)[:2] == ["ACCESS_DENIED", f"{root.path} belongs to uid 0, and this is uid 65534"]
+    root.path.chmod(0o777)
+    with root.experiment().run as exp:
+        exp.files.save_text("x", to="a.txt").wait(30)
+        what = f"{root.path / '.ml-dashd'} belongs to uid 0, and this is uid 65534"
+        assert refusal(root.path, *NOBODY)[:2] == ["ACCESS_DENIED", what]
+    root.end()
+    assert refusal(root.path, *NOBODY)[:2] == ["ACCESS_DENIED", what]
+
+
+@AS_ROOT
+def test_root_does_not_serve_the_root_of_a_user(public: Path) -> None:
+    """It would leave files there that the user can't open."""
+    home = public / "root" / ".ml-dashd"
+    home.mkdir(parents=True)
+    os.chown(home, 65534, 65534)
+    with pytest.raises(MLDashError) as caught:
+        Experiment(PREFIX, dash_root=home.parent).run.start()
+    assert caught.value.code is Code.ACCESS_DENIED
+    assert "belongs to uid 65534" in caught.value.message
+    assert list(home.iterdir()) == []
+
+
+def test_a_root_that_is_a_file_or_below_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "root"):
+        with pytest.raises(NetworkError) as caught:
+            Experiment(PREFIX, dash_root=path).run.start()
+        assert caught.value.code is Code.DAEMON_UNAVAILABLE
+        assert caught.value.message == f"{tmp_path / 'file'} is no folder"
+
+
+@AS_ROOT
+@pytest.mark.parametrize("size", ["4k", "1m"])
+def test_a_root_without_space(make_root: Callable[..., Root], size: str) -> None:
+    """For its folder, or for its journal."""
+    root = make_root()
+    root.path.mkdir()
+    mount = f'mount -t tmpfs -o size={size} none "{root.path}" && exec "$@"'
+    code, message, hint = refusal(root.path, "unshare", "--mount", "sh", "-c", mount, "-")
+    assert code == "DISK_FULL"
+    assert str(root.path) in message
+    assert "free space" in hint
