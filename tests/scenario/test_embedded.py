@@ -46,7 +46,7 @@ def test_it_is_started_with_the_run_and_files_lie_in_the_folder(root: Root, tmp_
         exp.files.flush(30)
     status = root.status()
     assert status.embedded
-    assert status.store == root.path.as_uri()
+    assert (status.store, status.state_dir) == (root.path.as_uri(), str(root.path / ".ml-dashd"))
     assert status.pid not in (os.getpid(), os.getppid())
     assert root.files() == sorted(
         [

@@ -12,6 +12,7 @@ from ml_dashd.edge.pin import sync_folder
 
 _ADOPTED = ("catalog.sqlite-wal", "catalog.sqlite", "journal.sqlite-wal", "journal.sqlite")
 """In this order: where there is a journal there is everything."""
+_WORTHLESS = ("journal.sqlite-shm", "catalog.sqlite-shm", "journal.reserve", "catalog.reserve")
 
 
 class Whereabouts(Enum):
@@ -74,7 +75,7 @@ def adopt(home: Path, state_dir: Path) -> bool:
         sync_folder(path) if path.is_dir() else _sync_file(path)
     sync_folder(state_dir)
     shutil.rmtree(spool, ignore_errors=True)
-    for name in (*reversed(_ADOPTED), "journal.sqlite-shm", "catalog.sqlite-shm"):
+    for name in (*reversed(_ADOPTED), *_WORTHLESS):
         (home / name).unlink(missing_ok=True)
     return True
 
