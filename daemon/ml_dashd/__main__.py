@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd import config as settings
-from ml_dashd import install
+from ml_dashd import install, logs
+from ml_dashd.core.redact import redact
 
 EXAMPLES = """examples:
   ml-dashd run                             serve with the defaults of this user
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _run(config, options.ready_fd)
     except MLDashError as refused:
-        _report(vars(options).get("ready_fd", -1), f"ml-dashd: {refused.message}: {refused.hint}")
+        _report(vars(options).get("ready_fd", -1), redact(f"ml-dashd: {refused.message}: {refused.hint}"))
         return 2 if refused.code is Code.CONFIG else 1
     except OSError as failure:
         _report(vars(options).get("ready_fd", -1), f"ml-dashd: {failure}")
@@ -50,12 +50,7 @@ def _run(config: settings.Config, ready_fd: int) -> int:
     if config.embedded is not None:
         _detach()
     os.umask(0o027)
-    logging.getLogger("aiobotocore").setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=config.daemon.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(config.daemon.log_level, config.daemon.log_format)
     from ml_dashd import app  # noqa: PLC0415 check-config needs none of it
 
     app.run(config, lambda: _tell(ready_fd, "ready"))

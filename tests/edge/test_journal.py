@@ -21,7 +21,6 @@ from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import (
     Algorithm,
-    Backlog,
     FileRecord,
     Fingerprint,
     Job,
@@ -449,18 +448,6 @@ async def test_due_is_what_may_run_now_oldest_first_lane_by_lane(journal: Sqlite
     assert [one.state for one in await journal.due(Lane.SMALL, 2000, [1, 3], 2)] == [State.SENDING, State.VERIFIED]
     assert [one.id for one in await journal.due(Lane.SMALL, 2001, [], 99)][-1] == 30
     assert await journal.due_count() == len(due) + 2
-
-
-async def test_the_backlog_is_what_is_on_its_way_and_what_holds_it_up(journal: SqliteJournal) -> None:
-    assert await journal.backlog() == Backlog(0, 0)
-    for number, state in enumerate(State, start=1):
-        await in_state(journal, state, number)
-    on_their_way = sum(state in UNFINISHED for state in State)
-    assert await journal.backlog() == Backlog(on_their_way, 5 * on_their_way)
-    for number in (20, 21):
-        await journal.note(await accepted(journal, number, size_bytes=10**11), blocked=True, trouble=TROUBLE)
-    expected = Backlog(on_their_way + 2, 5 * on_their_way + 2 * 10**11, 2, "denied: größe")
-    assert await journal.backlog() == expected
 
 
 async def test_when_to_look_again(journal: SqliteJournal) -> None:

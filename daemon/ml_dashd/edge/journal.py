@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import (
     Algorithm,
     Backlog,
+    Blocked,
     FileRecord,
     Fingerprint,
     Job,
@@ -55,13 +57,20 @@ SELECT max(
 
 
 class SqliteJournal:
-    """The `Journal` of ports.py. `lane_of` sorts a size into a lane when a file is accepted."""
+    """The `Journal` of ports.py. `lane_of` sorts a size into a lane when a file is accepted; `committing` times."""
 
-    def __init__(self, path: Path, clock: Clock, faults: Faults, lane_of: Callable[[int], Lane]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        faults: Faults,
+        lane_of: Callable[[int], Lane],
+        committing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._clock = clock
         self._faults = faults
         self._lane_of = lane_of
-        self._database = Database(path, MIGRATIONS, faults, "journal")
+        self._database = Database(path, MIGRATIONS, faults, "journal", committing)
 
     async def open(self) -> None:
         """Fills the table of moves that the trigger reads."""
@@ -261,12 +270,31 @@ class SqliteJournal:
         failure = self._database.failure()
         return None if failure is None else Trouble(failure.code, str(failure), TABLE[failure.code].hint)
 
-    async def backlog(self) -> Backlog:
-        (row,) = await self._rows(
-            "SELECT count(*) AS files, total(size_bytes) AS size_bytes, total(blocked) AS blocked, "
-            f"max(CASE WHEN blocked THEN error_message END) AS why FROM files WHERE {_DUE}"
+    async def probe(self) -> None:
+        await self._database.call(
+            lambda connection: connection.execute(_SET, ("probed_ms", str(self._clock.now_ms()))).close(), spare=True
         )
-        return Backlog(row["files"], int(row["size_bytes"]), int(row["blocked"]), row["why"] or "")
+
+    async def backlog(self) -> Backlog:
+        # The index leaves out what is finished, which is most, and which SQLite's planner does not know to be.
+        states = await self._rows(
+            "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes, min(created_ms) AS oldest_ms,"
+            f" sum(blocked) AS blocked FROM files INDEXED BY files_listed WHERE {_LISTED} GROUP BY state"
+        )
+        blocked: list[sqlite3.Row] = []
+        if any(row["blocked"] for row in states):
+            blocked = await self._rows(
+                "SELECT error_code, error_message, error_hint, count(*) AS files, max(id)"
+                f" FROM files WHERE {_DUE} AND blocked GROUP BY error_code ORDER BY error_code"
+            )
+        return Backlog(
+            counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in states),
+            oldest_ms=min((row["oldest_ms"] for row in states if row["state"] != State.FAILED), default=None),
+            blocked=tuple(
+                Blocked(Trouble(Code(row["error_code"]), row["error_message"], row["error_hint"]), row["files"])
+                for row in blocked
+            ),
+        )
 
     async def high_water(self) -> int:
         ((highest,),) = await self._rows(_HIGH_WATER)

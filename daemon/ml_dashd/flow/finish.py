@@ -12,7 +12,7 @@ from ml_dashd.core.model import Job, Target, Trouble
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
-from ml_dashd.ports import Catalog, Clock, Faults, Journal, Pins, Store, Threads
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -41,6 +41,7 @@ class Finish:
         bell: Bell,
         clock: Clock,
         faults: Faults,
+        meter: Meter,
     ) -> None:
         self._journal = journal
         self._store = store
@@ -50,6 +51,7 @@ class Finish:
         self._bell = bell
         self._clock = clock
         self._faults = faults
+        self._meter = meter
         self._complained: set[Code] = set()
         """What the log has been told of: one line a cause, not one a file."""
 
@@ -65,7 +67,9 @@ class Finish:
         self._faults.at("finish.before_release")
         await self._release(job)
         self._faults.at("finish.after_release")
-        log.info("file_stored id=%d bytes=%d path=%s", job.id, job.record.size_bytes, job.record.path)
+        self._meter.stored(job.record.size_bytes)
+        event = {"id": job.id, "bytes": job.record.size_bytes, "path": job.record.path}
+        log.info("file_stored", extra=event)
         if job.cancel_requested:  # it was deleted in the moment in which it was listed
             await self._catalog.delete([job.id], self._clock.now_ms())
         self._bell.ring()
@@ -83,13 +87,9 @@ class Finish:
             return
         if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             await self._release(job)
-        log.warning(
-            "file_failed id=%d code=%s path=%s error=%s",
-            job.id,
-            trouble.code,
-            job.record.path,
-            trouble.message,
-        )
+        self._meter.failed(trouble.code)
+        event = {"id": job.id, "code": trouble.code, "path": job.record.path, "error": trouble.message}
+        log.warning("file_failed", extra=event)
         self._bell.ring()
 
     async def _remove_object(self, key: str) -> None:
@@ -112,7 +112,8 @@ class Finish:
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release(job)
-        log.info("file_cancelled id=%d path=%s", job.id, job.record.path)
+        self._meter.cancelled()
+        log.info("file_cancelled", extra={"id": job.id, "path": job.record.path})
         self._bell.ring()
 
     async def abort_all(self, job: Job) -> None:
@@ -132,7 +133,7 @@ class Finish:
         """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""
         target = self._target(job)
         for upload in [each async for each in self._store.uploads(target.key)]:
-            log.info("orphan_aborted id=%d upload=%s", job.id, upload.upload_id)
+            log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
             await self._store.abort(target, upload.upload_id)
 
     async def requeue(self, job: Job, trouble: Trouble, delay_ms: int) -> None:
@@ -158,14 +159,15 @@ class Finish:
         )
         if blocked and trouble.code not in self._complained:
             self._complained.add(trouble.code)
-            log.warning("file_blocked id=%d code=%s error=%s", job.id, trouble.code, trouble.message)
+            event = {"id": job.id, "code": trouble.code, "error": trouble.message}
+            log.warning("file_blocked", extra=event)
         self._bell.ring()
 
     async def unblock(self, job: Job) -> None:
         """What held files up is mended, as this one shows: the others need not wait for their time."""
         await self._journal.retry_blocked()
         if self._complained:
-            log.info("store_mended id=%d", job.id)
+            log.info("store_mended", extra={"id": job.id})
         self._complained.clear()
 
     async def _release(self, job: Job) -> None:

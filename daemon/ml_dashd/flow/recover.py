@@ -20,5 +20,5 @@ async def recover(journal: Journal, pins: Pins, threads: Threads) -> list[Job]:
     strays = await threads.run(pins.sweep, jobs)
     waiting = [job for job in jobs if job.state in UNFINISHED]
     if waiting or strays:
-        log.info("recovered files=%d strays_removed=%d", len(waiting), strays)
+        log.info("recovered", extra={"files": len(waiting), "strays_removed": strays})
     return waiting

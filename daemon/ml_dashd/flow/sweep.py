@@ -30,7 +30,7 @@ class Sweep:
             try:
                 await self.once(self._clock.now_ms() - KEEP_FINISHED_MS)
             except StoreError as failure:
-                log.info("sweep_postponed error=%s", failure)
+                log.info("sweep_postponed", extra={"error": failure})
             except Exception:
                 log.exception("sweep_failed")
             await self._clock.sleep(PAUSE_S)
