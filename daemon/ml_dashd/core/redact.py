@@ -19,13 +19,13 @@ _PATTERNS = (
     # A header's value is all of the rest of its line, or of its quotes.
     (
         (":", "="),
-        re.compile(r"\b((?:proxy-)?authorization['\"]?\s*[:=]\s*b?['\"]?)[^'\"\r\n]+", re.IGNORECASE),
+        re.compile(r"\b((?:proxy-)?authorization['\"]?\s*[:=]\s*(?:b?['\"])?)[^'\"\r\n]+", re.IGNORECASE),
         rf"\1{HIDDEN}",
     ),
     # name=value and name: value, in a query, a setting or JSON
     (
         (":", "="),
-        re.compile(rf"\b((?:{_NAMED})['\"]?\s*[:=]\s*b?['\"]?)[^&\s'\",;}}]+", re.IGNORECASE),
+        re.compile(rf"\b((?:{_NAMED})['\"]?\s*[:=]\s*(?:b?['\"])?)[^&\s'\",;}}]+", re.IGNORECASE),
         rf"\1{HIDDEN}",
     ),
     # An access key's id, by the prefixes that AWS gives: long-lived, temporary, bearer, context.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.listen import Listen, is_loopback
@@ -24,6 +25,7 @@ from ml_dashd.edge import listening
 log = logging.getLogger("ml_dashd.http")
 
 MAX_CONNECTIONS = 32
+BACKLOG = 128
 MAX_REQUEST_BYTES = 16 * 1024
 """Of one connection, whatever it says: a probe's request has some hundred bytes."""
 DEADLINE_S = 15.0
@@ -60,16 +62,18 @@ class HttpServer:
 
     async def start(self) -> None:
         """Binds and listens; raises CONFIG where something else does."""
-        runner = web.AppRunner(self._app(), access_log=None, keepalive_timeout=0, lingering_time=0, shutdown_timeout=1)
+        runner = web.AppRunner(
+            self._app(), access_log=None, logger=_theirs(), keepalive_timeout=0, lingering_time=0, shutdown_timeout=1
+        )
         await runner.setup()
         self._runner = runner
         loop = asyncio.get_running_loop()
         if self._listen.path:
             listener = listening.bind(Path(self._listen.path), self._mode, "http.listen")
-            self._server = await loop.create_unix_server(self._admit, sock=listener, backlog=MAX_CONNECTIONS)
+            self._server = await loop.create_unix_server(self._admit, sock=listener, backlog=BACKLOG)
         else:
             listener = _bind_loopback(self._listen)
-            self._server = await loop.create_server(self._admit, sock=listener, backlog=MAX_CONNECTIONS)
+            self._server = await loop.create_server(self._admit, sock=listener, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Stops listening, and lets the answers in hand be sent, for a second. Idempotent."""
@@ -159,6 +163,13 @@ def _bind_loopback(listen: Listen) -> socket.socket:
             "give http.listen another port",
         ) from None
     return listener
+
+
+def _theirs() -> logging.Logger:
+    """The library's log, without the traceback that it has for whatever is no HTTP: who sends it gets a 400."""
+    theirs = logging.getLogger("aiohttp.server.ml_dashd")
+    theirs.filters = [lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))]
+    return theirs
 
 
 class _Refused(asyncio.Protocol):
