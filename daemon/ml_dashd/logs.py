@@ -36,7 +36,7 @@ EVENTS = {
     "check_failed": "a defect in a check of readiness",
     "connection_lost": "a client went away in the middle of something",
     "connection_refused": "a uid that may not connect, or too many connections",
-    "copy_failed": "a defect in a copy; it is tried again",
+    "copy_failed": "a defect in a copy in the background; the file goes on from its source",
     "copy_postponed": "there is no room for a copy of a source now; it is tried again",
     "crashed": "a defect ended the daemon, or one of its threads",
     "descriptor_not_kept": "systemd keeps as many descriptors as it can: this and the next ones end with the daemon",

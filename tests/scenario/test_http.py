@@ -33,7 +33,8 @@ ON_ITS_WAY = ("QUEUED", "SENDING", "COMPLETING", "VERIFIED")
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as process:
+    # Sources stay linked, so that what is overwritten fails.
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), "[spool]\ncopy_below = 0") as process:
         yield process
 
 

@@ -25,6 +25,8 @@ from tests.harness import DaemonProcess, Folder, StoreUnderTest, eventually, mak
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
+LINKED = "[spool]\ncopy_below = 0"
+"""Sources get no copies, so that what is overwritten fails."""
 HEAD = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) [\w.]+ (\w+)( |$)")
 FORGED = "2026-01-01T00:00:00.000Z INFO ml_dashd.flow file_stored id=1 bytes=1 path=never"
 NAMES = [
@@ -79,7 +81,7 @@ def break_the_protocol(daemon: DaemonProcess) -> None:
 
 def test_json_has_an_object_a_line_whatever_names_hold(tmp_path: Path) -> None:
     settings = 'log_format = "json"\nlog_level = "debug"'
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), daemon_settings=settings) as daemon:
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), LINKED, settings) as daemon:
         store_and_fail(daemon, tmp_path)
         break_the_protocol(daemon)
         rows = daemon.rows("SELECT id, size_bytes, path FROM files WHERE state = 'DONE'")
@@ -97,7 +99,7 @@ def test_json_has_an_object_a_line_whatever_names_hold(tmp_path: Path) -> None:
 
 
 def test_no_name_forges_a_line_for_people(tmp_path: Path) -> None:
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), LINKED) as daemon:
         store_and_fail(daemon, tmp_path)
         break_the_protocol(daemon)
         assert daemon.stop() == 0
