@@ -240,6 +240,23 @@ def test_a_spool_that_is_read_only_is_a_reason(tmp_path: Path) -> None:
             eventually(lambda: client.reasons() == {})
 
 
+def test_a_sync_that_the_disk_refused_is_a_reason_until_the_next_start(daemon: DaemonProcess, tmp_path: Path) -> None:
+    daemon.kill()
+    daemon.start("settle.before_sync=error")
+    client = asking(daemon)
+    assert client.reasons() == {}
+    make_file(tmp_path / "a.bin", MIB)
+    with daemon.experiment().run as exp, suppress(MLDashError):
+        exp.files.upload(tmp_path / "a.bin", durability="disk")
+    reason = eventually(lambda: client.reasons().get("spool"))
+    assert reason["code"] == Code.DISK_FAILED
+    assert "restarted" in reason["hint"]
+    assert client.reasons("/healthz") == {}
+    assert daemon.stop() == 0
+    daemon.start()
+    assert client.reasons() == {}
+
+
 # ---- metrics
 
 
