@@ -169,6 +169,15 @@ async def test_garbage_ends_its_connection_and_nothing_else(
 
 
 @pytest.mark.usefixtures("server")
+async def test_who_says_too_much_is_cut_off_while_an_answer_is_waited_for(
+    said: Said, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DEADLINE_S", 900.0)
+    said.gate.clear()
+    assert await asked(path, GET * (MAX_REQUEST_BYTES // len(GET) + 1)) == b""
+
+
+@pytest.mark.usefixtures("server")
 async def test_a_client_that_says_nothing_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "DEADLINE_S", 0.2)
     for begun in (b"", GET[:-2]):
