@@ -271,7 +271,7 @@ class SqliteJournal:
         )
 
     async def backlog(self) -> Backlog:
-        # The index leaves out what is finished, which is most, and which SQLite's planner does not know to be.
+        # Never without this index: it leaves out what is finished, which is most.
         states = await self._rows(
             "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes, min(created_ms) AS oldest_ms,"
             f" sum(blocked) AS blocked FROM files INDEXED BY files_listed WHERE {_LISTED} GROUP BY state"
