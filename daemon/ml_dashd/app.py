@@ -152,7 +152,8 @@ class Daemon:
         if config.http.listen:
             from ml_dashd.edge.metrics import PrometheusMeter  # noqa: PLC0415 an embedded daemon does without
 
-            self._meter = PrometheusMeter(version("ml-dash"))
+            meter = PrometheusMeter(version("ml-dash"))
+            self._meter, self._render = meter, meter.render
         self._threads = Pool(config.limits.threads, "work", NICE)
         self._quick = Pool(QUICK_THREADS, "quick")
         self._disk = Pool(DISK_THREADS, "disk", NICE)
@@ -329,6 +330,7 @@ class Daemon:
             },
             clock=clock,
             meter=self._meter,
+            render=self._render,
         )
         self._http = HttpServer(parse_listen(http.listen), int(http.socket_mode, 8), observer)
         await self._http.start()

@@ -62,7 +62,10 @@ def _seen(call: asyncio.Task[T]) -> None:
 
 
 class Observer:
-    """Answers with health, readiness and metrics. `checks` are the reasons for which the daemon may not be ready."""
+    """Answers with health, readiness and metrics. `checks` are the reasons for which the daemon may not be ready.
+
+    `render` makes a page of what the meter has counted and of the figures of this moment. It may block for a while.
+    """
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Observer:
         checks: Mapping[str, Check],
         clock: Clock,
         meter: Meter,
+        render: Callable[[Figures], bytes],
     ) -> None:
         self._backlog = backlog
         self._threads = threads
@@ -84,6 +88,7 @@ class Observer:
         self._checks = {name: Shared(check, clock) for name, check in checks.items()}
         self._clock = clock
         self._meter = meter
+        self._render = render
         self._alive = Shared(lambda: journal.setting(ALIVE), clock)
         self._spool_bytes = Shared(lambda: threads.run(pins.spool_bytes), clock)
         self._metrics = Shared(self._measure, clock)
@@ -112,7 +117,7 @@ class Observer:
         return {name: trouble for name, trouble in zip(self._checks, found, strict=True) if trouble is not None}
 
     async def metrics(self) -> bytes:
-        """All that was counted, and the figures of this moment, as the meter renders them."""
+        """All that was counted, and the figures of this moment."""
         return await self._metrics.ask()
 
     async def _ask(self, name: str, check: Shared[Trouble | None]) -> Trouble | None:
@@ -137,7 +142,7 @@ class Observer:
             connections=self._connections(),
             checks={name: name not in troubles for name in self._checks},
         )
-        return await self._threads.run(self._meter.render, figures)
+        return await self._threads.run(self._render, figures)
 
     def _age_s(self, backlog: Backlog) -> float:
         """The clock of the day may have been put back since."""

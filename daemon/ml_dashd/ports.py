@@ -17,7 +17,6 @@ from ml_dashd.core.model import (
     Algorithm,
     Backlog,
     Evidence,
-    Figures,
     FileRecord,
     Job,
     OpenUpload,
@@ -85,9 +84,6 @@ class Meter(Protocol):
 
     def lagged(self, seconds: float) -> None:
         """The event loop came so much later than it was asked to."""
-
-    def render(self, figures: Figures) -> bytes:
-        """All that was counted, and the figures, as a scraper reads them. Blocks for a few milliseconds."""
 
 
 class Journal(Protocol):

@@ -94,6 +94,7 @@ def observer(
     disks: Callable[[], Awaitable[list[Disk]]] | None = None,
 ) -> Observer:
     spool = tmp_path / "spool"
+    meter = PrometheusMeter("1")
     return Observer(
         journal=journal,
         backlog=Shared(journal.backlog, clock),
@@ -103,7 +104,8 @@ def observer(
         connections=lambda: 3,
         checks=checks,
         clock=clock,
-        meter=PrometheusMeter("1"),
+        meter=meter,
+        render=meter.render,
     )
 
 

@@ -19,7 +19,6 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from ml_dash.errors import Code, error
-from ml_dashd.core.model import Figures
 from ml_dashd.core.plan import PART_BYTES
 
 T = TypeVar("T")
@@ -219,9 +218,6 @@ class NoMeter:
 
     def lagged(self, seconds: float) -> None:
         return
-
-    def render(self, figures: Figures) -> bytes:
-        return b""
 
 
 class NoFaults:

@@ -152,7 +152,7 @@ class Systemd:
                 peer.sendmsg(["\n".join(lines).encode(errors="replace")], rights, socket.MSG_NOSIGNAL, self._address)
         except OSError as failure:
             if not self._failing:
-                log.warning("notify_failed", extra={"message_lost": lines[0], "error": failure})
+                log.warning("notify_failed", extra={"said": lines[0], "error": failure})
             self._failing = True
         else:
             self._failing = False
