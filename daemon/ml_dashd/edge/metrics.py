@@ -42,7 +42,10 @@ class Described(NamedTuple):
 
 
 class PrometheusMeter:
-    """The `Meter` of ports.py, and the page that shows what it counted. `described` lists the daemon's own metrics; the library adds those of the process."""
+    """The `Meter` of ports.py, and the page that shows what it counted.
+
+    `described` lists the daemon's own metrics; the library adds those of the process.
+    """
 
     def __init__(self, version: str) -> None:
         # A series beside each, with the time at which it began: nobody asks for it.
