@@ -58,6 +58,7 @@ EVENTS = {
     "not_on_disk": "the folder or the journal could not be synced; the file goes on, its `ack` stays `memory`",
     "notice_not_left": "the note that says who serves the state folder could not be written",
     "notify_failed": "systemd does not take messages; one line until it does again",
+    "object_left": "an object of a failed file may not be removed",
     "orphan_aborted": "a multipart upload that a crash had left was removed",
     "protocol_error": "a peer broke the protocol; its connection is closed",
     "read_only": "the disk refused a sync: nothing is taken in until the daemon is started again",

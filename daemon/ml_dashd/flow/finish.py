@@ -99,7 +99,7 @@ class Finish:
         except StoreError as refused:
             if refused.fault is not Fault.DENIED:
                 raise
-            log.warning("object_left key=%s error=%s", key, refused)
+            log.warning("object_left", extra={"key": key, "error": refused})
 
     async def discard(self, job: Job) -> None:
         """Takes back a file that was deleted on its way: nothing of it stays anywhere."""
