@@ -299,11 +299,11 @@ def hold_one_fail_one_and_take_one_back(daemon: DaemonProcess, folder: Path) -> 
         eventually(lambda: len(daemon.status().blocked) == 3)
         with (folder / "changed.bin").open("r+b") as file:
             file.write(b"another")
+        exp.files("deleted.txt").delete()
+        (daemon.store.root / "held").unlink()
         with pytest.raises(MLDashError) as failed:
             changed.wait(30)
         assert failed.value.code is Code.SOURCE_CHANGED
-        exp.files("deleted.txt").delete()
-        (daemon.store.root / "held").unlink()
         with pytest.raises(MLDashError):
             taken_back.wait(30)
         eventually(lambda: daemon.rows("SELECT id FROM files WHERE state = 'CANCELLED'"))

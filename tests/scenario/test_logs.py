@@ -67,6 +67,7 @@ def store_and_fail(daemon: DaemonProcess, folder: Path) -> None:
         eventually(lambda: daemon.status().blocked)
         with source.open("r+b") as file:
             file.write(b"another")
+        (daemon.store.root / "held").unlink()
         with pytest.raises(MLDashError) as failed:
             result.wait(30)
         assert failed.value.code is Code.SOURCE_CHANGED
