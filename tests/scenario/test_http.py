@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import sqlite3
@@ -357,9 +359,11 @@ def test_slow_and_broken_clients_harm_nobody(daemon: DaemonProcess, tmp_path: Pa
 
 def test_an_embedded_daemon_has_no_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    home = tmp_path / "runs" / ".ml-dashd"
     with Experiment(PREFIX, dash_root=tmp_path / "runs").run as exp:
         exp.files.save_text("x", to="a.txt").wait(30)
-        home = tmp_path / "runs" / ".ml-dashd"
         assert (home / "socket").is_socket()
         assert [entry.name for entry in home.iterdir() if "http" in entry.name] == []
-    assert "http=" in (home / "log").read_text()
+    os.kill(json.loads((home / "daemon.json").read_text())["pid"], signal.SIGTERM)
+    eventually(lambda: "stopped" in (home / "log").read_text())
+    assert 'http=""' in (home / "log").read_text()
