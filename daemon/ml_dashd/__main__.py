@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd import config as settings
-from ml_dashd import install
+from ml_dashd import install, logs
+from ml_dashd.core.redact import redact
 
 EXAMPLES = """examples:
   ml-dashd run                             serve with the defaults of this user
@@ -67,12 +67,7 @@ def _run(config: settings.Config, ready_fd: int) -> int:
     if config.embedded is not None:
         _detach()
     os.umask(0o027)
-    logging.getLogger("aiobotocore").setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=config.daemon.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.set_up(config.daemon.log_level, config.daemon.log_format)
     from ml_dashd import app  # noqa: PLC0415 check-config needs none of it
     from ml_dashd.flow.recover import Recovered  # noqa: PLC0415
 
@@ -111,9 +106,9 @@ def _tell(ready_fd: int, text: str) -> None:
 
 def _report(options: argparse.Namespace, refused: MLDashError) -> None:
     """Says why it does not run: in words, and to a client that started it as it would raise it."""
-    text = f"ml-dashd: {refused.message}: {refused.hint}"
+    text = redact(f"ml-dashd: {refused.message}: {refused.hint}")
     given = vars(options)
-    facts = {"code": refused.code, "message": refused.message, "hint": refused.hint}
+    facts = {"code": refused.code, "message": redact(refused.message), "hint": refused.hint}
     _tell(given.get("ready_fd", -1), json.dumps(facts) if given.get("embedded") else text)
     with suppress(OSError):  # the log of a daemon that was started for a root is on the same full disk
         print(text, file=sys.stderr)  # noqa: T201

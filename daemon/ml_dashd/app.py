@@ -10,16 +10,17 @@ import signal
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import TABLE, Code, error
 from ml_dashd.config import HOME, Config, fault_plan, of_systemd
 from ml_dashd.core.ids import IdSource
-from ml_dashd.core.model import Algorithm
+from ml_dashd.core.listen import parse_listen
+from ml_dashd.core.model import Algorithm, Trouble
 from ml_dashd.core.schedule import lane
-from ml_dashd.edge import notice
+from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
@@ -27,7 +28,7 @@ from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
-from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock, TestFaults, raise_descriptor_limit
+from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool, SystemClock, TestFaults, raise_descriptor_limit
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.accept import Accept
@@ -45,7 +46,11 @@ from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.worker import Worker
-from ml_dashd.ports import Faults, Store
+from ml_dashd.observe import Observer, Shared, disks_of, journal_check, spool_check, store_check
+from ml_dashd.ports import Faults, Meter, Store
+
+if TYPE_CHECKING:
+    from ml_dashd.edge.http import HttpServer
 
 log = logging.getLogger("ml_dashd")
 
@@ -61,6 +66,10 @@ CLOSING_S = 60.0
 a journal that another program has locked is waited for."""
 DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
+WATCH_THREADS = 3
+"""For metrics: of a disk that hangs, the spool's size and its free bytes hold one each, and one is left to answer."""
+STARTING = Trouble(Code.RETRY_LATER, "the daemon is starting: journal and spool are being compared", "wait for it")
+STOPPING = Trouble(Code.SHUTTING_DOWN, "the daemon is being stopped", TABLE[Code.SHUTTING_DOWN].hint)
 
 
 class Daemon:
@@ -78,6 +87,10 @@ class Daemon:
         self._systemd = Systemd({} if config.embedded else said)
         self._passed = self._systemd.listener()
         self._socket = config.daemon.socket if self._passed is None else str(self._passed.getsockname())
+        self._chores: list[asyncio.Task[None]] = []
+        self._phase: Trouble | None = STARTING
+        self._meter: Meter = NoMeter()
+        self._http: HttpServer | None = None
 
     async def run(self, ready: Callable[[Recovered], None]) -> None:
         """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
@@ -89,7 +102,11 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        left = await self._start()
+        try:
+            left = await self._start()
+        except BaseException:
+            await self._stop_watching()
+            raise
         await notice.leave(
             self._config.state_dir,
             pid=os.getpid(),
@@ -97,20 +114,25 @@ class Daemon:
             socket=self._socket,
             store=self._store.url,
         )
+        self._phase = None
         ready(left)
         self._systemd.ready()
-        log.info("ready socket=%s store=%s pid=%d", self._socket, self._store.url, os.getpid())
+        event = {"pid": os.getpid(), "socket": self._socket, "http": self._config.http.listen, "store": self._store.url}
+        log.info("ready", extra=event)
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
-        chores = [asyncio.create_task(self._sweep.run())]
+        self._chores.append(asyncio.create_task(self._sweep.run()))
         if self._embedded is not None:
-            chores.append(asyncio.create_task(self._end_when_idle(stop)))
-            chores.append(asyncio.create_task(self._embedded.watch(stop, self._disk, self._catalog, self._rename)))
+            self._chores.append(asyncio.create_task(self._end_when_idle(stop)))
+            self._chores.append(
+                asyncio.create_task(self._embedded.watch(stop, self._disk, self._catalog, self._rename))
+            )
         await stop.wait()
+        self._phase = STOPPING
         self._systemd.stopping(2 * self._config.daemon.drain_timeout + CLOSING_S)
-        log.info("stopping drain_timeout=%g", self._config.daemon.drain_timeout)
-        for chore in chores:
+        log.info("stopping", extra={"drain_timeout": self._config.daemon.drain_timeout})
+        for chore in self._chores:
             chore.cancel()
-        await asyncio.gather(*chores, return_exceptions=True)
+        await asyncio.gather(*self._chores, return_exceptions=True)
         await self._stop()
         log.info("stopped")
 
@@ -132,6 +154,13 @@ class Daemon:
 
     async def _start(self) -> Recovered:
         config, clock, faults = self._config, self._clock, self._faults
+        if self._passed is None:
+            listening.make_room(config.socket, "daemon.socket")  # before anything is begun beside another daemon
+        if config.http.listen:
+            from ml_dashd.edge.metrics import PrometheusMeter  # noqa: PLC0415 an embedded daemon does without
+
+            meter = PrometheusMeter(version("ml-dash"))
+            self._meter, self._render = meter, meter.render
         self._threads = Pool(config.limits.threads, "work", NICE)
         self._quick = Pool(QUICK_THREADS, "quick")
         self._disk = Pool(DISK_THREADS, "disk", NICE)
@@ -139,7 +168,11 @@ class Daemon:
         self._store = self._make_store()
         single_bytes = self._store.single_bytes
         self._journal = SqliteJournal(
-            config.state_dir / "journal.sqlite", clock, faults, lambda size: lane(size, single_bytes)
+            config.state_dir / "journal.sqlite",
+            clock,
+            faults,
+            lambda size: lane(size, single_bytes),
+            self._meter.committing,
         )
         await self._journal.open()
         self._catalog = SqliteCatalog(config.catalog_path, faults)
@@ -150,13 +183,13 @@ class Daemon:
         self._slots = SlotFiles(spool, room)
         self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd)
         self._wire_flow()
+        if config.http.listen:
+            await self._start_watching([spool, *config.pool_folders])
         left = await recover(self._journal, self._pins, self._threads)
         for job in left.jobs:
             self._copies.add(job)
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
-        if self._passed is None:
-            config.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         access = Access(
             frozenset({os.geteuid(), *config.access.uids}),
             int(config.access.socket_mode, 8),
@@ -203,6 +236,7 @@ class Daemon:
             "bell": self._bell,
             "clock": clock,
             "faults": faults,
+            "meter": self._meter,
         }
         finish = Finish(catalog=self._catalog, threads=self._disk, **common)
         checksums = Checksums(self._journal, self._store)
@@ -214,7 +248,7 @@ class Daemon:
             part_bytes=config.store.part_size,
             **common,
         )
-        self._worker = Worker(self._journal, uploader, finish, clock)
+        self._worker = Worker(self._journal, uploader, finish, clock, self._meter)
         self._health = Health(self._journal)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._copies = Copies(
@@ -239,6 +273,7 @@ class Daemon:
             slots=self._slots,
             threads=self._quick,
             disk=self._disk,
+            meter=self._meter,
             ids=IdSource(EMBEDDED_NODE, max(await self._journal.high_water(), await self._catalog.highest())),
             bell=self._bell,
             clock=self._clock,
@@ -289,6 +324,46 @@ class Daemon:
             health=self._health,
         )
 
+    async def _start_watching(self, folders: list[Path]) -> None:
+        """Health, readiness and metrics. They come before recovery, which may take long: alive, and not ready."""
+        from ml_dashd.edge.http import HttpServer  # noqa: PLC0415 an embedded daemon saves the third of a second
+
+        http, clock, journal = self._config.http, self._clock, self._journal
+        self._watchers = Pool(WATCH_THREADS, "watch", NICE)
+        backlog = Shared(journal.backlog, clock)
+        disks = disks_of(folders, disk.look, self._watchers, clock)
+        observer = Observer(
+            journal=journal,
+            backlog=backlog,
+            pins=self._pins,
+            threads=self._watchers,
+            disks=disks.ask,
+            connections=self._connected,
+            checks={
+                "daemon": self._check_phase,
+                "journal": journal_check(journal),
+                "store": store_check(backlog),
+                "spool": spool_check(self._health.spool_trouble, disks.ask),
+            },
+            clock=clock,
+            meter=self._meter,
+            render=self._render,
+        )
+        self._http = HttpServer(parse_listen(http.listen), int(http.socket_mode, 8), observer)
+        await self._http.start()
+        self._chores.append(asyncio.create_task(observer.watch_lag()))
+
+    async def _stop_watching(self) -> None:
+        if self._http is not None:
+            await self._http.stop()
+            self._watchers.close()
+
+    async def _check_phase(self) -> Trouble | None:
+        return self._phase
+
+    def _connected(self) -> int:
+        return 0 if self._phase is STARTING else self._server.connections
+
     async def _stop(self) -> None:
         """Takes nothing more, lets what is under way end or breaks it off, and closes."""
         await self._server.stop()
@@ -296,6 +371,7 @@ class Daemon:
         self._copying.cancel()
         await asyncio.gather(self._copying, return_exceptions=True)
         await self._worker.stop(self._config.daemon.drain_timeout)
+        await self._stop_watching()
         await self._store.close()
         self._slots.close()
         self._pins.close()

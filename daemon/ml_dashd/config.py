@@ -19,6 +19,8 @@ from typing import Any, get_args, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
+from ml_dashd.core.listen import FORMS, parse_listen
+from ml_dashd.core.redact import redact
 
 MIB = 1024 * 1024
 HOME = ".ml-dashd"
@@ -39,6 +41,7 @@ class DaemonConfig:
     idle_timeout: float = 300.0
     max_connections: int = 1024
     log_level: str = "info"
+    log_format: str = "human"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,14 @@ class AccessConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The table [http]."""
+
+    listen: str = "auto"
+    socket_mode: str = "0600"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything; `embedded` is the root that an embedded daemon serves."""
 
@@ -99,6 +110,7 @@ class Config:
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
     embedded: Path | None = None
 
     # ---- what follows from the settings
@@ -155,6 +167,7 @@ CHOICES = {
     "store.checksum": ("auto", "crc64nvme", "crc32c", "md5", "none"),
     "spool.durability": ("memory", "disk"),
     "daemon.log_level": ("debug", "info", "warning", "error"),
+    "daemon.log_format": ("human", "json"),
 }
 LEAST: dict[str, float] = {
     "daemon.drain_timeout": 0,
@@ -234,6 +247,7 @@ def embedded(root: Path, state_dir: Path | None = None) -> Config:
         daemon=DaemonConfig(socket=str(home / "socket"), state_dir=str(home), idle_timeout=idle_timeout),
         store=StoreConfig(url=root.as_uri()),
         catalog=CatalogConfig(url=(home / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1)),
+        http=HttpConfig(listen=""),
         embedded=root,
     )
 
@@ -246,6 +260,8 @@ def _checked_together(config: Config) -> Config:
             f"limits.memory is {config.limits.memory} and store.part_size {config.store.part_size}",
             "limits.memory must be at least twice store.part_size: one part is read while another is sent",
         )
+    if config.http.listen == f"unix:{config.daemon.socket}":
+        raise error(Code.CONFIG, f"http.listen and daemon.socket are both {config.daemon.socket}", "use two paths")
     if config.store.ca_bundle and not Path(config.store.ca_bundle).is_file():
         raise error(
             Code.CONFIG, f"store.ca_bundle: there is no file {config.store.ca_bundle}", "name a file of certificates"
@@ -262,7 +278,9 @@ def with_defaults(config: Config) -> Config:
         config.catalog,
         url=config.catalog.url or (Path(state_dir) / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1),
     )
-    return replace(config, daemon=daemon, store=store, catalog=catalog)
+    beside = f"unix:{Path(daemon.socket).with_name('http.sock')}"
+    http = replace(config.http, listen=beside) if config.http.listen == "auto" else config.http
+    return replace(config, daemon=daemon, store=store, catalog=catalog, http=http)
 
 
 def fault_plan() -> tuple[dict[str, str], str | None] | None:
@@ -315,8 +333,19 @@ def _check(name: str, value: Any) -> None:
         raise _wrong(name, value, 'an octal mode such as "0640"')
     if name in SCHEMES and (value or name != "store.endpoint_url") and not _is_url(value, SCHEMES[name][0]):
         raise _wrong(name, value, SCHEMES[name][1])
+    if name in ("store.url", "store.endpoint_url") and "@" in urlsplit(value).netloc:
+        raise error(Code.CONFIG, f"{name} holds credentials", "give them to the AWS chain, and leave them out here")
+    if name == "http.listen" and value not in ("", "auto"):
+        _check_listen(name, value)
     if name in PATHS and (value or name == "spool.pools") and not value.startswith("/"):
         raise _wrong(name, value, "an absolute path")
+
+
+def _check_listen(name: str, value: str) -> None:
+    try:
+        parse_listen(value)
+    except ValueError:
+        raise _wrong(name, value, f"{FORMS}: HTTP is for this machine alone") from None
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
@@ -348,7 +377,7 @@ def _unknown(name: str, known: Any) -> MLDashError:
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r} ({_kind(value)})"
+    return redact(f"{value!r} ({_kind(value)})")
 
 
 _NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -49,7 +49,7 @@ class Embedded:
         """Takes the root, and what it brought along from another disk. Raises ROOT_HELD. Blocks."""
         self._holder.take()
         if self._config.outside and adopt(self._home, self._config.state_dir):
-            log.info("state_adopted root=%s state_dir=%s", self._config.embedded, self._config.daemon.state_dir)
+            log.info("state_adopted", extra={"root": self._config.embedded, "state_dir": self._config.daemon.state_dir})
 
     async def merge(self, catalog: SqliteCatalog) -> None:
         """Takes in what daemons on other hosts have listed."""
@@ -68,7 +68,7 @@ class Embedded:
             if whereabouts is Whereabouts.GONE:
                 self._vanish()
             if whereabouts is Whereabouts.MOVED and (now := self._root.where()) != where:
-                log.info("root_moved from=%s to=%s", where, now)
+                log.info("root_moved", extra={"from": where, "to": now})
                 moved(where := now)
             if self._clock.monotonic() - renewed >= RENEW_S:
                 renewed = self._clock.monotonic()
@@ -87,21 +87,21 @@ class Embedded:
         try:
             self._holder.release()
         except OSError as failure:
-            log.warning("holder_not_renewed error=%s", failure)
+            log.warning("holder_not_renewed", extra={"error": failure})
 
     async def _renew(self, stop: asyncio.Event, threads: Threads) -> None:
         try:
             lost = await threads.run(self._holder.renew)
         except OSError as failure:
-            log.warning("holder_not_renewed error=%s", failure)
+            log.warning("holder_not_renewed", extra={"error": failure})
             return
         if lost is not None:
-            log.error("root_lost error=%s", lost.message)
+            log.error("root_lost", extra={"error": lost.message})
             self._lost = True
             stop.set()
 
     def _vanish(self) -> None:
         """The root was removed: there is nothing left to keep, and its path may be another daemon's by now."""
-        log.warning("root_gone root=%s", self._config.embedded)
+        log.warning("root_gone", extra={"root": self._config.embedded})
         logging.shutdown()
         os._exit(0)

@@ -6,6 +6,7 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -55,6 +56,34 @@ class Faults(Protocol):
 
     def at(self, point: str) -> None:
         """Marks a point on the way. The names are literals, so that a test can list them from the code."""
+
+
+class Meter(Protocol):
+    """Counts what happens, for whoever watches. A call takes about a microsecond, from any thread, and never fails."""
+
+    def accepted(self, size_bytes: int) -> None:
+        """A new file was acknowledged."""
+
+    def sent(self, size_bytes: int) -> None:
+        """The store took the body of a request."""
+
+    def stored(self, size_bytes: int) -> None:
+        """A file is verified and listed."""
+
+    def cancelled(self) -> None:
+        """A file was deleted on its way."""
+
+    def retried(self, fault: str) -> None:
+        """A file, or a part of one, is tried again later: a Fault (core/retry.py), "journal" or "defect"."""
+
+    def failed(self, code: Code) -> None:
+        """A file was given up."""
+
+    def committing(self) -> AbstractContextManager[None]:
+        """Held while the journal commits a change."""
+
+    def lagged(self, seconds: float) -> None:
+        """The event loop came so much later than it was asked to."""
 
 
 class Journal(Protocol):
@@ -123,6 +152,9 @@ class Journal(Protocol):
     async def finished(self, before_ms: int, limit: int) -> list[Job]:
         """Jobs that are stored or cancelled and last changed before then, oldest first."""
 
+    async def unclean(self, limit: int) -> list[Job]:
+        """Failed jobs of which the store may still have something."""
+
     async def forget(self, ids: Sequence[int]) -> None:
         """Drops the rows of finished jobs. Idempotent."""
 
@@ -132,8 +164,11 @@ class Journal(Protocol):
     def trouble(self) -> Trouble | None:
         """Why the journal takes nothing more in: its disk is full, or has failed."""
 
+    async def probe(self) -> None:
+        """Commits something, as a hand-off does; raises JournalError where that would be refused."""
+
     async def backlog(self) -> Backlog:
-        """What is on its way, in a line's worth: cheap enough to be asked every few seconds."""
+        """The queue in figures, in one pass over what is on its way or failed: a microsecond a file."""
 
     async def high_water(self) -> int:
         """The largest id ever accepted here, 0 for none."""

@@ -21,6 +21,7 @@ drain_timeout = 5
 idle_timeout = 1.5
 max_connections = 7
 log_level = "debug"
+log_format = "json"
 [store]
 url = "s3://bucket/some/prefix/"
 endpoint_url = "https://[::1]:9000"
@@ -44,6 +45,9 @@ connections = 256
 [access]
 uids = [0, 1000]
 socket_mode = "0660"
+[http]
+listen = "unix:/run/x/http"
+socket_mode = "0666"
 """
 
 REFUSED = [
@@ -79,6 +83,17 @@ REFUSED = [
     ("[limits]\nthreads = 65", "limits.threads is 65", "at least 1, at most 64"),
     ("[limits]\nconnections = 257", "limits.connections is 257", "at least 1, at most 256"),
     ("[daemon]\nlog_level = 'INFO'", "daemon.log_level is 'INFO'", "one of 'debug', 'info', 'warning', 'error'"),
+    ("[daemon]\nlog_format = 'xml'", "daemon.log_format is 'xml'", "one of 'human', 'json'"),
+    ("[http]\nlisten = '0.0.0.0:9464'", "http.listen is '0.0.0.0:9464'", "a loopback address such as"),
+    ("[http]\nlisten = '[::]:9464'", "http.listen is '[::]:9464'", "HTTP is for this machine alone"),
+    ("[http]\nlisten = 'node7:9464'", "http.listen is 'node7:9464'", "a loopback address such as"),
+    ("[http]\nlisten = 'unix:http.sock'", "http.listen is 'unix:http.sock'", '"unix:/path"'),
+    ("[http]\nlisten = 9464", "http.listen is 9464", "text"),
+    ("[http]\nsocket_mode = '660'", "http.socket_mode is '660'", 'octal mode such as "0640"'),
+    ("[daemon]\nsocket='/x/s'\n[http]\nlisten='unix:/x/s'", "http.listen and daemon.socket are both /x/s", "two paths"),
+    ("[store]\nendpoint_url='https://ann:pw@h'", "store.endpoint_url holds credentials", "the AWS chain"),
+    ("[store]\nurl='s3://ann:pw@bucket'", "store.url holds credentials", "the AWS chain"),
+    ("[store]\nurl='gs://ann:pw@bucket'", "store.url is 'gs://***@bucket'", "s3://bucket/key_prefix"),
     ("[store]\nchecksum = 'sha1'", "store.checksum is 'sha1'", "'crc64nvme', 'crc32c', 'md5'"),
     ("[spool]\ndurability = 'tape'", "spool.durability is 'tape'", "one of 'memory', 'disk'"),
     ("[store]\nurl = '/data'", "store.url is '/data'", 'file:///folder" or "s3://bucket/key_prefix'),
@@ -195,7 +210,7 @@ def test_every_key_arrives():
     assert (config.socket, config.state_dir) == (Path("/run/x/socket"), Path("/var/lib/x"))
     assert (config.daemon.drain_timeout, config.daemon.idle_timeout) == (5.0, 1.5)
     assert type(config.daemon.drain_timeout) is float
-    assert (config.daemon.max_connections, config.daemon.log_level) == (7, "debug")
+    assert (config.daemon.max_connections, config.daemon.log_level, config.daemon.log_format) == (7, "debug", "json")
     assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
     assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
     assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", "/proc/self/maps")
@@ -205,6 +220,7 @@ def test_every_key_arrives():
     assert (config.spool.quota, config.spool.copy_below, config.spool.copy_after) == (10**9, 0, 1.5)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
+    assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
     assert with_defaults(config) == config
 
 
@@ -262,6 +278,13 @@ def test_a_state_dir_alone_takes_store_and_catalog_with_it():
     config = with_defaults(parse({"daemon": {"state_dir": "/data/state"}}))
     assert config.store_root == Path("/data/state/files")
     assert config.catalog_path == Path("/data/state/catalog.sqlite")
+
+
+def test_http_is_beside_the_socket_of_a_service_or_off():
+    beside = with_defaults(parse({"daemon": {"socket": "/run/x/socket"}}))
+    assert (beside.http.listen, beside.http.socket_mode) == ("unix:/run/x/http.sock", "0600")
+    assert with_defaults(parse({"http": {"listen": ""}})).http.listen == ""
+    assert embedded(Path("/data/.dash")).http.listen == ""
 
 
 def test_the_defaults_of_the_design():

@@ -91,6 +91,24 @@ async def test_calls_that_wait_share_one_commit(path: Path) -> None:
     assert numbers(path) == list(range(100))
 
 
+async def test_commits_of_changes_are_timed_and_no_reads(path: Path) -> None:
+    inside = 0
+
+    @contextmanager
+    def committing() -> Iterator[None]:
+        nonlocal inside
+        yield
+        assert numbers(path), "it was not on disk when its time was over"
+        inside += 1
+
+    opened = Database(path, SCHEMA, NoFaults(), "test", committing)
+    await opened.call(put(1))
+    await opened.call(lambda connection: connection.execute("SELECT n FROM t").fetchall())
+    await opened.call(put(2))
+    opened.close()
+    assert inside == 2
+
+
 async def test_a_batch_has_a_bound(path: Path) -> None:
     points = Points()
     with database(path, points) as opened:

@@ -22,6 +22,7 @@ from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import (
     Algorithm,
     Backlog,
+    Blocked,
     FileRecord,
     Fingerprint,
     Job,
@@ -451,18 +452,6 @@ async def test_due_is_what_may_run_now_oldest_first_lane_by_lane(journal: Sqlite
     assert await journal.due_count() == len(due) + 2
 
 
-async def test_the_backlog_is_what_is_on_its_way_and_what_holds_it_up(journal: SqliteJournal) -> None:
-    assert await journal.backlog() == Backlog(0, 0)
-    for number, state in enumerate(State, start=1):
-        await in_state(journal, state, number)
-    on_their_way = sum(state in UNFINISHED for state in State)
-    assert await journal.backlog() == Backlog(on_their_way, 5 * on_their_way)
-    for number in (20, 21):
-        await journal.note(await accepted(journal, number, size_bytes=10**11), blocked=True, trouble=TROUBLE)
-    expected = Backlog(on_their_way + 2, 5 * on_their_way + 2 * 10**11, 2, "denied: größe")
-    assert await journal.backlog() == expected
-
-
 async def test_when_to_look_again(journal: SqliteJournal) -> None:
     assert await journal.next_due_ms(0) is None
     for number, at in ((1, 5000), (2, 3000), (3, 9000)):
@@ -514,6 +503,35 @@ async def test_the_queue_in_short(journal: SqliteJournal) -> None:
     assert [one.state for one in summary.failed] == [State.FAILED]
 
 
+async def test_the_queue_in_figures(journal: SqliteJournal, path: Path) -> None:
+    """What is neither stored nor cancelled, as another program counts it; and what blocks, the last words of each."""
+    assert await journal.backlog() == Backlog((), None)
+    await in_state(journal, State.FAILED, 30, created_ms=1)
+    assert (await journal.backlog()).oldest_ms is None
+    for number, state in enumerate(State, start=1):
+        await in_state(journal, state, number, size_bytes=number, created_ms=1000 + number)
+    for number, trouble in (
+        (21, TROUBLE),
+        (22, replace(TROUBLE, message="the last")),
+        (23, replace(TROUBLE, code=Code.CONFIG)),
+    ):
+        await journal.note(await accepted(journal, number, created_ms=5000), blocked=True, trouble=trouble)
+    backlog = await journal.backlog()
+    assert {(one.state, one.files, one.size_bytes) for one in backlog.counts} == set(
+        rows(
+            path,
+            "SELECT state, count(*), sum(size_bytes) FROM files"
+            " WHERE state NOT IN ('DONE', 'CANCELLED') GROUP BY state",
+        )
+    )
+    assert {one.state for one in backlog.counts} == UNFINISHED | {State.FAILED}
+    assert backlog.oldest_ms == 1001
+    assert backlog.blocked == (
+        Blocked(replace(TROUBLE, code=Code.CONFIG), 1),
+        Blocked(replace(TROUBLE, message="the last"), 2),
+    )
+
+
 async def test_only_what_is_finished_and_old_is_forgotten(journal: SqliteJournal, path: Path, clock: SetClock) -> None:
     for number, state in enumerate(State, start=1):
         await in_state(journal, state, number)
@@ -547,15 +565,17 @@ async def test_the_workers_questions_read_an_index(journal: SqliteJournal, path:
     await journal._database.call(lambda connection: connection.set_trace_callback(asked.append))
     await journal.due(Lane.SMALL, 1000, [1, 2], 9)
     await journal.next_due_ms(1000)
+    await journal.backlog()
     await journal._database.call(lambda connection: connection.set_trace_callback(None))
     plans = [
         [step[3] for step in rows(path, f"EXPLAIN QUERY PLAN {question}")]
         for question in asked
         if question.startswith("SELECT")
     ]
-    ((due,), (waiting,)) = plans
+    ((due,), (waiting,), (listed, *_)) = plans
     assert "files_due" in due
     assert "files_waiting" in waiting
+    assert "files_listed" in listed
 
 
 # ---- what was answered is there

@@ -576,6 +576,21 @@ def test_what_the_spool_takes_is_counted_without_what_is_only_linked(spool: Spoo
     assert 2 * SIZE <= spool.pins.spool_bytes() < 2 * SIZE + 2 * MIB
 
 
+def test_what_is_released_while_the_spool_is_measured_counts_for_nothing(
+    spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = spool.take(path, Protection.COPY)
+    scan = os.scandir
+
+    def scan_and_release(folder: Path) -> list[os.DirEntry[str]]:
+        found = list(scan(folder))
+        spool.pins.release(job.pin, job.id)
+        return found
+
+    monkeypatch.setattr(os, "scandir", scan_and_release)
+    assert spool.pins.spool_bytes() == 0
+
+
 def test_a_linking_that_the_kernel_forbids_becomes_a_held_descriptor(
     spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
 import pytest
 
 from ml_dash import experiment, files, messages, result
 from ml_dash.cli.parser import COMMANDS
 from ml_dash.errors import TABLE
-from ml_dashd import config
+from ml_dashd import config, logs
 from ml_dashd.core.states import diagram
+from ml_dashd.edge.metrics import PrometheusMeter
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +71,78 @@ def _errors() -> str:
     return "\n".join(lines)
 
 
+class LogCall(NamedTuple):
+    event: str
+    level: str
+    fields: tuple[str, ...]
+
+
+def log_calls() -> list[LogCall]:
+    """Every call of a logger in the daemon: an event's name, and fields whose names stand beside it."""
+    found = []
+    for path in SOURCE.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                found += [_log_call(path.name, function, call) for call in ast.walk(function) if _is_log_call(call)]
+    assert len(found) > 20
+    return found
+
+
+def _is_log_call(node: ast.AST) -> TypeGuard[ast.Call]:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "log"
+        and node.func.attr in ("debug", "info", "warning", "error", "exception", "critical")
+    )
+
+
+def _log_call(page: str, function: ast.AST, call: ast.Call) -> LogCall:
+    (said,) = call.args
+    assert isinstance(said, ast.Constant), f"{page} line {call.lineno}: an event has one name, and its fields in extra"
+    assert re.fullmatch(r"[a-z_]+", said.value), f"{page} line {call.lineno}: {said.value!r} is no name of an event"
+    extra = next((keyword.value for keyword in call.keywords if keyword.arg == "extra"), ast.Dict([], []))
+    if isinstance(extra, ast.Name):
+        extra = next(
+            node.value
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == extra.id
+        )
+    assert isinstance(extra, ast.Dict), f"{page} line {call.lineno}: give extra a dict of literal names"
+    fields = [ast.literal_eval(key) for key in extra.keys if key is not None]
+    hidden = {"time", "level", "logger", "event", "traceback"} & set(fields)
+    assert not hidden, f"{page} line {call.lineno}: every line has a {hidden} of its own"
+    if call.func.attr == "exception" or any(keyword.arg == "exc_info" for keyword in call.keywords):
+        fields.append("traceback")
+    return LogCall(said.value, {"exception": "error"}.get(call.func.attr, call.func.attr), tuple(fields))
+
+
+def _events() -> str:
+    calls = [*log_calls(), LogCall("library_message", "warning", ("message",))]
+    lines = ["| event | level | fields | when |", "|---|---|---|---|"]
+    for event, when in logs.EVENTS.items():
+        mine = [call for call in calls if call.event == event]
+        levels = ", ".join(sorted({call.level for call in mine}))
+        fields = ", ".join(f"`{name}`" for name in dict.fromkeys(name for call in mine for name in call.fields))
+        lines.append(f"| `{event}` | {levels} | {fields} | {when} |")
+    return "\n".join(lines)
+
+
+def _metrics() -> str:
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for each in PrometheusMeter("").described:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+    return "\n".join(lines)
+
+
 MADE = {
     ("ARCHITECTURE.md", "states"): _states,
     ("PROTOCOL.md", "messages"): _messages,
     ("PROTOCOL.md", "errors"): _errors,
+    ("docs/logs.md", "events"): _events,
+    ("docs/operations.md", "metrics"): _metrics,
 }
 
 
@@ -117,12 +187,15 @@ def test_every_fault_point_is_named_once() -> None:
     assert sorted(named) == fault_points()
 
 
-def test_every_log_event_is_explained() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    section = text[text.index("## Log events") :]
-    calls = re.compile(r'\blog\.(?:debug|info|warning|error|critical|exception)\(\s*"(\w+)')
-    events = {event for path in SOURCE.rglob("*.py") for event in calls.findall(path.read_text())}
-    assert events == set(re.findall(r"`(\w+)`", section)) - {"memory", "ack"}
+def test_every_log_event_is_explained_and_none_that_is_gone() -> None:
+    assert {call.event for call in log_calls()} | {"library_message"} == set(logs.EVENTS), "mend EVENTS in logs.py"
+
+
+def test_every_route_is_explained() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    routes = re.findall(r'\("(/\w+)", self\._', (SOURCE / "edge/http.py").read_text())
+    assert len(routes) == 3
+    assert {route for route in routes if f"`{route}`" not in text} == set()
 
 
 def test_every_module_has_its_line() -> None:

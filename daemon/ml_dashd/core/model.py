@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ml_dash.errors import Code
-from ml_dashd.core.states import State
+from ml_dashd.core.states import UNFINISHED, State
 
 MAX_FILE_BYTES = 100_000_000_000
 """The spec's 100 GB."""
@@ -215,10 +216,43 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
-    """What is on its way: files, their bytes, how many of them an operator holds up, and what one of those says."""
+class Blocked:
+    """What holds files up until an operator has mended it, and how many."""
 
+    trouble: Trouble
     files: int
-    size_bytes: int
-    blocked: int = 0
-    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the journal has that is neither stored nor cancelled: by state, the oldest on its way, and what blocks."""
+
+    counts: tuple[StateCount, ...]
+    oldest_ms: int | None = None
+    blocked: tuple[Blocked, ...] = ()
+
+    def on_their_way(self) -> tuple[int, int]:
+        """Files that are not given up, and their bytes."""
+        moving = [count for count in self.counts if count.state in UNFINISHED]
+        return sum(count.files for count in moving), sum(count.size_bytes for count in moving)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system under a folder: the bytes that this user may still write there, and whether it can be written."""
+
+    folder: str
+    free_bytes: int
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is measured when somebody asks. What did not answer in time is None, or is missing."""
+
+    backlog: Backlog | None
+    queue_age_s: float | None
+    spool_bytes: int | None
+    disks: Sequence[Disk]
+    connections: int
+    checks: Mapping[str, bool]

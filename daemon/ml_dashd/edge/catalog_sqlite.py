@@ -84,7 +84,7 @@ class SqliteCatalog:
         except FileNotFoundError:
             return
         except (OSError, MLDashError, sqlite3.Error) as failure:
-            log.warning("catalog_not_merged path=%s error=%s", other, failure)
+            log.warning("catalog_not_merged", extra={"path": other, "error": failure})
             return
         await self._database.call(lambda connection: _upsert(connection, theirs))
 
@@ -101,7 +101,7 @@ class SqliteCatalog:
                 await asyncio.to_thread(_write_copy, self._path.with_name("export.sqlite"), rows, path)
                 self._exported = changes
         except (OSError, MLDashError, JournalError, sqlite3.Error) as failure:
-            log.warning("catalog_not_exported path=%s error=%s", path, failure)
+            log.warning("catalog_not_exported", extra={"path": path, "error": failure})
 
     async def close(self) -> None:
         self._database.close()

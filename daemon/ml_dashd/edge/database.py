@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -59,12 +60,23 @@ class _Call:
 
 
 class Database:
-    """Runs functions of the connection in its thread, in order, each in a savepoint of a shared transaction."""
+    """Runs functions of the connection in its thread, in order, each in a savepoint of a shared transaction.
 
-    def __init__(self, path: Path, migrations: list[str], faults: Faults, name: str) -> None:
+    `committing` is held while a change is committed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        migrations: list[str],
+        faults: Faults,
+        name: str,
+        committing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._path = path
         self._faults = faults
         self._name = name
+        self._committing = committing
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._closed = False
         self._failed: JournalError | None = None
@@ -109,7 +121,7 @@ class Database:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as failure:  # the log is read again at the next start
-            log.warning("log_not_folded name=%s error=%s", self._name, failure)
+            log.warning("log_not_folded", extra={"database": self._name, "error": failure})
         self._connection.close()
         self._reserve.close()
 
@@ -154,11 +166,13 @@ class Database:
 
     def _commit(self, *, wrote: bool) -> None:
         """Ends the transaction; one that only read is no durable step."""
-        if wrote:
-            self._faults.at(f"{self._name}.before_commit")
-        self._connection.execute("COMMIT")
-        if wrote:
-            self._faults.at(f"{self._name}.after_commit")
+        if not wrote:
+            self._connection.execute("COMMIT")
+            return
+        self._faults.at(f"{self._name}.before_commit")
+        with self._committing():
+            self._connection.execute("COMMIT")
+        self._faults.at(f"{self._name}.after_commit")
 
     # ---- full and failing disks
 
@@ -176,7 +190,7 @@ class Database:
             if left and not self._reserve.release():
                 break
             if left:
-                log.warning("disk_full name=%s path=%s", self._name, self._path)
+                log.warning("disk_full", extra={"database": self._name, "path": self._path})
         return outcomes
 
     def _refill(self, *, asked: bool) -> None:
@@ -184,11 +198,12 @@ class Database:
         if not self._reserve.held and self._failed is None and (asked or time.monotonic() >= self._refill_at):
             self._refill_at = time.monotonic() + REFILL_S
             if self._reserve.fill():
-                log.info("disk_has_room name=%s", self._name)
+                log.info("disk_has_room", extra={"database": self._name})
 
     def _stop_writing(self, failure: Exception) -> None:
         self._failed = JournalError(f"the {self._name}'s disk refused a sync: {failure}", Code.DISK_FAILED)
-        log.critical("read_only name=%s path=%s error=%s", self._name, self._path, failure)
+        event = {"database": self._name, "path": self._path, "error": failure}
+        log.critical("read_only", extra=event)
         self._connection.execute("PRAGMA query_only=ON")
 
     def _full(self) -> JournalError:

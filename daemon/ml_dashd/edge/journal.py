@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import (
-    Algorithm,
     Backlog,
-    FileRecord,
-    Fingerprint,
+    Blocked,
     Job,
     Pin,
-    PinKind,
     Selection,
     SentPart,
     StateCount,
@@ -26,13 +24,12 @@ from ml_dashd.core.model import (
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge.database import Database
+from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.rows import (
     crc_blob,
     insert,
     marks,
     read_crc,
-    read_record,
-    record_values,
     selection_where,
 )
 from ml_dashd.ports import Clock, Faults, Superseded
@@ -55,13 +52,20 @@ SELECT max(
 
 
 class SqliteJournal:
-    """The `Journal` of ports.py. `lane_of` sorts a size into a lane when a file is accepted."""
+    """The `Journal` of ports.py. `lane_of` sorts a size into a lane when a file is accepted; `committing` times."""
 
-    def __init__(self, path: Path, clock: Clock, faults: Faults, lane_of: Callable[[int], Lane]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        faults: Faults,
+        lane_of: Callable[[int], Lane],
+        committing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._clock = clock
         self._faults = faults
         self._lane_of = lane_of
-        self._database = Database(path, MIGRATIONS, faults, "journal")
+        self._database = Database(path, MIGRATIONS, faults, "journal", committing)
 
     async def open(self) -> None:
         """Fills the table of moves that the trigger reads."""
@@ -73,7 +77,7 @@ class SqliteJournal:
     # ---- hand-off
 
     async def accept(self, job: Job, key: bytes, content: bytes | None = None) -> tuple[Job, bool]:
-        values = _job_values(job) | {
+        values = job_values(job) | {
             "request_key": key,
             "content": content,
             "lane": self._lane_of(job.record.size_bytes),
@@ -88,7 +92,7 @@ class SqliteJournal:
             earlier = connection.execute(
                 "SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (job.record.owner_uid, key)
             )
-            return _read_job(earlier.fetchone()), False
+            return read_job(earlier.fetchone()), False
 
         return await self._database.call(work, spare=True)
 
@@ -103,7 +107,7 @@ class SqliteJournal:
 
     async def _change(self, job: Job, changes: dict[str, Any], to: State | None, detail: str | None) -> Job:
         now = self._clock.now_ms()
-        values = _columns(changes) | {"updated_ms": now}
+        values = changed_columns(changes) | {"updated_ms": now}
         if to is not None:
             values["state"] = to
             if to is State.DONE:
@@ -122,12 +126,12 @@ class SqliteJournal:
                 raise Superseded(f"file {job.id} is no longer {job.state}")
             if to is not None:
                 _event(connection, job.id, now, job.state, to, detail)
-            return _read_job(row)
+            return read_job(row)
 
         return await self._database.call(work)
 
     async def repin(self, job: Job, pin: Pin) -> None:
-        values = _pin_columns(pin) | {"on_disk": True, "updated_ms": self._clock.now_ms()}
+        values = pin_columns(pin) | {"on_disk": True, "updated_ms": self._clock.now_ms()}
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         where = f"id = :_id AND pin_kind = :_kind AND {_LISTED} AND NOT cancel_requested"
         bound = values | {"_id": job.id, "_kind": job.pin.kind}
@@ -156,7 +160,7 @@ class SqliteJournal:
             f"WHERE id IN ({marks(ids)}) AND state NOT IN ('DONE', 'CANCELLED') RETURNING *"
         )
         return await self._database.call(
-            lambda connection: [_read_job(row) for row in connection.execute(statement, ids).fetchall()]
+            lambda connection: [read_job(row) for row in connection.execute(statement, ids).fetchall()]
         )
 
     async def add_part(self, job: Job, part: SentPart) -> None:
@@ -235,6 +239,9 @@ class SqliteJournal:
     async def finished(self, before_ms: int, limit: int) -> list[Job]:
         return await self._jobs(f"WHERE {_FINISHED} AND updated_ms < ? ORDER BY updated_ms LIMIT ?", (before_ms, limit))
 
+    async def unclean(self, limit: int) -> list[Job]:
+        return await self._jobs("WHERE state = 'FAILED' AND key IS NOT NULL ORDER BY id LIMIT ?", (limit,))
+
     async def forget(self, ids: Sequence[int]) -> None:
         statement = f"DELETE FROM files WHERE id IN ({marks(ids)}) AND {_FINISHED}"
 
@@ -261,12 +268,31 @@ class SqliteJournal:
         failure = self._database.failure()
         return None if failure is None else Trouble(failure.code, str(failure), TABLE[failure.code].hint)
 
-    async def backlog(self) -> Backlog:
-        (row,) = await self._rows(
-            "SELECT count(*) AS files, total(size_bytes) AS size_bytes, total(blocked) AS blocked, "
-            f"max(CASE WHEN blocked THEN error_message END) AS why FROM files WHERE {_DUE}"
+    async def probe(self) -> None:
+        await self._database.call(
+            lambda connection: connection.execute(_SET, ("probed_ms", str(self._clock.now_ms()))).close(), spare=True
         )
-        return Backlog(row["files"], int(row["size_bytes"]), int(row["blocked"]), row["why"] or "")
+
+    async def backlog(self) -> Backlog:
+        # Never without this index: it leaves out what is finished, which is most.
+        states = await self._rows(
+            "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes, min(created_ms) AS oldest_ms,"
+            f" sum(blocked) AS blocked FROM files INDEXED BY files_listed WHERE {_LISTED} GROUP BY state"
+        )
+        blocked: list[sqlite3.Row] = []
+        if any(row["blocked"] for row in states):
+            blocked = await self._rows(
+                "SELECT error_code, error_message, error_hint, count(*) AS files, max(id)"
+                f" FROM files WHERE {_DUE} AND blocked GROUP BY error_code ORDER BY error_code"
+            )
+        return Backlog(
+            counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in states),
+            oldest_ms=min((row["oldest_ms"] for row in states if row["state"] != State.FAILED), default=None),
+            blocked=tuple(
+                Blocked(Trouble(Code(row["error_code"]), row["error_message"], row["error_hint"]), row["files"])
+                for row in blocked
+            ),
+        )
 
     async def high_water(self) -> int:
         ((highest,),) = await self._rows(_HIGH_WATER)
@@ -283,82 +309,9 @@ class SqliteJournal:
         return await self._database.call(lambda connection: connection.execute(statement, values).fetchall())
 
     async def _jobs(self, rest: str, values: Sequence[Any]) -> list[Job]:
-        columns = ", ".join(_READ_COLUMNS)
+        columns = ", ".join(READ_COLUMNS)
         rows = await self._rows(f"SELECT {columns} FROM files {rest}", values)
-        return [_read_job(row) for row in rows]
-
-
-# ---- rows
-
-
-_PLAIN = ("state", "on_disk", "attempt", "not_before_ms", "cancel_requested", "blocked", "upload_id", "part_size",
-          "algorithm", "proof")  # fmt: skip
-_READ_COLUMNS = (*record_values(FileRecord(0, 0, "", "", "", "", "", 0, "", 0, 0)), "pin_kind", "pin_name",
-                 "pin_source", "device", "inode", "mtime_ns", "ctime_ns", "error_code", "error_message", "error_hint",
-                 *_PLAIN)  # fmt: skip
-"""Every column but the content of an inline pin, which is read only when it is sent."""
-
-
-def _job_values(job: Job) -> dict[str, Any]:
-    """A new job's columns."""
-    plain = {name: getattr(job, name) for name in _PLAIN}
-    return record_values(job.record) | plain | _pin_columns(job.pin) | _trouble_columns(job.trouble)
-
-
-def _columns(changes: dict[str, Any]) -> dict[str, Any]:
-    """Changed columns, where `pin`, `trouble` and the CRC take several or another form."""
-    values = dict(changes)
-    if "pin" in values:
-        values |= _pin_columns(values.pop("pin"))
-    if "trouble" in values:
-        values |= _trouble_columns(values.pop("trouble"))
-    if "crc64nvme" in values:
-        values["crc64nvme"] = crc_blob(values["crc64nvme"])
-    return values
-
-
-def _pin_columns(pin: Pin) -> dict[str, Any]:
-    mark = pin.fingerprint
-    return {
-        "pin_kind": pin.kind,
-        "pin_name": pin.name,
-        "pin_source": pin.source,
-        "device": mark and mark.device,
-        "inode": mark and mark.inode,
-        "mtime_ns": mark and mark.mtime_ns,
-        "ctime_ns": mark and mark.ctime_ns,
-    }
-
-
-def _trouble_columns(trouble: Trouble | None) -> dict[str, Any]:
-    return {
-        "error_code": trouble and trouble.code,
-        "error_message": trouble and trouble.message,
-        "error_hint": trouble and trouble.hint,
-    }
-
-
-def _read_job(row: sqlite3.Row) -> Job:
-    values = {name: row[name] for name in _PLAIN}
-    for flag in ("on_disk", "cancel_requested", "blocked"):
-        values[flag] = bool(values[flag])
-    return Job(
-        **values
-        | {
-            "record": read_record(row),
-            "pin": _read_pin(row),
-            "state": State(row["state"]),
-            "algorithm": Algorithm(row["algorithm"]),
-            "trouble": row["error_code"] and Trouble(Code(row["error_code"]), row["error_message"], row["error_hint"]),
-        }
-    )
-
-
-def _read_pin(row: sqlite3.Row) -> Pin:
-    mark = None
-    if row["inode"] is not None:
-        mark = Fingerprint(row["device"], row["inode"], row["size_bytes"], row["mtime_ns"], row["ctime_ns"])
-    return Pin(PinKind(row["pin_kind"]), row["pin_name"], row["pin_source"], mark)
+        return [read_job(row) for row in rows]
 
 
 def _event(

@@ -25,7 +25,7 @@ async def leave(folder: Path, **facts: str | int) -> None:
             await file.write(json.dumps(facts, indent=2) + "\n")
         await aiofiles.os.replace(temporary, folder / NAME)
     except OSError as failure:
-        log.warning("notice_not_left error=%s", failure)
+        log.warning("notice_not_left", extra={"error": failure})
 
 
 async def read(folder: Path) -> dict[str, str | int]:

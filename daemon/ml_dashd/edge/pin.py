@@ -259,9 +259,10 @@ class SpoolPins:
         total = 0
         for folder in [*self._pools, self._pools[0] / SLOT_FOLDER]:
             for entry in os.scandir(folder):
-                if entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+                with suppress(FileNotFoundError):  # released meanwhile
+                    if entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        total += status.st_blocks * 512 if status.st_nlink == 1 else 0
         return total
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from botocore import exceptions as boto
 from botocore.handlers import add_expect_header
 
 from ml_dashd.core.model import Algorithm
+from ml_dashd.core.redact import redact
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.system import breathe
 
@@ -171,19 +172,23 @@ FAULTS: dict[str, Fault] = {
 
 
 def sorted_error(failure: Exception, what: str) -> StoreError:
-    """Whatever a call raised, as a StoreError."""
+    """Whatever a call raised, as a StoreError. An endpoint's URL may hold a password, and owners read the message."""
+    return StoreError(_fault_of(failure), redact(f"{what}: {str(failure) or type(failure).__name__}"))
+
+
+def _fault_of(failure: Exception) -> Fault:
     if isinstance(failure, boto.ClientError):
-        return StoreError(_fault_of(failure), f"{what}: {failure}")
+        return _fault_of_answer(failure)
     if isinstance(failure, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
-        return StoreError(Fault.CREDENTIALS, f"{what}: {failure}")
+        return Fault.CREDENTIALS
     if isinstance(
         failure, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.SSLError | boto.ProxyConnectionError
     ):
-        return StoreError(Fault.UNREACHABLE, f"{what}: {failure}")
-    return StoreError(Fault.TRANSIENT, f"{what}: {str(failure) or type(failure).__name__}")
+        return Fault.UNREACHABLE
+    return Fault.TRANSIENT
 
 
-def _fault_of(failure: boto.ClientError) -> Fault:
+def _fault_of_answer(failure: boto.ClientError) -> Fault:
     code = str(failure.response.get("Error", {}).get("Code", ""))
     status = int(failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if (fault := FAULTS.get(code)) is not None:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import socket
-import stat
 import struct
 from collections import deque
 from collections.abc import Sequence
@@ -20,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_dash import messages
-from ml_dash.address import reachable
-from ml_dash.errors import Code, MLDashError, ProtocolError, error
+from ml_dash.errors import Code, MLDashError, ProtocolError
 from ml_dash.messages import Failed, Hello, Message
 from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
+from ml_dashd.edge import listening
 from ml_dashd.ports import Clock, Service, Session
 
 log = logging.getLogger("ml_dashd.socket")
@@ -80,11 +79,7 @@ class SocketServer:
         self._accepting = asyncio.create_task(self._accept(listener), name="accept")
 
     def _bind(self) -> socket.socket:
-        _make_room(self._path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        with reachable(self._path) as address:
-            listener.bind(address)
-            Path(address).chmod(self._access.mode)
+        listener = listening.bind(self._path, self._access.mode, "daemon.socket")
         listener.listen(BACKLOG)
         return listener
 
@@ -96,8 +91,7 @@ class SocketServer:
         if self._listener is not None:
             self._listener.close()
             if self._passed is None:
-                with suppress(FileNotFoundError):
-                    self._path.unlink()
+                listening.leave(self._path)
         for connection in self._connections.values():
             connection.finish()
         if self._connections:
@@ -112,7 +106,7 @@ class SocketServer:
             try:
                 peer, _ = await loop.sock_accept(listener)
             except OSError as failure:
-                log.warning("accept_failed error=%s", failure)
+                log.warning("accept_failed", extra={"error": failure})
                 await self._clock.sleep(ACCEPT_PAUSE_S)
                 continue
             self._admit(peer)
@@ -131,7 +125,7 @@ class SocketServer:
                 message=f"{self._access.max_connections} connections are open already",
             )
         if refusal is not None:
-            log.info("connection_refused uid=%d pid=%d code=%s", uid, pid, refusal.code)
+            log.info("connection_refused", extra={"uid": uid, "pid": pid, "code": refusal.code})
             with suppress(OSError):
                 peer.send(messages.encode(refusal))
             peer.close()
@@ -179,10 +173,10 @@ class Connection:
             if self._failure is not None:
                 raise self._failure
         except ProtocolError as broken:
-            log.warning("protocol_error pid=%d error=%s", self._session.pid, broken.message)
+            log.warning("protocol_error", extra={"pid": self._session.pid, "error": broken.message})
             await self._say_goodbye(broken)
         except (OSError, TimeoutError) as lost:
-            log.debug("connection_lost pid=%d error=%s", self._session.pid, lost)
+            log.debug("connection_lost", extra={"pid": self._session.pid, "error": lost})
         finally:
             self._close()
 
@@ -206,7 +200,7 @@ class Connection:
             return _failed(message, refused), ()
         except Exception as defect:
             name = type(message).__name__
-            log.exception("request_failed kind=%s", name)
+            log.exception("request_failed", extra={"kind": name})
             return _failed(message, MLDashError(Code.INTERNAL, f"{name} failed: {defect!r}")), ()
 
     # ---- reading
@@ -310,27 +304,6 @@ class Connection:
         self._frames.clear()
         self._socket.close()
         self._service.disconnected(self._session)
-
-
-def _make_room(path: Path) -> None:
-    """Removes the socket file of a daemon that is gone, and nothing else."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise error(Code.CONFIG, f"{path} is there already and is no socket", "give daemon.socket another path")
-        if _listens(path):
-            raise error(Code.CONFIG, f"another daemon listens at {path}", "give daemon.socket another path")
-        path.unlink()
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe, reachable(path) as address:
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:
-            return True  # more wait to be accepted than its backlog holds
-        return True
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -189,6 +190,34 @@ class BufferPool:
         else:
             self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
             self._settle(0)
+
+
+class NoMeter:
+    """Nobody watches: nothing is counted."""
+
+    def accepted(self, size_bytes: int) -> None:
+        return
+
+    def sent(self, size_bytes: int) -> None:
+        return
+
+    def stored(self, size_bytes: int) -> None:
+        return
+
+    def cancelled(self) -> None:
+        return
+
+    def retried(self, fault: str) -> None:
+        return
+
+    def failed(self, code: Code) -> None:
+        return
+
+    def committing(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def lagged(self, seconds: float) -> None:
+        return
 
 
 class NoFaults:

@@ -126,7 +126,7 @@ class Systemd:
         with self._lock:
             if len(self._stored) >= STORE_MAX:
                 if not self._full:
-                    log.warning("descriptor_not_kept id=%d error=%d are kept already", file_id, STORE_MAX)
+                    log.warning("descriptor_not_kept", extra={"id": file_id, "kept": STORE_MAX})
                 self._full = True
                 return
             self._stored.add(file_id)
@@ -152,7 +152,7 @@ class Systemd:
                 peer.sendmsg(["\n".join(lines).encode(errors="replace")], rights, socket.MSG_NOSIGNAL, self._address)
         except OSError as failure:
             if not self._failing:
-                log.warning("notify_failed message=%s error=%s", lines[0], failure)
+                log.warning("notify_failed", extra={"said": lines[0], "error": failure})
             self._failing = True
         else:
             self._failing = False

@@ -18,7 +18,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -40,6 +40,7 @@ class Accept:
         slots: Slots,
         threads: Threads,
         disk: Threads,
+        meter: Meter,
         ids: IdSource,
         bell: Bell,
         clock: Clock,
@@ -60,6 +61,7 @@ class Accept:
         self._settle = settle
         self._health = health
         self._copies = copies
+        self._meter = meter
         self._ids = ids
         self._bell = bell
         self._clock = clock
@@ -120,7 +122,9 @@ class Accept:
         except Exception:  # not CancelledError: the journal goes on, and may take the file after all
             await self._disk.run(self._pins.release, pin, record.id)
             raise
-        if not new and job.pin != pin:
+        if new:
+            self._meter.accepted(record.size_bytes)
+        elif job.pin != pin:
             await self._disk.run(self._pins.release, pin, record.id)
         self._faults.at("accept.journaled")
         self._wake()
@@ -140,7 +144,8 @@ class Accept:
         try:
             await self._settle.content(job.pin, job.id)
         except Exception as failure:  # noqa: BLE001 it must not be sent from a disk that could not keep it
-            log.error("sync_failed id=%d path=%s error=%s", job.id, job.record.path, failure)  # noqa: TRY400
+            event = {"id": job.id, "path": job.record.path, "error": failure}
+            log.error("sync_failed", extra=event)  # noqa: TRY400
             await self._give_up(job, failure)
         else:
             await self._note_on_disk(job)
@@ -153,7 +158,8 @@ class Accept:
             await self._settle.entry(job.pin)
             await self._journal.mark_on_disk(job.id)
         except (MLDashError, JournalError) as failure:  # the file keeps its ack of "memory", and says no more than that
-            log.warning("not_on_disk id=%d path=%s error=%s", job.id, job.record.path, failure)
+            event = {"id": job.id, "path": job.record.path, "error": failure}
+            log.warning("not_on_disk", extra=event)
 
     def _protection(self, message: Upload) -> Protection:
         if message.snapshot == "copy":

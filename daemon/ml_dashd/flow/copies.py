@@ -73,7 +73,7 @@ class Copies:
             try:
                 await self._look(file_id)
             except Exception:
-                log.exception("copy_failed id=%d", file_id)
+                log.exception("copy_failed", extra={"id": file_id})
 
     async def _wait(self, pause_s: float | None) -> None:
         try:
@@ -109,13 +109,15 @@ class Copies:
             return
         self._faults.at("copies.after_repin")
         await self._disk.run(self._pins.release, job.pin, job.id)
-        log.info("file_copied id=%d bytes=%d was=%s", job.id, job.record.size_bytes, job.pin.kind)
+        event = {"id": job.id, "bytes": job.record.size_bytes, "was": job.pin.kind}
+        log.info("file_copied", extra=event)
         self._bell.ring()
 
     def _after_refusal(self, job: Job, refused: MLDashError) -> None:
         if refused.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             return  # its sender finds out, and says so
-        log.warning("copy_postponed id=%d code=%s error=%s", job.id, refused.code, refused.message)
+        event = {"id": job.id, "code": refused.code, "error": refused.message}
+        log.warning("copy_postponed", extra=event)
         self._put(job.id, RETRY_S)
 
     def _put(self, file_id: int, delay_s: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from ml_dash.errors import Code
@@ -12,7 +13,7 @@ from ml_dashd.core.model import Job, Target, Trouble
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
-from ml_dashd.ports import Catalog, Clock, Faults, Journal, Pins, Store, Threads
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -41,6 +42,7 @@ class Finish:
         bell: Bell,
         clock: Clock,
         faults: Faults,
+        meter: Meter,
     ) -> None:
         self._journal = journal
         self._store = store
@@ -50,6 +52,7 @@ class Finish:
         self._bell = bell
         self._clock = clock
         self._faults = faults
+        self._meter = meter
         self._complained: set[Code] = set()
         """What the log has been told of: one line a cause, not one a file."""
 
@@ -65,7 +68,9 @@ class Finish:
         self._faults.at("finish.before_release")
         await self._release(job)
         self._faults.at("finish.after_release")
-        log.info("file_stored id=%d bytes=%d path=%s", job.id, job.record.size_bytes, job.record.path)
+        self._meter.stored(job.record.size_bytes)
+        event = {"id": job.id, "bytes": job.record.size_bytes, "path": job.record.path}
+        log.info("file_stored", extra=event)
         if job.cancel_requested:  # it was deleted in the moment in which it was listed
             await self._catalog.delete([job.id], self._clock.now_ms())
         self._bell.ring()
@@ -73,33 +78,37 @@ class Finish:
 
     async def fail(self, job: Job, trouble: Trouble) -> None:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""
-        if job.upload_id is not None:
-            await self.abort_all(job)
-        if job.record.key is not None:
-            await self._remove_object(job.record.key)
-        job = await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
-        if job.cancel_requested:  # deleted in this moment: back to the queue, which discards it
-            await self._journal.advance(job, State.QUEUED)
+        failed = await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
+        if failed.cancel_requested:  # deleted in this moment: back to the queue, which discards it
+            await self._journal.advance(failed, State.QUEUED)
             return
         if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
-            await self._release(job)
-        log.warning(
-            "file_failed id=%d code=%s path=%s error=%s",
-            job.id,
-            trouble.code,
-            job.record.path,
-            trouble.message,
-        )
+            await self._release(failed)
+        self._meter.failed(trouble.code)
+        event = {"id": job.id, "code": trouble.code, "path": job.record.path, "error": trouble.message}
+        log.warning("file_failed", extra=event)
         self._bell.ring()
-
-    async def _remove_object(self, key: str) -> None:
-        """What an earlier try may have stored before a crash: nobody would ever list it, or remove it."""
         try:
-            await self._store.delete(key)
+            await self.clean(replace(failed, upload_id=job.upload_id))
+        except StoreError as later:
+            log.info("clean_postponed", extra={"id": job.id, "error": later})
+
+    async def clean(self, job: Job) -> None:
+        """Removes what the store has of a failed file, such as an object from before a crash: nobody would list it.
+
+        Its key is forgotten then; until that is so, the sweep comes back to it.
+        """
+        if job.record.key is None:
+            return
+        try:
+            if job.part_size:
+                await self.abort_all(job)
+            await self._store.delete(job.record.key)
         except StoreError as refused:
             if refused.fault is not Fault.DENIED:
                 raise
-            log.warning("object_left key=%s error=%s", key, refused)
+            log.warning("object_left", extra={"key": job.record.key, "error": refused})
+        await self._journal.note(job, key=None, part_size=0)
 
     async def discard(self, job: Job) -> None:
         """Takes back a file that was deleted on its way: nothing of it stays anywhere."""
@@ -112,7 +121,8 @@ class Finish:
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release(job)
-        log.info("file_cancelled id=%d path=%s", job.id, job.record.path)
+        self._meter.cancelled()
+        log.info("file_cancelled", extra={"id": job.id, "path": job.record.path})
         self._bell.ring()
 
     async def abort_all(self, job: Job) -> None:
@@ -132,7 +142,7 @@ class Finish:
         """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""
         target = self._target(job)
         for upload in [each async for each in self._store.uploads(target.key)]:
-            log.info("orphan_aborted id=%d upload=%s", job.id, upload.upload_id)
+            log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
             await self._store.abort(target, upload.upload_id)
 
     async def requeue(self, job: Job, trouble: Trouble, delay_ms: int) -> None:
@@ -158,14 +168,15 @@ class Finish:
         )
         if blocked and trouble.code not in self._complained:
             self._complained.add(trouble.code)
-            log.warning("file_blocked id=%d code=%s error=%s", job.id, trouble.code, trouble.message)
+            event = {"id": job.id, "code": trouble.code, "error": trouble.message}
+            log.warning("file_blocked", extra=event)
         self._bell.ring()
 
     async def unblock(self, job: Job) -> None:
         """What held files up is mended, as this one shows: the others need not wait for their time."""
         await self._journal.retry_blocked()
         if self._complained:
-            log.info("store_mended id=%d", job.id)
+            log.info("store_mended", extra={"id": job.id})
         self._complained.clear()
 
     async def _release(self, job: Job) -> None:

@@ -28,6 +28,10 @@ class Health:
         """Why nothing can be taken in now; None where all is well."""
         return self._failed or self._journal.trouble()
 
+    def spool_trouble(self) -> Trouble | None:
+        """What the spool's disk has refused; None where it is trusted."""
+        return self._failed
+
     def check(self) -> None:
         """Raises what a hand-off is refused with. Whether a full disk has room again, only a try can tell."""
         trouble = self.trouble()
@@ -38,5 +42,5 @@ class Health:
         """Notes that the spool's disk has refused a sync; returns the error to raise. Only a restart takes it back."""
         if self._failed is None:
             self._failed = Trouble(Code.DISK_FAILED, f"the spool's disk failed: {what}", READ_ONLY)
-            log.critical("read_only error=%s", what)
+            log.critical("read_only", extra={"error": what})
         return error(Code.DISK_FAILED, what, READ_ONLY)

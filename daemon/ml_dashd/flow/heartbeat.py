@@ -35,11 +35,12 @@ class Heartbeat:
 def summary(backlog: Backlog, trouble: Trouble | None) -> str:
     """One line of what is on its way, what holds it up, and why nothing more is taken in, if so it is."""
     said = ["nothing on its way"]
-    if backlog.files:
-        files = "1 file on its way" if backlog.files == 1 else f"{backlog.files} files on their way"
-        said = [f"{files}, {_size(backlog.size_bytes)}"]
+    files, size_bytes = backlog.on_their_way()
+    if files:
+        said = [f"{'1 file on its way' if files == 1 else f'{files} files on their way'}, {_size(size_bytes)}"]
     if backlog.blocked:
-        said.append(f"{backlog.blocked} blocked: {backlog.why}")
+        worst = max(backlog.blocked, key=lambda each: each.files)
+        said.append(f"{sum(each.files for each in backlog.blocked)} blocked: {worst.trouble.message}")
     if trouble is not None:
         said.append(f"nothing is taken in: {trouble.message}")
     return "; ".join(said)

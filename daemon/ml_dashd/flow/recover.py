@@ -36,5 +36,5 @@ async def recover(journal: Journal, pins: Pins, threads: Threads) -> Recovered:
             jobs[number] = await journal.note(job, pin=pin)
     waiting = [job for job in jobs if job.state in UNFINISHED]
     if waiting or strays:
-        log.info("recovered files=%d strays_removed=%d", len(waiting), strays)
+        log.info("recovered", extra={"files": len(waiting), "strays_removed": strays})
     return Recovered(waiting)

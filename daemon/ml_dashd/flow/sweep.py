@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from ml_dashd.core.retry import StoreError
 from ml_dashd.flow.finish import Finish
-from ml_dashd.ports import Clock, Journal
+from ml_dashd.ports import Clock, Journal, Superseded
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -30,7 +31,7 @@ class Sweep:
             try:
                 await self.once(self._clock.now_ms() - KEEP_FINISHED_MS)
             except StoreError as failure:
-                log.info("sweep_postponed error=%s", failure)
+                log.info("sweep_postponed", extra={"error": failure})
             except Exception:
                 log.exception("sweep_failed")
             await self._clock.sleep(PAUSE_S)
@@ -42,6 +43,9 @@ class Sweep:
         place, or a Put, behind the deletion. It costs money until somebody removes it; the key holds the file's id, so
         it is ours.
         """
+        for job in await self._journal.unclean(BATCH):
+            with suppress(Superseded):  # it is tried again
+                await self._finish.clean(job)
         while jobs := await self._journal.finished(before_ms, BATCH):
             for job in jobs:
                 await self._finish.clear(job)

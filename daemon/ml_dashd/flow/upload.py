@@ -21,7 +21,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.sources import open_source, sha256_of
-from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Pins, Source, Store, Threads
+from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 4
 """Parts of one file that are being sent; one more is read meanwhile."""
@@ -47,6 +47,7 @@ class Uploader:
         bell: Bell,
         clock: Clock,
         faults: Faults,
+        meter: Meter,
         part_bytes: int,
     ) -> None:
         self._journal = journal
@@ -59,6 +60,7 @@ class Uploader:
         self._bell = bell
         self._clock = clock
         self._faults = faults
+        self._meter = meter
         self._part_bytes = part_bytes
 
     async def run(self, job: Job) -> None:
@@ -111,6 +113,7 @@ class Uploader:
             except TimeoutError as late:
                 raise _as_fault(late, f"put {job.record.key}") from None
             self._faults.at("upload.after_put")
+            self._meter.sent(source.size_bytes)
             clean = True
         finally:
             self._return(buffer, clean=clean)
@@ -172,6 +175,7 @@ class Uploader:
                     async with asyncio.timeout(PART_DEADLINE_S):
                         sent = await self._store.send_part(_target(job), job.upload_id or "", part, buffer, digest)
                     self._faults.at("upload.after_part")
+                    self._meter.sent(part.size_bytes)
                     clean = attempt == 1
                     break
                 except (StoreError, TimeoutError) as failure:
@@ -186,6 +190,7 @@ class Uploader:
         decision = decide(failure.fault, failure.message, attempt, self._clock.jitter())
         if decision.next is not Next.RETRY or attempt >= PART_ATTEMPTS:
             raise failure
+        self._meter.retried(failure.fault)
         await self._clock.sleep(decision.delay_ms / 1000)
 
     async def _evidence_parts(self, job: Job, digests: Sequence[Digest], whole: Digest, sha256: str) -> Job:

@@ -12,10 +12,12 @@ from ml_dashd.core.schedule import LINGER_S, WIDTH, Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
-from ml_dashd.ports import Clock, Journal, JournalError, Superseded
+from ml_dashd.ports import Clock, Journal, JournalError, Meter, Superseded
 
 log = logging.getLogger("ml_dashd.flow")
 
+JOURNAL, DEFECT = "journal", "defect"
+"""What a retry is counted as that no Fault explains."""
 LONGEST_PAUSE_S = 60.0
 """A lane looks at the journal at least this often, whatever it was told."""
 
@@ -23,11 +25,12 @@ LONGEST_PAUSE_S = 60.0
 class Worker:
     """Runs the uploader on what is due."""
 
-    def __init__(self, journal: Journal, uploader: Uploader, finish: Finish, clock: Clock) -> None:
+    def __init__(self, journal: Journal, uploader: Uploader, finish: Finish, clock: Clock, meter: Meter) -> None:
         self._journal = journal
         self._uploader = uploader
         self._finish = finish
         self._clock = clock
+        self._meter = meter
         self._running: dict[int, asyncio.Task[None]] = {}
         self._wakes = {lane: asyncio.Event() for lane in Lane}
         self._lanes: list[asyncio.Task[None]] = []
@@ -80,7 +83,7 @@ class Worker:
             try:
                 await self._fill(lane, mine)
             except Exception:
-                log.exception("lane_stumbled lane=%s", lane)
+                log.exception("lane_stumbled", extra={"lane": lane})
                 await self._clock.sleep(LATER_MS / 1000)
 
     async def _fill(self, lane: Lane, mine: set[int]) -> None:
@@ -139,7 +142,8 @@ class Worker:
 
     async def _hold_back(self, job: Job) -> None:
         """Nothing can be noted now, as the journal's log says; the file goes on from where the journal has it."""
-        log.info("file_held_back id=%d path=%s", job.id, job.record.path)
+        self._meter.retried(JOURNAL)
+        log.info("file_held_back", extra={"id": job.id, "path": job.record.path})
         await self._clock.sleep(LATER_MS / 1000)
 
     async def _after_safely(self, job: Job, failure: Exception) -> None:
@@ -149,7 +153,7 @@ class Worker:
             await self._hold_back(job)
         except Exception:
             # Not even that could be journaled. The file is due again at once, so it is held back here.
-            log.exception("file_stumbled id=%d path=%s", job.id, job.record.path)
+            log.exception("file_stumbled", extra={"id": job.id, "path": job.record.path})
             await self._clock.sleep(LATER_MS / 1000)
 
     async def _after(self, begun: Job, failure: Exception) -> None:
@@ -168,6 +172,7 @@ class Worker:
         except Superseded:
             return
         except StoreError as again:
+            self._meter.retried(again.fault)
             trouble = Trouble(Code.STORE_UNAVAILABLE, again.message, TABLE[Code.STORE_UNAVAILABLE].hint)
             await self._finish.postpone(job, trouble, LATER_MS, blocked=False)
 
@@ -177,16 +182,20 @@ class Worker:
             await self._finish.fail(job, trouble)
             return
         if not isinstance(failure, StoreError):
-            log.error("file_stumbled id=%d path=%s", job.id, job.record.path, exc_info=failure)
+            log.error("file_stumbled", extra={"id": job.id, "path": job.record.path}, exc_info=failure)
+            self._meter.retried(DEFECT)
             trouble = Trouble(Code.INTERNAL, f"{type(failure).__name__}: {failure}", TABLE[Code.INTERNAL].hint)
             await self._finish.postpone(job, trouble, LATER_MS, blocked=False)
             return
         decision = decide(failure.fault, failure.message, job.attempt + 1, self._clock.jitter())
         if decision.next is not Next.BLOCK:
-            log.info("file_retry id=%d next=%s fault=%s error=%s", job.id, decision.next, failure.fault, failure)
+            event = {"id": job.id, "next": decision.next, "fault": failure.fault, "error": failure}
+            log.info("file_retry", extra=event)
         if decision.next is Next.FAIL:
             await self._finish.fail(job, decision.trouble)
-        elif decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
+            return
+        self._meter.retried(failure.fault)
+        if decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
             await self._finish.requeue(job, decision.trouble, decision.delay_ms)
         else:
             blocked = decision.next is Next.BLOCK

@@ -1,0 +1,173 @@
+"""One line an event, for people or, as JSON, for programs.
+
+A call gives the event's name, which never changes between releases, and its fields:
+
+    log.info("file_stored", extra={"id": job.id, "path": job.record.path})
+
+Whatever a peer has named is quoted and cut: it can neither forge a line nor fill the disk with one. Credentials are
+taken out of every text (core/redact.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import threading
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, TextIO
+
+from ml_dashd.core.redact import redact
+
+OURS = "ml_dashd"
+"""The loggers whose messages are event names; what libraries say is the event `library_message`."""
+LONGEST = 4096
+"""Characters of one field."""
+log = logging.getLogger(OURS)
+
+_STANDARD = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
+_NEEDS_QUOTES = frozenset(" \"'=\\")
+_INDENT = "    "
+
+EVENTS = {
+    "accept_failed": "a connection could not be taken; the next is, after a pause",
+    "catalog_not_exported": "the catalog could not be written into a root on a network file system; it is tried again",
+    "catalog_not_merged": "the catalog that came with a root could not be read; what it lists is not shown",
+    "check_failed": "a defect in a check of readiness",
+    "clean_postponed": "what the store has of a failed file could not be removed now; it is tried again",
+    "connection_lost": "a client went away in the middle of something",
+    "connection_refused": "a uid that may not connect, or too many connections",
+    "copy_failed": "a defect in a copy in the background; the file goes on from its source",
+    "copy_postponed": "there is no room for a copy of a source now; it is tried again",
+    "crashed": "a defect ended the daemon, or one of its threads",
+    "descriptor_not_kept": "systemd keeps as many descriptors as it can: this and the next ones end with the daemon",
+    "disk_full": "a database lives on its reserve, and hand-offs are refused",
+    "disk_has_room": "hand-offs are taken again",
+    "file_blocked": "files wait until an operator has mended something (one line a cause)",
+    "file_cancelled": "deleted before it was stored",
+    "file_copied": "a linked or held source has a copy in the spool: its owner may overwrite it",
+    "file_failed": "given up; its owner is told why",
+    "file_held_back": "the journal can't be written now; the file goes on later",
+    "file_retry": "it goes on later, by itself",
+    "file_stored": "stored, verified and listed",
+    "file_stumbled": "it goes on later, after a defect or an error of the disk",
+    "holder_not_renewed": "on a network file system, the note of who holds the root could not be written",
+    "http_failed": "a defect in an answer over HTTP",
+    "idle_end": "an embedded daemon has had nothing to do for `idle_timeout`",
+    "lane_stumbled": "the journal could not be asked what to send; it is asked again",
+    "library_message": "a warning of a library, in its own words",
+    "log_not_folded": "at the end a database's log could not be folded back; the next start reads it",
+    "not_on_disk": "the folder or the journal could not be synced; the file goes on, its `ack` stays `memory`",
+    "notice_not_left": "the note that says who serves the state folder could not be written",
+    "notify_failed": "systemd does not take messages; one line until it does again",
+    "object_left": "an object of a failed file may not be removed",
+    "orphan_aborted": "a multipart upload that a crash had left was removed",
+    "protocol_error": "a peer broke the protocol; its connection is closed",
+    "read_only": "the disk refused a sync: nothing is taken in until the daemon is started again",
+    "ready": "the daemon serves",
+    "recovered": "at start: files in the queue, strays removed from the spool",
+    "request_failed": "a defect in the answer to a request",
+    "root_gone": "the root of an embedded daemon was removed, which ends it",
+    "root_lost": "another host holds the root of this embedded daemon, which ends it",
+    "root_moved": "the root of an embedded daemon is at another path",
+    "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
+    "stopped": "the daemon has ended in order",
+    "stopping": "SIGTERM or SIGINT came, or an embedded daemon was idle",
+    "store_mended": "what blocked files is mended",
+    "sweep_failed": "a defect while old rows were removed; they stay a while longer",
+    "sweep_postponed": "the store did not answer while old rows were removed; they stay a while longer",
+    "sync_failed": "the disk refused to sync a source: the file is given up, because its bytes can't be trusted",
+}
+"""Every event, and when it comes; docs/logs.md is made from this table and the calls."""
+
+
+def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
+    """Sends every log line to `stream` (stderr) in that form: "human" or "json".
+
+    The level is the daemon's own; libraries speak from "warning" on, because what they trace holds signed headers.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
+    lowest = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(lowest, logging.WARNING), handlers=[handler], force=True)
+    log.setLevel(lowest)
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _crashed
+    threading.excepthook = lambda ended: _crashed(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
+class HumanFormatter(logging.Formatter):
+    """`time LEVEL logger event key=value …`; a traceback follows, indented, so that none of it looks like an event."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = _parts(record)
+        said = [_time(record), record.levelname, _quoted(record.name), _quoted(event)]
+        said += [f"{name}={_quoted(value)}" for name, value in fields.items()]
+        lines = _traceback(self, record).splitlines()
+        return "\n".join([" ".join(said), *(_INDENT + _visible(line) for line in lines)])
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time, level, logger, event, the fields, and the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = _parts(record)
+        said: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        said |= {"event": event} | fields
+        if traceback := _traceback(self, record):
+            said["traceback"] = traceback
+        return json.dumps(said)
+
+
+def _parts(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """The event's name and its fields, fit to be shown."""
+    said = _clean(record.getMessage())
+    if record.name.partition(".")[0] != OURS:
+        return "library_message", {"message": said}
+    return said, {name: _plain(value) for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers, truth and null as they are, anything else in words."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _clean(str(value))
+
+
+def _clean(text: str) -> str:
+    """Without credentials, no longer than LONGEST, and of characters that have a UTF-8 form."""
+    text = redact(text).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _quoted(value: Any) -> str:
+    """Bare where it is one plain word, else in JSON's quotes, with nothing in it that moves the cursor."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    if text and text.isprintable() and _NEEDS_QUOTES.isdisjoint(text):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _visible(line: str) -> str:
+    return line if line.isprintable() else line.encode("unicode_escape").decode()
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """The whole traceback, without credentials; "" where there is none."""
+    if not record.exc_info:
+        return ""
+    return redact(formatter.formatException(record.exc_info)).encode("utf-8", "backslashreplace").decode()
+
+
+def _time(record: logging.LogRecord) -> str:
+    """In UTC, to the millisecond: nodes of one fleet are compared."""
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _crashed(kind: type[BaseException], failure: BaseException | None, at: TracebackType | None) -> None:
+    log.critical("crashed", exc_info=(kind, failure or kind(), at))

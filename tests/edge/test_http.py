@@ -1,0 +1,296 @@
+"""The HTTP server by itself: what a client may cost, and what it may not learn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import stat
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ml_dash.address import reachable
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.core.listen import Listen
+from ml_dashd.core.model import Trouble
+from ml_dashd.edge import http
+from ml_dashd.edge.http import MAX_CONNECTIONS, MAX_REQUEST_BYTES, HttpServer
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Said:
+    """A daemon that answers what it was told to."""
+
+    def __init__(self) -> None:
+        self.troubles: dict[str, Trouble] = {}
+        self.failure: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+
+    async def health(self) -> Mapping[str, Trouble]:
+        self.asked.set()
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self.troubles
+
+    async def ready(self) -> Mapping[str, Trouble]:
+        return self.troubles
+
+    async def metrics(self) -> bytes:
+        return b"up 1\n"
+
+
+class Wire:
+    """A client that sends what it likes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def ask(self, request: bytes) -> bytes:
+        self.writer.write(request)
+        return await self.rest()
+
+    async def rest(self) -> bytes:
+        """All that comes until the server closes; nothing where it cuts the connection."""
+        try:
+            async with asyncio.timeout(20):
+                return await self.reader.read()
+        except ConnectionError:
+            return b""
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "http.sock"
+
+
+@pytest.fixture
+async def server(said: Said, path: Path) -> AsyncIterator[HttpServer]:
+    made = HttpServer(Listen(path=str(path)), 0o660, said)
+    await made.start()
+    yield made
+    said.gate.set()
+    await made.stop()
+    await made.stop()
+    assert not path.exists()
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[Wire]:
+    with reachable(path) as address:
+        reader, writer = await asyncio.open_unix_connection(address)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+async def asked(path: Path, request: bytes = GET) -> bytes:
+    async with connected(path) as wire:
+        return await wire.ask(request)
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_verdict_names_its_reasons_without_credentials(said: Said, path: Path) -> None:
+    said.troubles = {"store": Trouble(Code.STORE_DENIED, "https://ann:hunter2@host", "ask\nX-Amz-Signature=hunter2")}
+    for route in (b"/healthz", b"/readyz"):
+        head, _, body = (await asked(path, GET.replace(b"/healthz", route))).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"Connection: close" in head
+        assert b"aiohttp" not in head
+        assert json.loads(body) == {
+            "ok": False,
+            "reasons": [
+                {
+                    "check": "store",
+                    "code": "STORE_DENIED",
+                    "message": "https://***@host",
+                    "hint": "ask\nX-Amz-Signature=***",
+                }
+            ],
+        }
+    said.troubles = {}
+    head, _, body = (await asked(path)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body) == {"ok": True, "reasons": []}
+
+
+@pytest.mark.usefixtures("server")
+async def test_only_get_is_answered_and_only_what_there_is(path: Path) -> None:
+    for method in (b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"):
+        assert (await asked(path, GET.replace(b"GET", method))).startswith(b"HTTP/1.1 405 ")
+    for route in (b"/", b"/metrics/", b"/healthz/x", b"//healthz", b"/../etc/passwd"):
+        assert (await asked(path, GET.replace(b"/healthz", route))).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_connection_has_one_request(said: Said, path: Path) -> None:
+    answer = await asked(path, GET * 20)
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /" + b"a" * 2 * MAX_REQUEST_BYTES,
+        b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * MAX_REQUEST_BYTES,
+        b"POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 9999999\r\n\r\n" + b"a" * 2 * MAX_REQUEST_BYTES,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10,
+        b"\x00" * 1000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/9.9\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"\r\n" * 1000,
+    ],
+    ids=["long line", "many headers", "body", "TLS", "NUL", "version", "no path", "empty lines"],
+)
+async def test_garbage_ends_its_connection_and_nothing_else(
+    request_: bytes, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DEADLINE_S", 1.0)
+    with caplog.at_level(logging.WARNING):
+        answer = await asked(path, request_)
+        assert answer == b"" or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 405 ", b"HTTP/1.0 400 "))
+        assert (await asked(path)).startswith(b"HTTP/1.1 200 ")
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("server")
+async def test_who_says_too_much_is_cut_off_while_an_answer_is_waited_for(
+    said: Said, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DEADLINE_S", 900.0)
+    said.gate.clear()
+    assert await asked(path, GET * (MAX_REQUEST_BYTES // len(GET) + 1)) == b""
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_client_that_says_nothing_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "DEADLINE_S", 0.2)
+    for begun in (b"", GET[:-2]):
+        async with connected(path) as wire:
+            assert await wire.ask(begun) == b""
+
+
+async def test_an_answer_that_does_not_come_is_cut_off(
+    server: HttpServer, said: Said, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DEADLINE_S", 0.2)
+    said.gate.clear()
+    assert await asked(path) == b""
+    said.gate.set()
+    assert (await asked(path)).startswith(b"HTTP/1.1 200 ")
+    assert not server._open
+
+
+@pytest.mark.usefixtures("server")
+async def test_one_connection_too_many_is_told_so_and_the_others_go_on(path: Path) -> None:
+    first, *others = [connected(path) for _ in range(MAX_CONNECTIONS)]
+    wires = [await each.__aenter__() for each in (first, *others)]
+    assert (await wires[0].ask(GET)).startswith(b"HTTP/1.1 200 ")  # it was there before, and now there is room for one
+    async with connected(path) as last:
+        last.writer.write(GET[:10])
+        async with connected(path) as refused:
+            assert (await refused.rest()).startswith(b"HTTP/1.1 503 ")
+        assert (await last.ask(GET[10:])).startswith(b"HTTP/1.1 200 ")
+    for each in others:
+        await each.__aexit__(None, None, None)
+    await first.__aexit__(None, None, None)
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_defect_is_an_answer_too(said: Said, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said.failure = RuntimeError("hunter2")
+    answer = await asked(path)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"hunter2" not in answer
+    assert caplog.messages == ["http_failed"]
+
+
+async def test_a_stop_waits_for_the_answer_in_hand_and_for_no_idle_client(
+    server: HttpServer, said: Said, path: Path
+) -> None:
+    said.gate.clear()
+    async with connected(path) as idle, connected(path) as busy:
+        answer = asyncio.create_task(busy.ask(GET))
+        await said.asked.wait()
+        stop = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        said.gate.set()
+        await stop
+        assert (await answer).startswith(b"HTTP/1.1 200 ")
+        assert await idle.rest() == b""
+
+
+# ---- where it listens
+
+
+@pytest.mark.usefixtures("server")
+async def test_the_socket_is_of_the_mode_and_its_folder_is_private(path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_living_socket_is_left_alone(said: Said, path: Path) -> None:
+    with pytest.raises(MLDashError, match="another daemon listens at") as refused:
+        await start(HttpServer(Listen(path=str(path)), 0o600, said))
+    assert (refused.value.code, refused.value.hint) == (Code.CONFIG, "give http.listen another path")
+    assert (await asked(path)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_another_file_is_left_alone(said: Said, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(MLDashError, match="is there already and is no socket"):
+        await start(HttpServer(Listen(path=str(tmp_path / "notes")), 0o600, said))
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+async def test_a_dead_socket_is_replaced_at_a_path_of_any_length(said: Said, tmp_path: Path) -> None:
+    folder = tmp_path / ("deep" * 30)
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead, reachable(folder / "http.sock") as address:
+        dead.bind(address)
+    server = HttpServer(Listen(path=str(folder / "http.sock")), 0o600, said)
+    await server.start()
+    assert (await asked(folder / "http.sock")).startswith(b"HTTP/1.1 200 ")
+    await server.stop()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_port_answers_whom_asks_this_machine_by_its_name(said: Said, host: str) -> None:
+    """A page that has bound its own name to 127.0.0.1 asks in that name, and is refused."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MLDashError, match=f"{host} port {port} can't be listened on: ") as refused:
+            await start(HttpServer(Listen(host=host, port=port), 0o600, said))
+        assert refused.value.code is Code.CONFIG
+    server = HttpServer(Listen(host=host, port=port), 0o600, said)
+    await server.start()
+    for name, status in ((b"localhost", b"200"), (b"127.0.0.1:%d" % port, b"200"), (b"evil.example", b"421")):
+        reader, writer = await asyncio.open_connection(host, port)
+        answer = await Wire(reader, writer).ask(GET.replace(b"localhost", name))
+        assert answer.startswith(b"HTTP/1.1 %s " % status)
+        writer.close()
+        await writer.wait_closed()
+    await server.stop()
+
+
+async def start(server: HttpServer) -> None:
+    try:
+        await server.start()
+    finally:
+        await server.stop()
