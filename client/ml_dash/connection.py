@@ -20,14 +20,18 @@ from ml_dash import messages, wire
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Failed, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
-from ml_dash.reach import Endpoint, connect
+from ml_dash.reach import Endpoint, connect, socket_of
+from ml_dash.silence import ANSWER_S, Silence, SilentError
 
 M = TypeVar("M", bound=Message)
 
 RECEIVE_BYTES = 64 * 1024
 ANCILLARY_BYTES = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
 RECONNECT_S = 30.0
-"""How long a lost daemon is looked for: a restart takes drain_timeout (10 s) and a few seconds."""
+"""How long a lost daemon is looked for, at a stretch: a restart takes drain_timeout (10 s) and a few seconds."""
+LOSSES = 10
+"""How often a request is asked again after the connection broke before its answer: one that kills the daemon each time
+is given up."""
 PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN, Code.RETRY_LATER)
 """Failures that end when the daemon is back, or has room again."""
 LOOK_S = 0.05
@@ -84,16 +88,25 @@ class Connection:
         """Whether this daemon was started for a root, and may end with its container."""
         return self.endpoint.root is not None
 
-    def call(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
-        """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with."""
+    def call(
+        self,
+        reply: type[M],
+        build: Callable[[int], Message],
+        descriptors: Sequence[int] = (),
+        silent_s: float | None = ANSWER_S,
+    ) -> M:
+        """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with.
+
+        One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py).
+        """
         if self._interrupted():
             with closing(Connection(self.endpoint, self.on_full)) as another:
-                return another.call(reply, build, descriptors)
+                return another.call(reply, build, descriptors, silent_s)
         patience = Patience(self.on_full)
         while True:
             try:
                 with self._lock:
-                    answer = self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors)))
+                    answer = self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors), silent_s))
                     return _expect(reply, answer)
             except MLDashError as refused:
                 patience.wait(refused)
@@ -103,12 +116,13 @@ class Connection:
         reply: type[M],
         build: Callable[[int], Message],
         descriptors: Sequence[int] = (),
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        silent_s: float | None = None,
     ) -> M:
         """`call` on a connection of its own, for requests that take long: others are not held up."""
 
         def ask() -> Message:
-            channel = self._open()
+            channel = self._open(silent_s)
             try:
                 return channel.ask(build, descriptors, progress)
             finally:
@@ -122,6 +136,7 @@ class Connection:
             with closing(Connection(self.endpoint, self.on_full)) as another:
                 return another.save(data, build)
         patience = Patience(self.on_full)
+        losses = 0
         while True:
             try:
                 with self._lock:
@@ -145,7 +160,8 @@ class Connection:
                             answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
                             return _expect(messages.Accepted, answer)
                         except (ConnectionError, EOFError) as lost:
-                            if (failure := _away(lost, self.endpoint)).code not in PASSING:
+                            losses += 1
+                            if (failure := _away(lost, self.endpoint)).code not in PASSING or losses > LOSSES:
                                 raise failure from None
             finally:
                 self._writing -= 1
@@ -189,33 +205,40 @@ class Connection:
 
     def _persist(self, ask: Callable[[], Message]) -> Message:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
-        deadline = time.monotonic() + RECONNECT_S
+        losses, away_since = 0, float("inf")
         while True:
             try:
                 return ask()
+            except SilentError:
+                raise
             except (ConnectionError, EOFError) as lost:
                 failure = _away(lost, self.endpoint)
                 was_there = failure.code is not Code.DAEMON_UNAVAILABLE or self.welcome is not None
-                if failure.code not in PASSING or not was_there or time.monotonic() >= deadline:
+                now = time.monotonic()
+                if failure.code is Code.CONNECTION_LOST:  # it was there until now, however long the answer took
+                    losses, away_since = losses + 1, now
+                away_since = min(away_since, now)
+                if failure.code not in PASSING or not was_there or losses > LOSSES or now - away_since >= RECONNECT_S:
                     raise failure from None
             threading.Event().wait(LOOK_S)
 
-    def _ask(self, ask: Callable[[_Channel], Message]) -> Message:
+    def _ask(self, ask: Callable[[_Channel], Message], silent_s: float | None = None) -> Message:
         """Asks on the kept connection; one that was left in the middle of an answer is not used again."""
-        channel = self._connected()
+        channel = self._connected(silent_s)
         try:
             return ask(channel)
         except BaseException:
             self._drop()
             raise
 
-    def _connected(self) -> _Channel:
+    def _connected(self, silent_s: float | None) -> _Channel:
         if self._channel is None:
-            self._channel = self._open()
+            self._channel = self._open(silent_s)
+        self._channel.silence.patience_s = silent_s
         return self._channel
 
-    def _open(self) -> _Channel:
-        channel = _Channel(connect(self.endpoint))
+    def _open(self, silent_s: float | None) -> _Channel:
+        channel = _Channel(connect(self.endpoint), Silence(partial(socket_of, self.endpoint), silent_s))
         try:
             answer = channel.ask(
                 lambda number: Hello(
@@ -238,8 +261,9 @@ class Connection:
 class _Channel:
     """One socket, after connecting; not safe among threads."""
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, silence: Silence) -> None:
         self._socket = peer
+        self.silence = silence
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._decoder = wire.Decoder(messages.REPLY_LIMITS)
         self._frames: list[wire.Frame] = []
@@ -251,7 +275,7 @@ class _Channel:
         self,
         build: Callable[[int], Message],
         descriptors: Sequence[int] = (),
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
         *,
         keep: bool = False,
     ) -> Message:
@@ -262,6 +286,7 @@ class _Channel:
         _close(self._received)  # nobody took them: Ctrl-C came in between, and they are not the next answer's
         self._received = []
         self._number += 1
+        self.silence.heard()
         self._send(_encode(build(self._number), len(descriptors)), descriptors)
         while True:
             frame = self._next()
@@ -272,7 +297,7 @@ class _Channel:
                 _close(frame.descriptors)
             if isinstance(answer, Progress):
                 if progress is not None:
-                    progress(answer.done_bytes, answer.total_bytes)
+                    progress(answer)
             elif answer.request in (self._number, 0):
                 if isinstance(answer, Failed) and answer.code == Code.SHUTTING_DOWN:
                     raise error(Code.SHUTTING_DOWN, answer.message)
@@ -291,17 +316,29 @@ class _Channel:
 
     def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        left = memoryview(data)
         try:
-            sent = self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-            if sent < len(data):
-                self._socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
+            while left:
+                try:
+                    sent = self._socket.sendmsg([left], rights, socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    self.silence.look()
+                    continue
+                left, rights = left[sent:], []
         except BrokenPipeError:
             # The daemon has hung up; it may have said why.
             self._frames.append(self._next())
 
     def _next(self) -> wire.Frame:
         while not self._frames:
-            count, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            try:
+                count, ancillary, _, _ = self._socket.recvmsg_into(
+                    [self._buffer], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                self.silence.look()
+                continue
+            self.silence.heard()
             received = array.array("i")
             for level, kind, content in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

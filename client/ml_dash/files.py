@@ -90,17 +90,20 @@ class FileSet:
         metadata: Mapping[str, Any] | None = None,
         durability: str | None = None,
         snapshot: str | None = None,
+        priority: int = 0,
     ) -> FileResult:
         """Hands an existing file over and returns its record, in one or two milliseconds whatever its size.
 
         `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
         may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
-        a copy first. `durability="disk"` returns only when the bytes are on stable storage.
+        a copy first. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority` (-100
+        to 100) is sent first.
 
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
         source = os.fspath(fpath)
-        file = self._describe(os.path.basename(source) if to is None else to, description, tags, bindrs, metadata)  # noqa: PTH119
+        name = os.path.basename(source) if to is None else to  # noqa: PTH119
+        file = self._describe(name, description, tags, bindrs, metadata, priority)
         key = new_key()
         descriptor = _open_source(source)
         try:
@@ -115,6 +118,7 @@ class FileSet:
                     snapshot=snapshot or "",
                 ),
                 (descriptor,),
+                silent_s=None,
             )
         finally:
             os.close(descriptor)
@@ -163,7 +167,9 @@ class FileSet:
         if len(data) <= m.INLINE_BYTES:
             content, sha256 = bytes(data), hashlib.sha256(data).digest()
             accepted = self._connection.call(
-                m.Accepted, lambda number: m.Put(request=number, key=key, file=file, content=content, sha256=sha256)
+                m.Accepted,
+                lambda number: m.Put(request=number, key=key, file=file, content=content, sha256=sha256),
+                silent_s=None,
             )
         else:
             accepted = self._connection.save(
@@ -252,6 +258,7 @@ class FileSet:
         tags: Sequence[str] | None = None,
         bindrs: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        priority: int = 0,
     ) -> m.Described:
         """What is said of a file: the call's words, else the builder's."""
         given = self._defaults
@@ -262,6 +269,7 @@ class FileSet:
             tags=given.tags if tags is None else _texts(tags, "tags"),
             bindrs=given.bindrs if bindrs is None else _texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
+            priority=_priority(priority),
         )
         m.check(described)
         return described
@@ -330,7 +338,10 @@ class FileSet:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             fetched = self._connection.call_aside(
-                m.Fetched, lambda number: m.Fetch(request=number, id=record.id), (descriptor,), progress
+                m.Fetched,
+                lambda number: m.Fetch(request=number, id=record.id),
+                (descriptor,),
+                lambda seen: progress(seen.done_bytes, seen.total_bytes),
             )
             temporary.replace(target)
         except BaseException:
@@ -403,6 +414,7 @@ class Files(FileSet):
                 lambda number, ms=int(step * 1000): m.Wait(  # type: ignore[misc]
                     request=number, until="stored", timeout_ms=ms, place=self._place
                 ),
+                silent_s=None if timeout is None else step,
             )
             left -= step
             if not waited.pending or left <= 0:
@@ -447,9 +459,16 @@ def _durability(word: str) -> str:
     return word
 
 
+def _priority(value: Any) -> int:
+    least, most = m.PRIORITIES
+    if type(value) is not int or not least <= value <= most:
+        raise error(Code.INVALID_ARGUMENT, f"priority={value!r}", f"pass a whole number from {least} to {most}")
+    return value
+
+
 def _only(described: dict[str, Any]) -> dict[str, Any]:
     """The words that every saver takes; any other is a TypeError, as from a plain function."""
-    known = ("description", "tags", "bindrs", "metadata")
+    known = ("description", "tags", "bindrs", "metadata", "priority")
     for name in described:
         if name not in known:
             raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(known)}, durability")

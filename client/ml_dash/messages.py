@@ -27,6 +27,13 @@ class Max(NamedTuple):
     size: int
 
 
+class Within(NamedTuple):
+    """The least and the largest value of a whole number in an annotation; without it, 0 to MAX_INT."""
+
+    least: int
+    most: int
+
+
 Name = Annotated[str, Max(4096)]
 """A path or a part of one; the real limits are the daemon's (core/names.py), this one bounds the frame."""
 Text = Annotated[str, Max(16 * KIB)]
@@ -38,6 +45,10 @@ DESCRIBED_BYTES = 512 * KIB
 Tags = Annotated[tuple[Annotated[str, Max(256)], ...], Max(128)]
 Key = Annotated[bytes, Max(16)]
 """An idempotency key: 16 random bytes; a request that comes again with the same key has the same answer."""
+
+PRIORITIES = Within(-100, 100)
+Priority = Annotated[int, PRIORITIES]
+"""Higher goes first. 201 steps are more than anybody tells apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +83,7 @@ class Described:
     tags: Tags = ()
     bindrs: Tags = ()
     metadata: Json | None = None
+    priority: Priority = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +256,18 @@ class Status(Message):
     kind: ClassVar[int] = 13
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain(Message):
+    """Asks for the most valuable files to be sent first, until nothing is left or `deadline_ms` have passed.
+
+    Progress comes meanwhile; hanging up ends the drain. `stop` ends the daemon once it has answered.
+    """
+
+    kind: ClassVar[int] = 14
+    deadline_ms: int
+    stop: bool = False
+
+
 # ---- replies
 
 
@@ -326,11 +350,17 @@ class Deleted(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Message):
-    """How far a Fetch has come; any number of them come before Fetched."""
+    """How far a Fetch or a Drain has come; any number of them come before its answer. The files are a Drain's.
+
+    `held_files` wait for an operator, or for their next try.
+    """
 
     kind: ClassVar[int] = 72
     done_bytes: int
     total_bytes: int
+    done_files: int = 0
+    total_files: int = 0
+    held_files: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,17 +407,35 @@ class StatusReport(Message):
     error_hint: Text | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained(Message):
+    """How a Drain ended: what is left goes on by itself, now or at the next start.
+
+    `left_bytes` are those that are not sent yet. `failed_files` have failed during the drain. `manifest` is the file
+    that lists both, "" where there is nothing to list; `files` are the first of them.
+    """
+
+    kind: ClassVar[int] = 75
+    limit: ClassVar[int] = 4096 * KIB
+    left_files: int
+    left_bytes: int
+    failed_files: int
+    manifest: Name = ""
+    files: Annotated[tuple[Record, ...], Max(50)] = ()
+
+
 REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status,
+        Status, Drain,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
+        Drained,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
@@ -455,6 +503,8 @@ def _reader(kind: Any) -> Reader:
     """A function that takes a plain value and its name and returns it, checked against an annotation."""
     if get_origin(kind) is Annotated:
         inner, limit = get_args(kind)
+        if isinstance(limit, Within):
+            return _integer_within(limit, f"{limit.least} to {limit.most}")
         return _bounded(_reader(inner), limit.size)
     if get_origin(kind) in (Union, UnionType):
         (inner,) = (option for option in get_args(kind) if option is not NoneType)
@@ -463,7 +513,7 @@ def _reader(kind: Any) -> Reader:
         return _array(_reader(get_args(kind)[0]))
     if is_dataclass(kind):
         return _map(kind)
-    return _integer if kind is int else _scalar(kind)
+    return _integer_within(Within(0, MAX_INT), "0 to 2**63 - 1") if kind is int else _scalar(kind)
 
 
 def _scalar(kind: type) -> Reader:
@@ -475,12 +525,17 @@ def _scalar(kind: type) -> Reader:
     return read
 
 
-def _integer(value: Any, name: str) -> int:
-    if type(value) is not int:
-        raise _broken(f"{name} is {type(value).__name__}, not int")
-    if not 0 <= value <= MAX_INT:
-        raise _broken(f"{name} is {value}, not in 0 to 2**63 - 1")
-    return value
+def _integer_within(limit: Within, allowed: str) -> Reader:
+    least, most = limit
+
+    def read(value: Any, name: str) -> Any:
+        if type(value) is not int:
+            raise _broken(f"{name} is {type(value).__name__}, not int")
+        if not least <= value <= most:
+            raise _broken(f"{name} is {value}, not in {allowed}")
+        return value
+
+    return read
 
 
 def _bounded(read: Reader, size: int) -> Reader:

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_dash import silence
 from ml_dash.address import reachable
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.home import HOME, Home, States, check_owner, find_home, locked, make_home, refused
+from ml_dash.silence import limit
 
 START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
@@ -63,6 +65,12 @@ def default_prefix() -> str | None:
     return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
 
 
+def socket_of(endpoint: Endpoint) -> Path:
+    """Where its daemon listens now."""
+    home = None if endpoint.root is None else find_home(endpoint.root, _states())
+    return endpoint.socket if home is None else home.socket
+
+
 def connect(endpoint: Endpoint) -> socket.socket:
     """A socket that a daemon has at its other end; one for a root is started if need be. Raises DAEMON_UNAVAILABLE."""
     if endpoint.root is None:
@@ -89,9 +97,13 @@ class _Socket(socket.socket):
 def _try(path: Path) -> socket.socket | None:
     """A connected socket, or None where nobody listens."""
     peer = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    limit(peer, silence.LOOK_S)
     try:
         with reachable(path) as address:
             peer.connect(address)
+    except BlockingIOError:
+        peer.close()
+        raise error(Code.DAEMON_UNAVAILABLE, f"the daemon at {path} takes no connections") from None
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         peer.close()
         return None

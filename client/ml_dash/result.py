@@ -130,6 +130,7 @@ def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: fl
         answer = connection.call_aside(
             Waited,
             lambda number, left=left_ms: Wait(request=number, until=until, timeout_ms=left, ids=tuple(ids)),  # type: ignore[misc]
+            silent_s=None if deadline is None else left_ms / 1000,
         )
         if answer.failed:
             raise failure_of(answer.failed[0])

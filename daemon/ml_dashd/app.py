@@ -24,6 +24,7 @@ from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
+from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
@@ -36,6 +37,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.copies import Copies
+from ml_dashd.flow.drain import Drain
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
@@ -62,8 +64,8 @@ NICE = 10
 """Of the threads that read, hash and write: hand-offs go first, and so does the trainer. On a machine without an idle
 core they still get a tenth of one, which hashes 170 MB/s."""
 CLOSING_S = 60.0
-"""A stop takes at most drain_timeout for what is being synced, as much for what is being sent, and this for the rest:
-a journal that another program has locked is waited for."""
+"""A stop takes at most drain_timeout for what is sent and synced, and this for the rest: a journal that another program
+has locked is waited for."""
 DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
 WATCH_THREADS = 3
@@ -91,6 +93,7 @@ class Daemon:
         self._phase: Trouble | None = STARTING
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
+        self._asked_to_stop = asyncio.Event()
 
     async def run(self, ready: Callable[[Recovered], None]) -> None:
         """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
@@ -98,7 +101,7 @@ class Daemon:
         if self._config.embedded is not None:
             self._embedded = Embedded(self._config, self._config.embedded, self._clock)
             self._embedded.enter()
-        stop = asyncio.Event()
+        stop = self._asked_to_stop
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -121,6 +124,7 @@ class Daemon:
         log.info("ready", extra=event)
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         self._chores.append(asyncio.create_task(self._sweep.run()))
+        self._chores.append(asyncio.create_task(self._drain.tidy()))
         if self._embedded is not None:
             self._chores.append(asyncio.create_task(self._end_when_idle(stop)))
             self._chores.append(
@@ -128,7 +132,7 @@ class Daemon:
             )
         await stop.wait()
         self._phase = STOPPING
-        self._systemd.stopping(2 * self._config.daemon.drain_timeout + CLOSING_S)
+        self._systemd.stopping(self._config.daemon.drain_timeout + CLOSING_S)
         log.info("stopping", extra={"drain_timeout": self._config.daemon.drain_timeout})
         for chore in self._chores:
             chore.cancel()
@@ -188,6 +192,7 @@ class Daemon:
         left = await recover(self._journal, self._pins, self._threads)
         for job in left.jobs:
             self._copies.add(job)
+        await self._drain.resume()
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
         access = Access(
@@ -263,6 +268,14 @@ class Daemon:
             after_s=config.spool.copy_after,
             sending=self._worker.sending,
         )
+        self._drain = Drain(
+            journal=self._journal,
+            worker=self._worker,
+            manifest=ManifestFile(config.state_dir),
+            threads=self._disk,
+            bell=self._bell,
+            clock=clock,
+        )
         self._sweep = Sweep(self._journal, finish, clock)
 
     async def _make_service(self) -> Serve:
@@ -316,6 +329,9 @@ class Daemon:
             accept=self._accept,
             browse=browse,
             fetch=fetch,
+            drain=self._drain,
+            admins=frozenset({os.geteuid()}),
+            stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
             slots=self._slots,
@@ -365,12 +381,15 @@ class Daemon:
         return 0 if self._phase is STARTING else self._server.connections
 
     async def _stop(self) -> None:
-        """Takes nothing more, lets what is under way end or breaks it off, and closes."""
+        """Sends what it can in its time, hand-offs taken meanwhile included; then takes nothing more, and closes."""
+        end = self._clock.monotonic() + self._config.daemon.drain_timeout
+        await self._drain.before_stop(self._config.daemon.drain_timeout)
         await self._server.stop()
-        await self._accept.close(self._config.daemon.drain_timeout)
+        await self._accept.close(max(0.0, end - self._clock.monotonic()))
         self._copying.cancel()
         await asyncio.gather(self._copying, return_exceptions=True)
-        await self._worker.stop(self._config.daemon.drain_timeout)
+        await self._worker.stop()
+        await self._drain.after_stop()
         await self._stop_watching()
         await self._store.close()
         self._slots.close()

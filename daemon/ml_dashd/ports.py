@@ -5,7 +5,7 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from ml_dashd.core.model import (
     Evidence,
     FileRecord,
     Job,
+    Left,
     OpenUpload,
     Pin,
     Protection,
@@ -27,6 +28,7 @@ from ml_dashd.core.model import (
     Summary,
     Target,
     Trouble,
+    Unsent,
 )
 from ml_dashd.core.plan import Part
 from ml_dashd.core.schedule import Lane
@@ -135,7 +137,31 @@ class Journal(Protocol):
         """How many files of an experiment are on their way, and up to 16 that failed."""
 
     async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
-        """Jobs of a lane that are on their way and may run now, in order of hand-off, without those in `skip`."""
+        """Jobs of a lane that are on their way and may run now, without those in `skip`.
+
+        The highest priority comes first, and of one priority what was handed over first.
+        """
+
+    async def foremost(self, lane: Lane, now_ms: int, limit: int) -> list[Job]:
+        """Jobs of a lane that are on their way and may run now, in the order of a drain (core/schedule.py)."""
+
+    async def hasten(self) -> None:
+        """Prepares for a drain: whatever waits for its time may run now. Idempotent."""
+
+    async def relax(self) -> None:
+        """Ends what `hasten` has prepared. Idempotent."""
+
+    async def left(self, now_ms: int) -> Left:
+        """What is on its way, in short, without what was deleted."""
+
+    async def unsent(self, failed_since_ms: int, limit: int) -> list[Unsent]:
+        """Files that are on their way, in the order of a drain, and after them those that failed since then."""
+
+    async def failed_count(self, since_ms: int) -> int:
+        """How many files have failed since then."""
+
+    async def is_done_with(self, last: int) -> bool:
+        """Whether no file of this id or an earlier one is on its way."""
 
     async def retry_blocked(self) -> None:
         """Lets every blocked job run now: one of them has just succeeded."""
@@ -357,6 +383,19 @@ class Slots(Protocol):
 
     def disconnect(self, connection: int) -> None:
         """Wipes the connection's slots: at once, or when they are released."""
+
+
+class Manifest(Protocol):
+    """The file of the state folder that lists what a drain has left. All calls block: run them in a thread."""
+
+    def write(self, facts: Mapping[str, Any]) -> str:
+        """Puts it in the place of the last one, whole or not at all; returns its name there. Raises OSError."""
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+
+    def remove(self) -> None:
+        """Takes it away. Idempotent."""
 
 
 class Threads(Protocol):

@@ -107,6 +107,7 @@ def test_killed_while_it_takes_a_file_back(store: StoreUnderTest, tmp_path: Path
         with daemon.experiment().run as exp:
             exp.files.flush(timeout=60)
             assert exp.files().list() == []
+            eventually(lambda: daemon.spool() == [])  # nobody waits for a file that was taken back
             assert_whole(daemon, exp, {})
         assert CANCEL in daemon.faults_met()
 

@@ -13,9 +13,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.ids import IdSource
@@ -26,16 +29,19 @@ from ml_dashd.core.model import (
     FileRecord,
     Fingerprint,
     Job,
+    Left,
     Pin,
     PinKind,
     Selection,
     SentPart,
     StateCount,
     Trouble,
+    Unsent,
 )
-from ml_dashd.core.schedule import Lane, lane
+from ml_dashd.core.schedule import Lane, foremost, lane
 from ml_dashd.core.states import TRANSITIONS, UNFINISHED, State, allows
-from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge import journal as journal_module
+from ml_dashd.edge.journal import MIGRATIONS, SqliteJournal
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Superseded
 
@@ -557,6 +563,124 @@ async def test_facts_are_kept(path: Path) -> None:
         await journal.set_setting("checksum", "crc64nvme")
     async with opened(path) as journal:
         assert await journal.setting("checksum") == "crc64nvme"
+
+
+async def test_a_higher_priority_goes_first(journal: SqliteJournal) -> None:
+    for number, priority in ((1, 0), (2, -100), (3, 100), (4, 0)):
+        await journal.accept(replace(job(number), priority=priority), key_of(number))
+    due = await journal.due(Lane.SMALL, 1000, [], 9)
+    assert [(one.id, one.priority) for one in due] == [(3, 100), (1, 0), (4, 0), (2, -100)]
+    assert [one.id for one in await journal.due(Lane.SMALL, 1000, [3], 1)] == [1]
+
+
+SIZES = st.sampled_from([1, 5, 16 * MIB, 17 * MIB, 64 * MIB, 65 * MIB])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    files=st.lists(
+        st.tuples(SIZES, st.integers(-2, 2), st.sampled_from([*State]), st.integers(0, 4), st.booleans()), max_size=12
+    )
+)
+async def test_a_drains_order_is_that_of_the_core(files: list[tuple[int, int, State, int, bool]]) -> None:
+    """Whatever is in the queue: SQL and the pure function agree, with the index of a drain and without it."""
+    with TemporaryDirectory() as folder:
+        async with opened(Path(folder) / "journal.sqlite") as journal:
+            on_their_way = []
+            for number, (size, priority, state, parts, waits) in enumerate(files, start=1):
+                record_of = record(number, size_bytes=size)
+                placed = Job(record_of, PIN, state=state, priority=priority, not_before_ms=2000 if waits else 0)
+                one, _ = await journal.accept(placed, key_of(number))
+                sent = 0
+                if lane(size, 16 * MIB) is Lane.LARGE:
+                    if state in UNFINISHED:
+                        one = await journal.note(one, upload_id="now")
+                    for part in range(1, parts + 1):
+                        await journal.add_part(replace(one, upload_id="gone"), SentPart(part, MIB, "e"))
+                        if one.upload_id:
+                            await journal.add_part(one, SentPart(part, MIB, "e"))
+                            sent += MIB
+                if state in UNFINISHED:
+                    on_their_way.append((waits, Unsent(one, sent)))
+            everything = [one for _, one in on_their_way]
+            told = [(one.job.id, one.sent_bytes) for one in await journal.unsent(0, 99)]
+            failed = [(number, 0) for number, file in enumerate(files, start=1) if file[2] is State.FAILED]
+            assert told[: len(everything)] == [(one.job.id, one.sent_bytes) for one in sorted(everything, key=foremost)]
+            assert sorted(told[len(everything) :]) == failed
+            left = await journal.left(1000)
+            assert (left.files, left.left_bytes) == (len(everything), sum(one.left_bytes for one in everything))
+            for waiting in (True, False):
+                due = [one for waits, one in on_their_way if not (waits and waiting)]
+                for one_lane in Lane:
+                    mine = [one for one in due if lane(one.job.record.size_bytes, 16 * MIB) is one_lane]
+                    asked = [one.id for one in await journal.foremost(one_lane, 1000, 5)]
+                    assert asked == [one.job.id for one in sorted(mine, key=foremost)][:5]
+                await journal.hasten()  # from here on nothing waits
+            await journal.relax()
+
+
+async def test_what_is_left_and_what_failed_since(journal: SqliteJournal, clock: SetClock) -> None:
+    early, late, blocked, gone = [await accepted(journal, number) for number in (1, 2, 3, 4)]
+    await journal.advance(early, State.FAILED, trouble=TROUBLE)
+    clock.now = 2000
+    await journal.advance(late, State.FAILED, trouble=TROUBLE)
+    await journal.note(blocked, blocked=True, not_before_ms=3000, trouble=TROUBLE)
+    await journal.cancel([gone.id])
+    assert await journal.left(2000) == Left(files=1, left_bytes=5, held=1)
+    assert await journal.left(3000) == Left(files=1, left_bytes=5, held=0)
+    assert await journal.failed_count(2000) == 1
+    assert [one.job.id for one in await journal.unsent(2000, 9)] == [3, 2]
+    assert [one.job.id for one in await journal.unsent(0, 9)] == [3, 2, 1]
+    assert not await journal.is_done_with(3)
+    assert await journal.is_done_with(2)
+
+
+async def test_a_drain_lets_run_what_waits(journal: SqliteJournal) -> None:
+    one = await accepted(journal)
+    await journal.note(one, not_before_ms=9000)
+    assert await journal.foremost(Lane.SMALL, 1000, 9) == []
+    await journal.hasten()
+    await journal.hasten()
+    assert [each.id for each in await journal.foremost(Lane.SMALL, 1000, 9)] == [7]
+
+
+async def test_the_index_of_a_drain_is_gone_with_it(path: Path) -> None:
+    """A hand-off writes a page more with it. A drain that was killed leaves it to the next start."""
+    index = "SELECT count(*) FROM sqlite_schema WHERE name = 'files_foremost'"
+    async with opened(path) as journal:
+        await accepted(journal)
+        await journal.hasten()
+        assert rows(path, index) == [(1,)]
+        question = (
+            f"SELECT id FROM files WHERE {journal_module._DUE} AND lane = 'small' AND not_before_ms <= 0 ORDER BY "
+        )
+        order = journal_module._FOREMOST.format(left="size_bytes")
+        plan = [step[3] for step in rows(path, f"EXPLAIN QUERY PLAN {question}{order} LIMIT 9")]
+        assert plan == ["SEARCH files USING INDEX files_foremost (lane=?)"]
+        await journal.relax()
+        assert rows(path, index) == [(0,)]
+        await journal.hasten()
+    async with opened(path):
+        assert rows(path, index) == [(0,)]
+
+
+async def test_a_journal_of_the_first_release_goes_on(path: Path) -> None:
+    """Made by the schema as that release had it, with a file that waits in it."""
+    old = (Path(__file__).parents[1] / "vectors" / "journal-1.sql").read_text()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(old)
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    async with opened(path) as journal:
+        (due,) = await journal.due(Lane.SMALL, 2**62, [], 9)
+        assert (due.record.path, due.priority, due.pin.kind) == ("models/waiting.txt", 0, PinKind.INLINE)
+        assert await journal.content(due) == b"on its way"
+        first, new = await journal.accept(replace(job(43), priority=7), key_of(43))
+        assert (first.priority, new) == (7, True)
+        again, new = await journal.accept(replace(job(44), record=record(44, owner_uid=0)), bytes(range(16)))
+        assert (again.id, new) == (due.id, False)  # what was asked before the upgrade has its answer
+        assert [one.id for one in await journal.due(Lane.SMALL, 2**62, [], 9)] == [43, due.id]
+        await journal.advance(due, State.SENDING)
+    assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
 
 
 async def test_the_workers_questions_read_an_index(journal: SqliteJournal, path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_units_allow_what_the_daemon_counts_on(kind: str) -> None:
     settings = unit(kind)
     assert int(settings["FileDescriptorStoreMax"]) == STORE_MAX
     assert int(settings["WatchdogSec"]) >= 3 * LOCKED_S
-    assert int(settings["TimeoutStopSec"]) >= 2 * DaemonConfig().drain_timeout + CLOSING_S
+    assert int(settings["TimeoutStopSec"]) >= DaemonConfig().drain_timeout + CLOSING_S
     assert int(settings["LimitNOFILE"]) >= 65536
 
 

@@ -130,7 +130,9 @@ def test_an_upload_to_a_server_that_hangs_is_broken_off_after_drain_timeout_and_
 
 
 def test_what_is_under_way_may_end_within_drain_timeout(swift, tmp_path: Path) -> None:
+    """And the last checkpoint of a node that is taken away is still taken, and sent."""
     expected = make_file(tmp_path / "best.pt", SIZE)
+    last = make_file(tmp_path / "last.pt", 70_000, seed=1)
     with CountingProxy(swift.endpoint) as proxy, daemon_at(tmp_path, Bucket(swift, proxy.endpoint), 60) as daemon:
         with daemon.experiment().run as exp:
             exp.files.upload(tmp_path / "best.pt")
@@ -139,15 +141,18 @@ def test_what_is_under_way_may_end_within_drain_timeout(swift, tmp_path: Path) -
         assert daemon.process is not None
         began = time.monotonic()
         daemon.process.terminate()
-        eventually(lambda: not daemon.socket.exists())
+        eventually(lambda: " stopping " in daemon.log())
+        with daemon.experiment().run as exp:
+            exp.files.upload(tmp_path / "last.pt")
         proxy.go_on()
         assert daemon.process.wait(50) == 0
         assert time.monotonic() - began < 50
         assert_ended_well(daemon)
-        assert daemon.rows("SELECT state FROM files") == [("DONE",)]
+        assert daemon.rows("SELECT state FROM files") == [("DONE",), ("DONE",)]
+        assert not (daemon.state / "drain.json").exists()
         daemon.start()
         with daemon.experiment().run as exp:
-            assert_whole(daemon, exp, {"best.pt": expected})
+            assert_whole(daemon, exp, {"best.pt": expected, "last.pt": last})
 
 
 def test_nothing_new_is_begun_while_it_ends(swift, tmp_path: Path) -> None:

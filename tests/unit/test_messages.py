@@ -33,21 +33,24 @@ def required(schema: Any) -> list[str]:
     return [field.name for field in fields(schema) if field.default is MISSING]
 
 
-def taken_apart(annotation: Any) -> tuple[Any, int | None, bool]:
-    """The bare type, its largest length, and whether it may be None."""
+def taken_apart(annotation: Any) -> tuple[Any, Any, bool]:
+    """The bare type, its largest length (of a number: its range, where it has one of its own), and whether it may be
+    None."""
     options = get_args(annotation)
     if NoneType in options:
         bare, size, _ = taken_apart(next(option for option in options if option is not NoneType))
         return bare, size, True
     if get_origin(annotation) is Annotated:
-        return options[0], options[1].size, False
+        bound = options[1]
+        return options[0], bound if isinstance(bound, m.Within) else bound.size, False
     return annotation, None, False
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:
     """Values that fit an annotation."""
     bare, size, optional = taken_apart(annotation)
-    few = min(3, size or 3)
+    least, most = size if bare is int and size else (0, m.MAX_INT)
+    few = 3 if bare is int else min(3, size or 3)
     if is_dataclass(bare):
         fitting = st.fixed_dictionaries(
             {name: values(hint) for name, hint in hints(bare).items() if name in required(bare)},
@@ -57,7 +60,7 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         fitting = st.lists(values(get_args(bare)[0]), max_size=few).map(tuple)
     else:
         fitting = {
-            int: st.integers(0, m.MAX_INT),
+            int: st.integers(least, most),
             bool: st.booleans(),
             str: st.text(max_size=10),
             bytes: st.binary(max_size=10),
@@ -107,8 +110,9 @@ def wrong(annotation: Any) -> Iterator[tuple[Any, str]]:
         yield True, "is bool, not int"
         yield 1.0, "is float, not int"
         yield "1", "is str, not int"
-        yield -1, "is -1, not in 0 to 2**63 - 1"
-        yield 2**63, f"is {2**63}, not in 0 to 2**63 - 1"
+        least, most, allowed = (*size, f"{size.least} to {size.most}") if size else (0, m.MAX_INT, "0 to 2**63 - 1")
+        yield least - 1, f"is {least - 1}, not in {allowed}"
+        yield most + 1, f"is {most + 1}, not in {allowed}"
     elif bare is bool:
         yield 1, "is int, not bool"
         yield "", "is str, not bool"
@@ -129,7 +133,9 @@ def largest(annotation: Any) -> Any:
         return {name: largest(hint) for name, hint in hints(bare).items()}
     if get_origin(bare) is tuple:
         return [largest(get_args(bare)[0])] * size
-    return {int: m.MAX_INT, bool: True, str: "x" * (size or 0), bytes: bytes(size or 0)}[bare]
+    if bare is int:
+        return size.most if size else m.MAX_INT
+    return {bool: True, str: "x" * (size or 0), bytes: bytes(size or 0)}[bare]
 
 
 def replaced(whole: Any, steps: tuple[str | int, ...], value: Any) -> Any:

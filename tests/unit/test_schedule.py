@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
-from ml_dashd.core.schedule import COPY_DELAY_S, WIDTH, Lane, copy_delay_s, lane
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Unsent
+from ml_dashd.core.schedule import COPY_DELAY_S, DRAIN_WIDTH, WIDTH, Lane, copy_delay_s, foremost, lane
+from ml_dashd.core.states import State
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,8 @@ def test_a_files_lane(size: int, expected: Lane):
 
 
 def test_every_lane_moves():
-    assert set(WIDTH) == set(Lane)
-    assert all(width > 0 for width in WIDTH.values())
+    assert set(WIDTH) == set(DRAIN_WIDTH) == set(Lane)
+    assert all(width > 0 for width in (*WIDTH.values(), *DRAIN_WIDTH.values()))
 
 
 @pytest.mark.parametrize("kind", PinKind)
@@ -31,3 +32,22 @@ def test_what_is_copied_and_when(kind: PinKind, size: int):
         assert delay == COPY_DELAY_S
     else:
         assert delay == (30.0 if kind is PinKind.FD else None)
+
+
+def unsent(number: int, size: int, sent: int = 0, priority: int = 0, state: State = State.QUEUED) -> Unsent:
+    record = FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 0, 0)
+    return Unsent(Job(record, Pin(PinKind.LINK), state, priority=priority), sent)
+
+
+def test_a_drain_sends_what_brings_the_most():
+    in_order = [
+        unsent(1, 900, sent=900, priority=-9, state=State.VERIFIED),
+        unsent(2, 900, priority=5),
+        unsent(3, 10),
+        unsent(4, 900, sent=880, state=State.SENDING),  # nearly done, though large
+        unsent(6, 50),
+        unsent(5, 50),  # of two alike the newer one first
+        unsent(7, 1, priority=-1),
+    ]
+    shuffled = in_order[::-1]
+    assert sorted(shuffled, key=foremost) == in_order

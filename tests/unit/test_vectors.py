@@ -24,6 +24,7 @@ DESCRIBED = m.Described(
     tags=("best", "eval"),
     bindrs=("run",),
     metadata='{"epoch":12}',
+    priority=-100,
 )
 RECORD = m.Record(
     id=7_123_456_789_012_345_678,
@@ -85,6 +86,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Delete(request=10, ids=(1, 2)), 0),
         (m.Fetch(request=11, id=1), 1),
         (m.Status(request=2**63 - 1), 0),
+        (m.Drain(request=12, deadline_ms=90_000, stop=True), 0),
         (m.Welcome(request=0, version=1, daemon="ml-dashd 1.0", embedded=True, store="file:///data"), 0),
         (m.Done(request=6), 0),
         (m.Failed(request=2, code="DISK_FULL", message="no space", hint="free some"), 0),
@@ -93,7 +95,13 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Page(request=7, records=(RECORD, LEAST_RECORD), cursor="models/best.pt\n1"), 0),
         (m.Waited(request=9, reached=1, pending=2, failed=(RECORD,)), 0),
         (m.Deleted(request=10, ids=(1, 2), deleted_ms=1_750_000_000_000), 0),
-        (m.Progress(request=11, done_bytes=1, total_bytes=2), 0),
+        (m.Progress(request=11, done_bytes=1, total_bytes=2, done_files=3, total_files=5, held_files=1), 0),
+        (
+            m.Drained(
+                request=12, left_files=2, left_bytes=3, failed_files=1, manifest="/state/drain.json", files=(RECORD,)
+            ),
+            0,
+        ),
         (m.Fetched(request=11, size_bytes=2, sha256="00ff"), 0),
         (
             m.StatusReport(

@@ -9,32 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from ml_dash import messages as m
-from ml_dash.cli import completion, parser, report, show, waiting
+from ml_dash.cli import completion, draining, parser, report, show, waiting
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
 from ml_dash.reach import Endpoint, default_prefix, endpoint_of, find_endpoint
 from ml_dash.result import FileResult
+from ml_dash.silence import SilentError
 
 
 def status(options: Namespace) -> int:
-    """Asks a daemon that runs; starts none."""
-    endpoint = _endpoint(options)
-    connection = Connection(replace(endpoint, root=None))
-    try:
+    """How it is doing."""
+    with _running(options) as connection:
         answer = connection.call(m.StatusReport, lambda number: m.Status(request=number))
-    except MLDashError as failure:
-        if endpoint.root is None or failure.code is not Code.DAEMON_UNAVAILABLE:
-            raise
-        message, hint = f"no daemon runs for {endpoint.root}", "it is started with the next file that is handed over"
-        raise error(Code.DAEMON_UNAVAILABLE, message, hint) from None
-    finally:
-        connection.close()
+        socket = connection.endpoint.socket
     if options.json:
-        show.one(report.as_object(answer, endpoint.socket))
+        show.one(report.as_object(answer, socket))
     else:
-        for line in report.as_lines(answer, endpoint.socket):
+        for line in report.as_lines(answer, socket):
             print(line)
     return 0
 
@@ -50,6 +43,7 @@ def put(options: Namespace) -> int:
             metadata=options.metadata,
             durability=options.durability,
             snapshot=options.snapshot,
+            priority=options.priority,
         )
         if options.wait:
             _wait(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))
@@ -126,6 +120,18 @@ def wait(options: Namespace) -> int:
     return 0
 
 
+def drain(options: Namespace) -> int:
+    """Has a daemon that runs send what it can before the deadline; 1 where files are left."""
+    with _running(options) as connection, draining.Watch(quiet=options.json) as watch:
+        drained = draining.drain(connection, options.deadline, watch, stop=options.stop)
+    if options.json:
+        show.one(draining.as_object(drained))
+    else:
+        for line in draining.as_lines(drained):
+            print(line)
+    return 1 if drained.left_files or drained.failed_files else 0
+
+
 def complete(options: Namespace) -> int:
     """Prints a completion script."""
     print(completion.script(options.shell, parser.build()), end="")
@@ -139,6 +145,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "get": get,
     "rm": rm,
     "wait": wait,
+    "drain": drain,
     "completion": complete,
 }
 
@@ -156,6 +163,24 @@ def _connected(options: Namespace) -> Iterator[Connection]:
     connection = Connection(_endpoint(options))
     try:
         yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _running(options: Namespace) -> Iterator[Connection]:
+    """A daemon that runs; none is started."""
+    endpoint = _endpoint(options)
+    connection = Connection(replace(endpoint, root=None))
+    try:
+        yield connection
+    except SilentError:
+        raise
+    except MLDashError as failure:
+        if endpoint.root is None or failure.code is not Code.DAEMON_UNAVAILABLE:
+            raise
+        message, hint = f"no daemon runs for {endpoint.root}", "it is started with the next file that is handed over"
+        raise error(Code.DAEMON_UNAVAILABLE, message, hint) from None
     finally:
         connection.close()
 

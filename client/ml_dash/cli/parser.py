@@ -10,6 +10,10 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 PROGRAM = "ml-dash"
+DEADLINE_S = 90
+"""Of the two minutes that a cloud gives a machine that it takes back, with some left for the rest."""
+LONGEST_S = 24 * 3600
+UNITS = {"s": 1, "m": 60, "h": 3600}
 EXAMPLES = {
     "": """\
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --wait
@@ -22,6 +26,7 @@ EXAMPLES = {
     "put": """\
   ml-dash put model.pt --prefix alice/cv/resnet
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --tag best --wait
+  ml-dash put last.pt --prefix alice/cv/resnet --priority 10
   ml-dash put log.txt --prefix alice/cv/resnet --metadata '{"epoch": 3}' --json""",
     "ls": """\
   ml-dash ls --prefix alice/cv/resnet              every version of every file
@@ -39,6 +44,10 @@ EXAMPLES = {
   ml-dash wait                                     for everything that is on its way
   ml-dash wait --prefix alice/cv/resnet --timeout 600
   ml-dash wait 7351023561728 7351023561729""",
+    "drain": """\
+  ml-dash drain --deadline 90s                     before a reboot; hand-offs are still taken
+  ml-dash drain --deadline 2m --stop               and end the daemon, where nothing else does
+  ml-dash drain --deadline 1h --json | jq .leftFiles""",
     "completion": """\
   source <(ml-dash completion bash)                now; put it into ~/.bashrc to keep it
   ml-dash completion zsh > "${fpath[1]}/_ml-dash"
@@ -112,6 +121,7 @@ def _put(parser: Parser) -> None:
     parser.add_argument(
         "--durability", choices=("disk", "memory"), default="", help="disk: return only when it outlives a reboot"
     )
+    parser.add_argument("--priority", metavar="N", type=int, default=0, help="-100 to 100; higher goes first")
     parser.add_argument("--snapshot", choices=("copy",), default="", help="copy: it may be overwritten at once")
 
 
@@ -138,6 +148,17 @@ def _wait(parser: Parser) -> None:
     parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long; the work goes on")
 
 
+def _drain(parser: Parser) -> None:
+    parser.add_argument(
+        "--deadline",
+        metavar="TIME",
+        type=_span,
+        default=DEADLINE_S,
+        help=f"how long it may take: 90s, 2m, 1h, or seconds (default: {DEADLINE_S}s)",
+    )
+    parser.add_argument("--stop", action="store_true", help="end the daemon afterwards, whatever is left")
+
+
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
 
@@ -149,6 +170,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "get": ("download files, their checksums verified", _get),
     "rm": ("delete files; one that is on its way is cancelled", _rm),
     "wait": ("wait until files are stored", _wait),
+    "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
     "completion": ("print a completion script for a shell", _completion),
 }
 
@@ -191,6 +213,14 @@ def _seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return value
+
+
+def _span(text: str) -> float:
+    unit = UNITS.get(text[-1:], 0)
+    seconds = _seconds(text[:-1] if unit else text) * (unit or 1)
+    if seconds > LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than a day")
+    return seconds
 
 
 def actions_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:

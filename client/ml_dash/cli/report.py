@@ -45,8 +45,8 @@ def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
         "spoolBytes": answer.spool_bytes,
         "oldestAt": iso_time(answer.oldest_ms),
         "files": {count.state: {"files": count.files, "sizeBytes": count.size_bytes} for count in answer.counts},
-        "blocked": [_troubled(record) for record in answer.blocked],
-        "failed": [_troubled(record) for record in answer.failed],
+        "blocked": [troubled(record) for record in answer.blocked],
+        "failed": [troubled(record) for record in answer.failed],
         "error": _error(answer) if answer.error_code else None,
     }
 
@@ -70,18 +70,22 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
         if records:
             yield f"\n{title}:"
         for record in records:
-            yield from _trouble(record)
+            yield from trouble(record)
 
 
-def _trouble(record: Record) -> Iterator[str]:
+def trouble(record: Record) -> Iterator[str]:
+    """A file, and what troubles it, if something does."""
     where = f"{record.namespace}/{record.project}/{record.experiment}"
-    yield f"  {record.id}  {where}: {show.path(to_dict(record))}"
-    yield f"    {record.error_code}: {record.error_message}"
+    sent = f"{show.size(record.sent_bytes)} of {show.size(record.size_bytes)} sent"
+    yield f"  {record.id}  {where}: {show.path(to_dict(record))}  {record.state}, {sent}"
+    if record.error_code:
+        yield f"    {record.error_code}: {record.error_message}"
     if record.error_hint:
         yield f"    hint: {record.error_hint}"
 
 
-def _troubled(record: Record) -> dict[str, Any]:
+def troubled(record: Record) -> dict[str, Any]:
+    """A file for programs, and what troubles it."""
     return to_dict(record) | {"attempt": record.attempt, "error": _error(record)}
 
 

@@ -80,6 +80,8 @@ def failure(failed: MLDashError, *, as_json: bool) -> None:
 
 Update = Callable[[int, int], None]
 """Takes how much is done, of how much."""
+Redraw = Callable[[str, int, int], None]
+"""As Update, and what stands before the bar."""
 
 
 class Bar:
@@ -102,15 +104,18 @@ class Bar:
     ) -> None:
         self.close()
 
-    def update(self, title: str, done: int, total: int) -> None:
-        """Draws it; another title ends the bar and begins the next. Where there is nothing to do, nothing is drawn."""
+    def update(self, title: str, done: int, total: int, *, same_bar: bool = False) -> None:
+        """Draws it; another title ends the bar and begins the next, unless it is the `same_bar` under a new title.
+
+        Where there is nothing to do, nothing is drawn.
+        """
         if not self._shown or not total:
             return
-        if self._drawn is not None and title != self._title:
+        if self._drawn is not None and title != self._title and not same_bar:
             self.close()
         if self._drawn is None:
             self._title, self._drawn = title, _draw(title, self._unit, total)
-        self._drawn.update(done, total)
+        self._drawn.update(title, done, total)
 
     def close(self) -> None:
         """Ends the line, so that others may print."""
@@ -122,7 +127,7 @@ class Bar:
 class _Drawn:
     """A bar that is on the terminal now."""
 
-    def __init__(self, update: Update, close: Callable[[], None]) -> None:
+    def __init__(self, update: Redraw, close: Callable[[], None]) -> None:
         self.update = update
         self.close = close
 
@@ -131,7 +136,7 @@ def _draw(title: str, unit: str, total: int) -> _Drawn:
     try:
         return _draw_with_rich(title, unit, total)
     except ImportError:
-        return _draw_plainly(title, unit)
+        return _draw_plainly(unit)
 
 
 def _draw_with_rich(title: str, unit: str, total: int) -> _Drawn:
@@ -158,11 +163,13 @@ def _draw_with_rich(title: str, unit: str, total: int) -> _Drawn:
     )
     task = progress.add_task(title, total=total)
     progress.start()
-    return _Drawn(lambda done, total: progress.update(task, completed=done, total=total), progress.stop)
+    return _Drawn(
+        lambda title, done, total: progress.update(task, description=title, completed=done, total=total), progress.stop
+    )
 
 
-def _draw_plainly(title: str, unit: str) -> _Drawn:
-    def update(done: int, total: int) -> None:
+def _draw_plainly(unit: str) -> _Drawn:
+    def update(title: str, done: int, total: int) -> None:
         amount = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
         print(f"\r{title}  {100 * done // total} %  {amount}\x1b[K", end="", file=sys.stderr, flush=True)
 

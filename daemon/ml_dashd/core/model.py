@@ -133,12 +133,35 @@ class Job:
     upload_id: str | None = None
     part_size: int = 0
     algorithm: Algorithm = Algorithm.NONE
+    priority: int = 0
+    """Higher goes first."""
     proof: str | None = None
     """The whole object's checksum in the algorithm's own form, once every byte was read (core/checksum.py)."""
 
     @property
     def id(self) -> int:
         return self.record.id
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A file that did not make it, and how many of its bytes the journal knows to be sent."""
+
+    job: Job
+    sent_bytes: int
+
+    @property
+    def left_bytes(self) -> int:
+        return self.job.record.size_bytes - self.sent_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is on its way: files, the bytes of them that are not sent, and how many are blocked and wait their time."""
+
+    files: int
+    left_bytes: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,14 @@
-"""Which file goes next. Two lanes, so that a large file never starves the small ones, nor they it."""
+"""Which file goes next. Two lanes, so that a large file never starves the small ones, nor they it.
+
+Within a lane a higher priority goes first, and what was handed over first. A drain has its own order (`foremost`).
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.model import Job, PinKind, Unsent
+from ml_dashd.core.states import State
 
 
 class Lane(StrEnum):
@@ -16,6 +20,10 @@ class Lane(StrEnum):
 
 WIDTH = {Lane.SMALL: 16, Lane.LARGE: 4}
 """Files of a lane that are under way at once; the memory and the connections they share have their own bounds."""
+
+DRAIN_WIDTH = {Lane.SMALL: 16, Lane.LARGE: 2}
+"""As WIDTH, during a drain. Of two large files that share the line one is stored in the time in which of four none is;
+one alone does not always fill the line, since the SHA-256 of a file is one thread's work."""
 
 LINGER_S = 0.02
 """Hand-offs come in bursts (a checkpoint, its config, its metrics). An idle daemon lets them come for this long before
@@ -42,3 +50,13 @@ def copy_delay_s(job: Job, below_bytes: int, after_s: float) -> float | None:
     if job.record.size_bytes <= below_bytes:
         return COPY_DELAY_S
     return after_s if job.pin.kind is PinKind.FD else None
+
+
+def foremost(file: Unsent) -> tuple[bool, int, int, int]:
+    """The order of a drain, least first: what brings the most before a deadline.
+
+    What only has to be completed or listed; then the higher priority; then what has the fewest bytes left to send, be
+    it small or nearly done; then the newest, since of two checkpoints the later one is worth more.
+    """
+    job = file.job
+    return job.state not in (State.COMPLETING, State.VERIFIED), -job.priority, file.left_bytes, -job.id

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from ml_dashd.core.model import (
     Backlog,
     Blocked,
     Job,
+    Left,
     Pin,
     Selection,
     SentPart,
     StateCount,
     Summary,
     Trouble,
+    Unsent,
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
@@ -32,15 +35,27 @@ from ml_dashd.edge.rows import (
     read_crc,
     selection_where,
 )
-from ml_dashd.ports import Clock, Faults, Superseded
+from ml_dashd.ports import Clock, Faults, JournalError, Superseded
 
-MIGRATIONS = [resources.files(__package__).joinpath("schema.sql").read_text()]
+MIGRATIONS = re.split(
+    r"^-- ---- step \d+:.*$", resources.files(__package__).joinpath("schema.sql").read_text(), flags=re.MULTILINE
+)
+"""The steps of schema.sql, the first of which makes the tables. One that was released is never changed."""
 SAMPLE = 16
 """Files named in a summary."""
 # Spelled out, because a partial index serves only a WHERE that implies its own.
 _DUE = "state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED')"
 _LISTED = "state NOT IN ('DONE', 'CANCELLED')"
 _FINISHED = "state IN ('DONE', 'CANCELLED')"
+# What is known to be sent of a file: parts of an upload that is gone count for nothing.
+_SENT = "coalesce((SELECT sum(size_bytes) FROM parts WHERE file_id = files.id AND upload_id = files.upload_id), 0)"
+# core/schedule.py: foremost. A small file has no parts, so that an index can have its order.
+_FOREMOST = "(state IN ('QUEUED', 'SENDING')), priority DESC, {left}, id DESC"
+_LEFT = {Lane.SMALL: "size_bytes", Lane.LARGE: f"size_bytes - {_SENT}"}
+# Only while a drain runs: a hand-off writes one page more with it.
+_INDEX_OF_DRAIN = f"""
+CREATE INDEX IF NOT EXISTS files_foremost ON files (lane, {_FOREMOST.format(left="size_bytes")}) WHERE {_DUE}
+"""
 _SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 # The setting is written when rows go, so that a hand-off writes one page less.
 _HIGH_WATER = """
@@ -68,8 +83,10 @@ class SqliteJournal:
         self._database = Database(path, MIGRATIONS, faults, "journal", committing)
 
     async def open(self) -> None:
-        """Fills the table of moves that the trigger reads."""
+        """Fills the table of moves that the trigger reads, and takes away what a drain that was killed has left."""
         await self._database.call(_fill_transitions)
+        with suppress(JournalError):  # a full disk, say: it costs hand-offs a page each, and no more
+            await self.relax()
 
     def close(self) -> None:
         self._database.close()
@@ -209,9 +226,57 @@ class SqliteJournal:
 
     async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
         return await self._jobs(
-            f"WHERE {_DUE} AND lane = ? AND not_before_ms <= ? AND id NOT IN ({marks(list(skip))}) ORDER BY id LIMIT ?",
+            f"WHERE {_DUE} AND lane = ? AND not_before_ms <= ? AND id NOT IN ({marks(list(skip))}) "
+            "ORDER BY priority DESC, id LIMIT ?",
             [lane, now_ms, *skip, limit],
         )
+
+    async def foremost(self, lane: Lane, now_ms: int, limit: int) -> list[Job]:
+        order = _FOREMOST.format(left=_LEFT[lane])
+        return await self._jobs(
+            f"WHERE {_DUE} AND lane = ? AND not_before_ms <= ? ORDER BY {order} LIMIT ?", [lane, now_ms, limit]
+        )
+
+    async def hasten(self) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(f"UPDATE files SET not_before_ms = 0 WHERE {_DUE} AND not_before_ms > 0")
+            connection.execute(_INDEX_OF_DRAIN)
+
+        await self._database.call(work)
+
+    async def relax(self) -> None:
+        await self._database.call(lambda connection: connection.execute("DROP INDEX IF EXISTS files_foremost").close())
+
+    async def left(self, now_ms: int) -> Left:
+        (row,) = await self._rows(
+            f"SELECT count(*) AS files, coalesce(sum(size_bytes - {_SENT}), 0) AS left_bytes, "
+            f"coalesce(sum(blocked AND not_before_ms > ?), 0) AS held "
+            f"FROM files WHERE {_DUE} AND NOT cancel_requested",
+            (now_ms,),
+        )
+        return Left(row["files"], row["left_bytes"], row["held"])
+
+    async def unsent(self, failed_since_ms: int, limit: int) -> list[Unsent]:
+        order = _FOREMOST.format(left=_LEFT[Lane.LARGE])
+        columns = ", ".join(READ_COLUMNS)
+        rows = await self._rows(
+            f"SELECT {columns}, {_SENT} AS sent_bytes FROM files WHERE {_LISTED} AND NOT cancel_requested "
+            f"AND (state <> 'FAILED' OR updated_ms >= ?) ORDER BY state = 'FAILED', {order} LIMIT ?",
+            (failed_since_ms, limit),
+        )
+        return [Unsent(read_job(row), row["sent_bytes"]) for row in rows]
+
+    async def failed_count(self, since_ms: int) -> int:
+        (row,) = await self._rows(
+            f"SELECT count(*) AS files FROM files WHERE {_LISTED} AND NOT cancel_requested AND state = 'FAILED' "
+            "AND updated_ms >= ?",
+            (since_ms,),
+        )
+        files: int = row["files"]
+        return files
+
+    async def is_done_with(self, last: int) -> bool:
+        return not await self._rows(f"SELECT 1 FROM files WHERE {_DUE} AND +id <= ? LIMIT 1", (last,))
 
     async def retry_blocked(self) -> None:
         await self._database.call(

@@ -97,3 +97,11 @@ WHEN NOT EXISTS (SELECT 1 FROM transitions WHERE from_state = OLD.state AND to_s
 BEGIN
     SELECT RAISE(ABORT, 'this move is not in the transition table');
 END;
+
+-- ---- step 2: a file's priority
+
+ALTER TABLE files ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+DROP INDEX files_due;
+-- The worker's question: what may run now, the highest priority first, then the oldest.
+CREATE INDEX files_due ON files (lane, priority DESC, id)
+    WHERE state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED');

@@ -89,7 +89,8 @@ class Accept:
         protection = self._protection(message)
         threads = self._disk if protection is Protection.COPY else self._threads
         pin, content, size = await threads.run(self._pins.take, descriptor, record.id, message.source, protection)
-        return await self._keep(_sized(record, size, content), pin, content, message.key, message.durability)
+        job = Job(_sized(record, size, content), pin, priority=message.file.priority)
+        return await self._keep(job, content, message.key, message.durability)
 
     async def put(self, session: Session, message: Put) -> Job:
         """Takes content that came inside the message. Idempotent by the message's key."""
@@ -98,7 +99,8 @@ class Accept:
         if hashlib.sha256(message.content).digest() != message.sha256:
             raise error(Code.CHECKSUM_MISMATCH, f"{record.path} did not arrive as it was sent", "save it again")
         record = _sized(record, len(message.content), message.content)
-        return await self._keep(record, Pin(PinKind.INLINE), message.content, message.key, "")
+        job = Job(record, Pin(PinKind.INLINE), priority=message.file.priority)
+        return await self._keep(job, message.content, message.key, "")
 
     async def commit(self, session: Session, message: CommitSlot) -> Job:
         """Takes what was written into a slot. Idempotent by the message's key."""
@@ -109,23 +111,25 @@ class Accept:
             self._slots.give_back(session.number, message.slot)
             raise
         pin = self._slots.commit(session.number, message.slot, message.size_bytes)
-        return await self._keep(_sized(record, message.size_bytes, None), pin, None, message.key, message.durability)
+        job = Job(_sized(record, message.size_bytes, None), pin, priority=message.file.priority)
+        return await self._keep(job, None, message.key, message.durability)
 
-    async def _keep(self, record: FileRecord, pin: Pin, content: bytes | None, key: bytes, durability: str) -> Job:
+    async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:
+        pin, file_id = taken.pin, taken.id
         inline = pin.kind is PinKind.INLINE
         on_disk = inline or self._waits_for_disk(durability)
         try:
             if on_disk and not inline:
-                await self._settle.settle(pin, record.id)
+                await self._settle.settle(pin, file_id)
             self._faults.at("accept.pinned")
-            job, new = await self._journal.accept(Job(record, pin, on_disk=on_disk), key, content)
+            job, new = await self._journal.accept(replace(taken, on_disk=on_disk), key, content)
         except Exception:  # not CancelledError: the journal goes on, and may take the file after all
-            await self._disk.run(self._pins.release, pin, record.id)
+            await self._disk.run(self._pins.release, pin, file_id)
             raise
         if new:
-            self._meter.accepted(record.size_bytes)
+            self._meter.accepted(job.record.size_bytes)
         elif job.pin != pin:
-            await self._disk.run(self._pins.release, pin, record.id)
+            await self._disk.run(self._pins.release, pin, file_id)
         self._faults.at("accept.journaled")
         self._wake()
         self._copies.add(job)

@@ -19,13 +19,17 @@ log = logging.getLogger("ml_dashd.flow")
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:
-    """Runs it to its end, though its caller be cancelled: half of it would keep a pin that nobody lets go."""
+    """Runs it to its end, though its caller be cancelled, even twice: half of it would keep a pin for ever."""
     task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as asked:
+            cancelled = asked
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 class Finish:

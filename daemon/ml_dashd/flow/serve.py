@@ -15,12 +15,15 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
 MAX_WAIT_MS = 60_000
 _NOTHING_TAKEN = {Code.DISK_FAILED: "see the daemon's log; nothing was taken, so try again"}
+NAMED = 50
+"""Files that the answer to a Drain names; the manifest has the rest."""
 SENT = (State.COMPLETING, State.VERIFIED, State.DONE)
 Reply = tuple[m.Message, Sequence[int]]
 
@@ -38,7 +41,7 @@ class Identity:
 
 
 class Serve:
-    """Answers requests; each method is one message's."""
+    """Answers requests; each method is one message's. `admins` are the uids that may drain; `stop` ends the daemon."""
 
     def __init__(
         self,
@@ -47,6 +50,9 @@ class Serve:
         accept: Accept,
         browse: Browse,
         fetch: Fetch,
+        drain: Drain,
+        admins: frozenset[int],
+        stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
         slots: Slots,
@@ -59,6 +65,9 @@ class Serve:
         self._accept = accept
         self._browse = browse
         self._fetch = fetch
+        self._drain = drain
+        self._admins = admins
+        self._stop = stop
         self._journal = journal
         self._pins = pins
         self._slots = slots
@@ -79,6 +88,7 @@ class Serve:
             m.Delete: self._delete,
             m.Fetch: self._fetch_file,
             m.Status: self._status,
+            m.Drain: self._drain_queue,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -191,6 +201,42 @@ class Serve:
             error_code=None if trouble is None else trouble.code,
             error_message=None if trouble is None else trouble.message,
             error_hint=None if trouble is None else trouble.hint,
+        ), ()
+
+    async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
+        if session.uid not in self._admins:
+            raise error(Code.ACCESS_DENIED, f"uid {session.uid} may not drain this daemon", "ask its operator to")
+        if message.deadline_ms > MAX_DRAIN_MS:
+            what = f"a deadline of {message.deadline_ms} ms"
+            raise error(Code.INVALID_ARGUMENT, what, f"at most {MAX_DRAIN_MS} ms, which is a day")
+
+        async def report(seen: Seen) -> None:
+            left = seen.left
+            await send(
+                m.Progress(
+                    request=message.request,
+                    done_bytes=seen.most_bytes - left.left_bytes,
+                    total_bytes=seen.most_bytes,
+                    done_files=seen.most_files - left.files,
+                    total_files=seen.most_files,
+                    held_files=left.held,
+                )
+            )
+
+        outcome = await self._drain.run(message.deadline_ms / 1000, report, last=message.stop)
+        if message.stop:
+            self._stop()
+        first = outcome.files[:NAMED]
+        records = self._samples([file.job for file in first])
+        return m.Drained(
+            request=message.request,
+            left_files=outcome.left.files,
+            left_bytes=outcome.left.left_bytes,
+            failed_files=outcome.failed,
+            manifest=f"{self._identity.state_dir}/{outcome.manifest}" if outcome.manifest else "",
+            files=tuple(
+                replace(record, sent_bytes=file.sent_bytes) for record, file in zip(records, first, strict=True)
+            ),
         ), ()
 
     def _samples(self, jobs: Sequence[Job]) -> tuple[m.Record, ...]:

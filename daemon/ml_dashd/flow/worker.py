@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from ml_dash.errors import TABLE, Code, MLDashError
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
-from ml_dashd.core.schedule import LINGER_S, WIDTH, Lane
+from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, WIDTH, Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
@@ -34,6 +35,8 @@ class Worker:
         self._running: dict[int, asyncio.Task[None]] = {}
         self._wakes = {lane: asyncio.Event() for lane in Lane}
         self._lanes: list[asyncio.Task[None]] = []
+        self._drains = 0
+        self._stepping_back: set[int] = set()
 
     def start(self) -> None:
         """Begins with what the journal holds."""
@@ -64,14 +67,31 @@ class Worker:
             await asyncio.wait([task])
         await self._after_safely(job, failure)
 
-    async def stop(self, drain_s: float) -> None:
-        """Begins nothing more; waits for what is under way, then breaks it off: the journal knows where it stands."""
+    async def hasten(self) -> None:
+        """The most valuable files first, and those that wait for their time now, until `relax`. It nests."""
+        self._drains += 1
+        await self._prepare(self._journal.hasten)
+
+    async def relax(self) -> None:
+        """Ends what `hasten` began."""
+        self._drains -= 1
+        if not self._drains:
+            await self._prepare(self._journal.relax)
+
+    async def _prepare(self, step: Callable[[], Awaitable[None]]) -> None:
+        """It makes a drain quicker; one whose journal is troubled goes on without."""
+        try:
+            await step()
+        except JournalError as failure:
+            log.warning("drain_stumbled", extra={"error": failure})
+        self.wake()
+
+    async def stop(self) -> None:
+        """Begins nothing more, and breaks off what is under way: the journal knows where it stands."""
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
         running = list(self._running.values())
-        if running:
-            await asyncio.wait(running, timeout=drain_s)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -90,18 +110,41 @@ class Worker:
         """Begins what is due and fits, then waits until there may be more."""
         wake = self._wakes[lane]
         wake.clear()
-        free = WIDTH[lane] - len(mine)
         now = self._clock.now_ms()
-        if free > 0:
-            jobs = await self._journal.due(lane, now, list(mine), free)
-            for job in jobs:
-                self._begin(job, mine, wake)
-            if len(jobs) == free:
-                return
-        idle = not mine
+        if self._drains:
+            await self._fill_foremost(lane, mine, now)
+        elif await self._fill_in_order(lane, mine, now):
+            return
+        idle = not mine and not self._drains
         await self._pause(wake, now)
         if idle:
             await self._clock.sleep(LINGER_S)
+
+    async def _fill_in_order(self, lane: Lane, mine: set[int], now_ms: int) -> bool:
+        """Begins as many as fit; whether there may be more of them."""
+        free = WIDTH[lane] - len(mine)
+        if free <= 0:
+            return False
+        jobs = await self._journal.due(lane, now_ms, list(mine), free)
+        for job in jobs:
+            self._begin(job, mine, self._wakes[lane])
+        return len(jobs) == free
+
+    async def _fill_foremost(self, lane: Lane, mine: set[int], now_ms: int) -> None:
+        """In a drain: the first of its order are under way. A large file that is not among them steps back.
+
+        It loses the parts that are on the line, and no more. No two files take turns: while one is sent it has ever
+        less left, and the other does not.
+        """
+        before, width = set(mine), DRAIN_WIDTH[lane]
+        jobs = await self._journal.foremost(lane, now_ms, width)
+        if lane is Lane.LARGE:
+            for file_id in (mine & before) - {job.id for job in jobs} - self._stepping_back:
+                self._stepping_back.add(file_id)
+                self._running[file_id].cancel()
+        for job in jobs:
+            if job.id not in before and len(mine) < width:
+                self._begin(job, mine, self._wakes[lane])
 
     async def _pause(self, wake: asyncio.Event, now_ms: int) -> None:
         """Until something is handed over, ends, or has waited its time."""
@@ -123,6 +166,7 @@ class Worker:
         def ended(_: asyncio.Task[None]) -> None:
             del self._running[job.id]
             mine.discard(job.id)
+            self._stepping_back.discard(job.id)
             wake.set()
 
         task.add_done_callback(ended)

@@ -1,0 +1,140 @@
+"""Which files are under way in a drain: the worker on a real journal, with an uploader that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, SentPart
+from ml_dashd.core.schedule import DRAIN_WIDTH, WIDTH, Lane, lane
+from ml_dashd.core.states import State
+from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.system import NoFaults, NoMeter, SystemClock
+from ml_dashd.flow.worker import Worker
+
+MIB = 1 << 20
+SMALL, LARGE = 1000, 100 * MIB
+
+
+class Uploads:
+    """Stands for the uploader: a file is under way until the test lets it end, or the worker breaks it off."""
+
+    def __init__(self, journal: SqliteJournal) -> None:
+        self._journal = journal
+        self._changed = asyncio.Condition()
+        self._ends: dict[int, asyncio.Event] = {}
+        self.begun: list[int] = []
+
+    async def run(self, job: Job) -> None:
+        self.begun.append(job.id)
+        self._ends[job.id] = asyncio.Event()
+        await self._tell()
+        try:
+            await self._ends[job.id].wait()
+            await self._journal.advance(job, State.CANCELLED)
+        finally:
+            del self._ends[job.id]
+            await asyncio.shield(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def end(self, file_id: int) -> None:
+        self._ends[file_id].set()
+
+    async def until(self, *under_way: int) -> None:
+        """Returns once exactly these are under way."""
+        async with asyncio.timeout(20), self._changed:
+            await self._changed.wait_for(lambda: sorted(self._ends) == sorted(under_way))
+
+
+class Queue:
+    """A worker, its journal and what it uploads. Files are named by their ids."""
+
+    def __init__(self, journal: SqliteJournal) -> None:
+        self.journal = journal
+        self.uploads = Uploads(journal)
+        self.worker = Worker(journal, self.uploads, None, SystemClock(), NoMeter())  # type: ignore[arg-type]
+
+    async def take(self, number: int, size: int, priority: int = 0) -> Job:
+        record = FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 1, 1)
+        job, _ = await self.journal.accept(
+            Job(record, Pin(PinKind.LINK), priority=priority), number.to_bytes(16, "big")
+        )
+        self.worker.wake()
+        return job
+
+    async def note_sent(self, job: Job, parts: int) -> None:
+        job = await self.journal.note(job, upload_id="u")
+        for number in range(1, parts + 1):
+            await self.journal.add_part(job, SentPart(number, 16 * MIB, "e"))
+
+
+@asynccontextmanager
+async def queue_at(path: Path) -> AsyncIterator[Queue]:
+    journal = SqliteJournal(path, SystemClock(), NoFaults(), lambda size: lane(size, 16 * MIB))
+    await journal.open()
+    queue = Queue(journal)
+    try:
+        yield queue
+    finally:
+        await queue.worker.stop()
+        journal.close()
+
+
+async def test_of_large_files_the_foremost_are_sent_and_others_step_back(tmp_path: Path) -> None:
+    async with queue_at(tmp_path / "journal.sqlite") as queue:
+        jobs = [await queue.take(number, LARGE) for number in range(1, 7)]
+        queue.worker.start()
+        await queue.uploads.until(1, 2, 3, 4)
+        await queue.note_sent(jobs[1], 5)  # 20 MiB are left of it
+        await queue.worker.hasten()
+        await queue.uploads.until(2, 6)  # what is nearly done, and the newest
+        await queue.take(7, 30 * MIB)
+        await queue.uploads.until(2, 7)
+        await queue.take(8, LARGE, priority=1)
+        await queue.uploads.until(2, 8)
+        queue.uploads.end(8)
+        await queue.uploads.until(2, 7)
+        assert queue.uploads.begun.count(2) == 1, "it was broken off for nothing"
+        await queue.worker.relax()
+        await queue.uploads.until(2, 7, 1, 3)  # and the usual order again
+
+
+async def test_of_small_files_the_smallest_go_first_and_none_is_broken_off(tmp_path: Path) -> None:
+    async with queue_at(tmp_path / "journal.sqlite") as queue:
+        width = DRAIN_WIDTH[Lane.SMALL]
+        for number in range(1, 3 * width + 1):
+            await queue.take(number, SMALL - number % 7)
+        await queue.worker.hasten()
+        queue.worker.start()
+        order = sorted(range(1, 3 * width + 1), key=lambda number: (SMALL - number % 7, -number))
+        await queue.uploads.until(*order[:width])
+        await queue.take(999, 1)
+        queue.uploads.end(order[3])
+        await queue.uploads.until(999, *(number for number in order[:width] if number != order[3]))
+        assert queue.uploads.begun == [*order[:width], 999]
+
+
+async def test_in_the_usual_order_a_priority_decides_and_then_the_hand_off(tmp_path: Path) -> None:
+    async with queue_at(tmp_path / "journal.sqlite") as queue:
+        for number in range(1, 9):
+            await queue.take(number, LARGE, priority=1 if number > 6 else 0)
+        queue.worker.start()
+        await queue.uploads.until(7, 8, 1, 2)
+        assert len(queue.uploads.begun) == WIDTH[Lane.LARGE]
+
+
+async def test_what_waits_for_its_next_try_is_tried_when_a_drain_begins(tmp_path: Path) -> None:
+    async with queue_at(tmp_path / "journal.sqlite") as queue:
+        job = await queue.take(1, SMALL)
+        await queue.journal.note(replace(job), not_before_ms=SystemClock().now_ms() + 3_600_000, blocked=True)
+        queue.worker.start()
+        await queue.take(2, SMALL)
+        await queue.uploads.until(2)
+        await queue.worker.hasten()
+        await queue.uploads.until(1, 2)
