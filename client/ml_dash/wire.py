@@ -56,41 +56,88 @@ class Decoder:
         self._limits = limits
         self._buffer = bytearray()
         self._descriptors: deque[int] = deque()
+        self._whole = 0
+        """How many bytes of the buffer are frames that are whole, their headers checked."""
+        self._claimed = 0
+        """How many descriptors those frames own."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that wait here, whole frames and a begun one."""
+        return len(self._buffer)
+
+    @property
+    def descriptors(self) -> int:
+        """The descriptors that wait here."""
+        return len(self._descriptors)
+
+    @property
+    def whole_bytes(self) -> int:
+        """The bytes of whole frames, which `pop` gives."""
+        return self._whole
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a frame has begun that is not whole yet."""
+        return len(self._buffer) > self._whole
 
     def feed(self, data: bytes | memoryview, descriptors: Iterable[int] = ()) -> list[Frame]:
         """The frames that `data` completes. Takes over the descriptors, whatever comes of it."""
-        self._descriptors.extend(descriptors)
-        self._buffer += data
+        self.push(data, descriptors)
         frames: list[Frame] = []
         try:
-            while (frame := self._next()) is not None:
+            while (frame := self.pop()) is not None:
                 frames.append(frame)
-            self._refuse_strays()
         except ProtocolError:
             for frame in reversed(frames):
                 self._descriptors.extendleft(reversed(frame.descriptors))
             raise
         return frames
 
+    def push(self, data: bytes | memoryview, descriptors: Iterable[int] = ()) -> None:
+        """Takes in what was read, for `pop`: what is unpacked takes many times the room, so it is done one by one.
+
+        Takes over the descriptors, whatever comes of it. After an error, what was whole before can still be popped.
+        """
+        self._descriptors.extend(descriptors)
+        self._buffer += data
+        before = self._whole, self._claimed
+        try:
+            self._refuse_strays(self._find_whole())
+        except ProtocolError:
+            self._whole, self._claimed = before
+            raise
+
+    def _find_whole(self) -> int:
+        """Checks the headers of new frames; returns how many descriptors the unfinished last one may have brought."""
+        while (left := len(self._buffer) - self._whole) >= HEADER.size:
+            length, version, count, kind = HEADER.unpack_from(self._buffer, self._whole)
+            self._check_header(length, version, count, kind)
+            if (came := len(self._descriptors) - self._claimed) < count:
+                raise _broken(f"the frame states {count} descriptors, {came} came")
+            if left < HEADER.size + length:
+                return count
+            self._whole += HEADER.size + length
+            self._claimed += count
+        return MAX_DESCRIPTORS if left else 0
+
+    def pop(self) -> Frame | None:
+        """The next whole frame, if there is one."""
+        if not self._whole:
+            return None
+        length, _, count, kind = HEADER.unpack_from(self._buffer)
+        end = HEADER.size + length
+        fields = unpack(bytes(memoryview(self._buffer)[HEADER.size : end]))
+        del self._buffer[:end]
+        self._whole -= end
+        self._claimed -= count
+        return Frame(kind, fields, tuple(self._descriptors.popleft() for _ in range(count)))
+
     def take_descriptors(self) -> tuple[int, ...]:
         """Gives up the descriptors that no frame has claimed, for the caller to close."""
         taken = tuple(self._descriptors)
         self._descriptors.clear()
         return taken
-
-    def _next(self) -> Frame | None:
-        if len(self._buffer) < HEADER.size:
-            return None
-        length, version, count, kind = HEADER.unpack_from(self._buffer)
-        self._check_header(length, version, count, kind)
-        if len(self._descriptors) < count:
-            raise _broken(f"the frame states {count} descriptors, {len(self._descriptors)} came")
-        end = HEADER.size + length
-        if len(self._buffer) < end:
-            return None
-        fields = unpack(bytes(memoryview(self._buffer)[HEADER.size : end]))
-        del self._buffer[:end]
-        return Frame(kind, fields, tuple(self._descriptors.popleft() for _ in range(count)))
 
     def _check_header(self, length: int, version: int, count: int, kind: int) -> None:
         if version not in self.versions:
@@ -103,13 +150,10 @@ class Decoder:
         if length > limit:
             raise _broken(f"a payload of {length} bytes, at most {limit} for message kind {kind}")
 
-    def _refuse_strays(self) -> None:
+    def _refuse_strays(self, allowed: int) -> None:
         """Descriptors come with the first byte of their frame, so only those of an unfinished frame may wait."""
-        allowed = MAX_DESCRIPTORS if self._buffer else 0
-        if len(self._buffer) >= HEADER.size:
-            _, _, allowed, _ = HEADER.unpack_from(self._buffer)
-        if len(self._descriptors) > allowed:
-            raise _broken(f"{len(self._descriptors)} descriptors that no frame states")
+        if (strays := len(self._descriptors) - self._claimed) > allowed:
+            raise _broken(f"{strays} descriptors that no frame states")
 
 
 def unpack(payload: bytes) -> dict[str, Any]:

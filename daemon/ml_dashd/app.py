@@ -16,12 +16,14 @@ import uvloop
 
 from ml_dash.errors import TABLE, Code, error
 from ml_dashd.config import HOME, Config, fault_plan, of_systemd
+from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Algorithm, Trouble
 from ml_dashd.core.schedule import lane
 from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
@@ -183,9 +185,9 @@ class Daemon:
         if self._embedded is not None:
             await self._embedded.merge(self._catalog)
         spool = config.state_dir / "spool"
-        room = Room(config.spool.quota)
-        self._slots = SlotFiles(spool, room)
-        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd)
+        room, budget = Room(config.spool.quota), DescriptorBudget()
+        self._slots = SlotFiles(spool, room, budget)
+        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd, budget)
         self._wire_flow()
         if config.http.listen:
             await self._start_watching([spool, *config.pool_folders])
@@ -195,13 +197,15 @@ class Daemon:
         await self._drain.resume()
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
+        policy = _policy(config)
         access = Access(
-            frozenset({os.geteuid(), *config.access.uids}),
+            policy,
             int(config.access.socket_mode, 8),
             config.daemon.max_connections,
+            config.daemon.peer_timeout,
         )
-        self._service = await self._make_service()
-        self._server = SocketServer(config.socket, self._service, clock, access, self._passed)
+        self._service = await self._make_service(policy)
+        self._server = SocketServer(config.socket, self._service, clock, access, self._passed, budget)
         self._server.start()
         return left
 
@@ -278,7 +282,7 @@ class Daemon:
         )
         self._sweep = Sweep(self._journal, finish, clock)
 
-    async def _make_service(self) -> Serve:
+    async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
         self._accept = Accept(
             journal=self._journal,
@@ -307,6 +311,7 @@ class Daemon:
             worker=self._worker,
             bell=self._bell,
             clock=self._clock,
+            policy=policy,
         )
         fetch = Fetch(
             browse=browse,
@@ -338,6 +343,7 @@ class Daemon:
             threads=self._quick,
             bell=self._bell,
             health=self._health,
+            policy=policy,
         )
 
     async def _start_watching(self, folders: list[Path]) -> None:
@@ -418,6 +424,13 @@ class Daemon:
                 last_busy = self._clock.monotonic()
         log.info("idle_end")
         stop.set()
+
+
+def _policy(config: Config) -> Policy:
+    """Who may do what: the table [access], and the user that this process runs as."""
+    access = config.access
+    readers = {namespace: frozenset(uids) for namespace, uids in access.read.items()}
+    return Policy(os.geteuid(), frozenset(access.uids), frozenset(access.admins), readers)
 
 
 def run(config: Config, ready: Callable[[Recovered], None]) -> None:

@@ -15,10 +15,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
+from ml_dashd.core import names
 from ml_dashd.core.listen import FORMS, parse_listen
 from ml_dashd.core.redact import redact
 
@@ -40,6 +41,7 @@ class DaemonConfig:
     drain_timeout: float = 10.0
     idle_timeout: float = 300.0
     max_connections: int = 1024
+    peer_timeout: float = 30.0
     log_level: str = "info"
     log_format: str = "human"
 
@@ -89,6 +91,8 @@ class AccessConfig:
     """The table [access]."""
 
     uids: tuple[int, ...] = ()
+    admins: tuple[int, ...] = ()
+    read: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     socket_mode: str = "0600"
 
 
@@ -173,6 +177,7 @@ LEAST: dict[str, float] = {
     "daemon.drain_timeout": 0,
     "daemon.idle_timeout": 1,
     "daemon.max_connections": 1,
+    "daemon.peer_timeout": 0.1,
     "store.part_size": 5 * MIB,
     "limits.memory": 32 * MIB,
     "limits.threads": 1,
@@ -181,6 +186,7 @@ LEAST: dict[str, float] = {
     "spool.quota": 0,
     "spool.copy_below": 0,
     "spool.copy_after": 0,
+    "access.admins": 0,
 }
 MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
 SCHEMES = {
@@ -309,6 +315,8 @@ def _section(section: str, kind: type, table: Mapping[str, Any]) -> Any:
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:
+    if get_origin(kind) is Mapping:
+        return _by_namespace(name, get_args(kind)[1], value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if get_args(kind):
@@ -324,7 +332,22 @@ def _value(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+def _by_namespace(name: str, kind: Any, value: Any) -> Mapping[str, Any]:
+    """A table whose keys are namespaces, by the rule for those that files are handed over with."""
+    if not isinstance(value, dict):
+        raise _wrong(name, value, "a table of namespaces")
+    for namespace in value:
+        segments = names.clean(namespace, f"the namespace in {name}", Code.CONFIG)
+        if segments != (namespace,):
+            raise error(
+                Code.CONFIG, f"{name} has {namespace!r}, which is no namespace", "use the first part of a prefix"
+            )
+    return {namespace: _value(f"{name}.{namespace}", kind, entry) for namespace, entry in value.items()}
+
+
 def _check(name: str, value: Any) -> None:
+    if name.startswith("access.read.") and value < 0:
+        raise _wrong(name, value, "at least 0")
     if name in CHOICES and value not in CHOICES[name]:
         raise _wrong(name, value, "one of " + ", ".join(repr(choice) for choice in CHOICES[name]))
     if name in LEAST and not LEAST[name] <= value <= MOST.get(name, float("inf")):

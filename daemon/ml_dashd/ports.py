@@ -5,7 +5,7 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,7 @@ from ml_dash.errors import Code
 from ml_dash.messages import Message
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.model import (
+    EVERYBODY,
     Algorithm,
     Backlog,
     Evidence,
@@ -23,6 +24,7 @@ from ml_dashd.core.model import (
     OpenUpload,
     Pin,
     Protection,
+    Scope,
     Selection,
     SentPart,
     Summary,
@@ -134,7 +136,7 @@ class Journal(Protocol):
         """Jobs that the catalog does not list: on their way or failed, in the order of (path, newest first)."""
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
-        """How many files of an experiment are on their way, and up to 16 that failed."""
+        """How many files of an experiment, as far as the scope goes, are on their way, and up to 16 that failed."""
 
     async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
         """Jobs of a lane that are on their way and may run now, without those in `skip`.
@@ -184,8 +186,8 @@ class Journal(Protocol):
     async def forget(self, ids: Sequence[int]) -> None:
         """Drops the rows of finished jobs. Idempotent."""
 
-    async def summary(self) -> Summary:
-        """The queue in short."""
+    async def summary(self, scope: Scope = EVERYBODY) -> Summary:
+        """The queue in short. It counts everybody's files; those that it names are in the scope."""
 
     def trouble(self) -> Trouble | None:
         """Why the journal takes nothing more in: its disk is full, or has failed."""
@@ -252,8 +254,8 @@ class Store(Protocol):
     async def head(self, key: str) -> Evidence | None:
         """What the store states of an object; None when there is none."""
 
-    def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
-        """The bytes of a range, in pieces."""
+    def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
+        """The bytes of a range, in pieces. Closed early, it lets go of what it holds."""
 
     async def delete(self, key: str) -> None:
         """Removes an object. Idempotent."""

@@ -20,6 +20,7 @@ state_dir = "/var/lib/x"
 drain_timeout = 5
 idle_timeout = 1.5
 max_connections = 7
+peer_timeout = 2
 log_level = "debug"
 log_format = "json"
 [store]
@@ -44,7 +45,11 @@ threads = 64
 connections = 256
 [access]
 uids = [0, 1000]
+admins = [1001]
 socket_mode = "0660"
+[access.read]
+vision = [1002, 1003]
+"bild größe" = []
 [http]
 listen = "unix:/run/x/http"
 socket_mode = "0666"
@@ -72,6 +77,16 @@ REFUSED = [
     ("[access]\nuids = ['root']", "access.uids is", "an array of a whole number"),
     ("[access]\nuids = [true]", "access.uids is", "an array of a whole number"),
     ("[access]\nuids = [-1]", "access.uids is", "at least 0"),
+    ("[access]\nadmins = [-1]", "access.admins is", "at least 0"),
+    ("[access]\nadmins = 0", "access.admins is 0", "an array of a whole number"),
+    ("[access]\nread = [1001]", "access.read is [1001]", "a table of namespaces"),
+    ("[access.read]\nvision = 1001", "access.read.vision is 1001", "an array of a whole number"),
+    ("[access.read]\nvision = ['bob']", "access.read.vision is", "an array of a whole number"),
+    ("[access.read]\nvision = [-1]", "access.read.vision is -1", "at least 0"),
+    ("[access.read]\n'vision/cv' = [1]", "access.read has 'vision/cv'", "the first part of a prefix"),
+    ("[access.read]\n'' = [1]", "access.read has ''", "the first part of a prefix"),
+    ("[access.read]\n'..' = [1]", "the namespace in access.read '..'", "see config/ml-dashd.toml"),
+    ('[access.read]\n"gro\\u0308sse" = [1]', "access.read has", "the first part of a prefix"),
     ("[daemon]\ndrain_timeout = -0.5", "daemon.drain_timeout is -0.5", "at least 0"),
     ("[daemon]\ndrain_timeout = nan", "daemon.drain_timeout is nan", "at least 0"),
     ("[daemon]\nidle_timeout = 0", "daemon.idle_timeout is 0", "at least 1"),
@@ -211,6 +226,7 @@ def test_every_key_arrives():
     assert (config.daemon.drain_timeout, config.daemon.idle_timeout) == (5.0, 1.5)
     assert type(config.daemon.drain_timeout) is float
     assert (config.daemon.max_connections, config.daemon.log_level, config.daemon.log_format) == (7, "debug", "json")
+    assert config.daemon.peer_timeout == 2.0
     assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
     assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
     assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", "/proc/self/maps")
@@ -221,6 +237,7 @@ def test_every_key_arrives():
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
+    assert (config.access.admins, config.access.read) == ((1001,), {"vision": (1002, 1003), "bild größe": ()})
     assert with_defaults(config) == config
 
 
@@ -293,6 +310,7 @@ def test_the_defaults_of_the_design():
     assert (config.store.checksum, config.store.mode, config.store.part_size) == ("auto", "0640", 16 * MIB)
     assert (config.spool.durability, config.spool.pools) == ("memory", ())
     assert (config.access.uids, config.access.socket_mode) == ((), "0600")
+    assert (config.access.admins, config.access.read, config.daemon.peer_timeout) == ((), {}, 30.0)
 
 
 def test_an_embedded_daemon_keeps_everything_in_its_root(tmp_path: Path):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import socket
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
 import pytest
 
@@ -18,6 +21,7 @@ from ml_dash.errors import Code, MLDashError
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, FileRecord, Job, PinKind, Protection
 from ml_dashd.edge import pin
+from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults
@@ -35,10 +39,11 @@ class Spool:
     pools: tuple[Path, ...] = ()
     contents: dict[int, bytes] = field(default_factory=dict)
     numbers: int = 0
+    budget: DescriptorBudget | None = None
 
     def __post_init__(self) -> None:
-        self.slots = SlotFiles(self.folder)
-        self.pins = SpoolPins([self.folder, *self.pools], self.slots, NoFaults())
+        self.slots = SlotFiles(self.folder, budget=self.budget)
+        self.pins = SpoolPins([self.folder, *self.pools], self.slots, NoFaults(), budget=self.budget)
 
     def take(self, path: Path, protection: Protection = Protection.RESTART, flags: int = os.O_RDONLY) -> Job:
         descriptor = os.open(path, flags)
@@ -171,9 +176,30 @@ def test_a_file_that_has_no_name_any_more_is_held_open(spool: Spool, path: Path)
     assert spool.read(job) == content()
 
 
-def test_memory_is_held_open(spool: Spool) -> None:
-    descriptor = os.memfd_create("tensor")
-    os.write(descriptor, content())
+SEALS = [fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE]
+
+
+def memory(seals: Sequence[int] = SEALS, size: int | None = None) -> int:
+    descriptor = os.memfd_create("tensor", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.write(descriptor, content()[:size])
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(seals))
+    return descriptor
+
+
+@pytest.mark.parametrize("missing", SEALS)
+@pytest.mark.parametrize("size", [100, None], ids=["small", "large"])
+def test_memory_that_can_still_change_is_refused(spool: Spool, missing: int, size: int | None) -> None:
+    """No time stamp would tell of it."""
+    descriptor = memory([seal for seal in SEALS if seal != missing], size)
+    refusal = refused(Code.NOT_A_FILE, lambda: spool.take_descriptor(descriptor))
+    os.close(descriptor)
+    assert "memfd" in refusal.message
+    assert 'snapshot="copy"' in (refusal.hint or "")
+    assert spool.files() == []
+
+
+def test_sealed_memory_is_held_open(spool: Spool) -> None:
+    descriptor = memory()
     job = spool.take_descriptor(descriptor)
     os.close(descriptor)
     assert job.pin.kind is PinKind.FD
@@ -273,6 +299,105 @@ def test_a_descriptor_that_gives_no_right_to_read_is_refused(spool: Spool, path:
     failure = refused(Code.NOT_READABLE, lambda: spool.take(path, flags=flags))
     assert str(path) in failure.message
     assert spool.files() == []
+
+
+MADE_UP = {
+    "/proc/self/maps": "proc", "/proc/cpuinfo": "proc", "/sys/kernel/mm/transparent_hugepage/enabled": "sysfs",
+    "/sys/fs/cgroup/cgroup.procs": "cgroup2", "/sys/fs/cgroup/memory/cgroup.procs": "cgroup",
+    "/proc/self/ns/net": "nsfs", "/sys/kernel/tracing/trace": "tracefs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made_up", MADE_UP)
+@pytest.mark.parametrize("protection", [Protection.RESTART, Protection.COPY])
+def test_a_file_that_the_kernel_makes_up_is_refused(spool: Spool, made_up: str, protection: Protection) -> None:
+    """It says that it is regular and, mostly, that it is empty; its content comes with the reading."""
+    try:
+        descriptor = os.open(made_up, os.O_RDONLY)
+    except OSError as failure:
+        pytest.skip(f"{made_up}: {failure.strerror}")
+    assert stat.S_ISREG(os.fstat(descriptor).st_mode)
+    refusal = refused(Code.NOT_A_FILE, lambda: spool.take_descriptor(descriptor, made_up, protection))
+    os.close(descriptor)
+    assert f"{made_up} is a file of {MADE_UP[made_up]}" in refusal.message
+    assert "copy it to a plain file" in (refusal.hint or "")
+    assert spool.files() == []
+
+
+def test_a_file_that_can_not_be_read_after_all_is_refused_by_name(
+    spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of a network file system whose server has thought better of it."""
+
+    def gone(*_: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    written(path, 100)
+    monkeypatch.setattr(pin.os, "pread", gone)
+    assert "Stale" in refused(Code.NOT_READABLE, lambda: spool.take(path)).message
+
+
+@pytest.mark.parametrize("protection", [Protection.RESTART, Protection.COPY])
+def test_the_spools_own_files_are_not_handed_over(spool: Spool, path: Path, protection: Protection) -> None:
+    """A slot would be granted and written to again while it is kept."""
+    slot = spool.slots.grant(1, SIZE)
+    before = spool.files()
+    refusal = refused(Code.NOT_A_FILE, lambda: spool.take_descriptor(slot.descriptor, protection=protection))
+    assert "spool" in refusal.message
+    assert spool.files() == before
+    pinned = spool.take(path, Protection.COPY)
+    assert refused(Code.NOT_A_FILE, lambda: spool.take(spool.folder / pinned.pin.name)).code is Code.NOT_A_FILE
+
+
+def test_a_file_opened_for_both_is_only_read(spool: Spool, path: Path) -> None:
+    job = spool.take(path, flags=os.O_RDWR | os.O_APPEND)
+    assert spool.read(job) == content()
+    assert path.read_bytes() == content()
+
+
+def test_a_sparse_file_is_no_larger_than_it_says(spool: Spool, path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES)
+    job = spool.take(path)
+    assert job.record.size_bytes == MAX_FILE_BYTES
+    assert spool.pins.spool_bytes() == 0
+
+
+def test_descriptors_are_held_only_as_far_as_the_budget_goes(elsewhere: Path, tmp_path: Path) -> None:
+    """Then sources have to be copied: connections, and the daemon's own files, need what is left."""
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (300, hard))
+    try:
+        budget = DescriptorBudget(own=260)  # leaves 150, by the rule of half
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+    spool = Spool(tmp_path / "spool", budget=budget)
+    path = written(elsewhere / "best.pt", INLINE_BYTES + 1)
+    before = open_descriptors()
+    jobs = [spool.take(path) for _ in range(75)]
+    refused(Code.RETRY_LATER, lambda: spool.take(path))
+    assert spool.take(path, Protection.COPY).pin.kind is PinKind.COPY
+    assert spool.slots.grant(1, 5).capacity_bytes  # slots go further
+    for job in jobs[:2]:
+        spool.pins.release(job.pin, job.id)
+    assert spool.take(path).pin.kind is PinKind.FD
+    spool.pins.close()
+    spool.slots.close()
+    assert open_descriptors() == before
+
+
+def test_slots_are_granted_only_as_far_as_the_budget_goes(tmp_path: Path) -> None:
+    held = [0]
+    budget = DescriptorBudget()
+    budget.count(lambda: held[0])
+    spool = Spool(tmp_path / "spool", budget=budget)
+    held[0] = 10**9
+    assert not budget.has_room()
+    refused(Code.RETRY_LATER, lambda: spool.slots.grant(1, 5))
+    held[0] = 0
+    spool.slots.grant(1, 5)
+    assert len(spool.files()) == 1
+    spool.slots.close()
 
 
 def test_more_than_100_gb_is_refused_before_anything_is_kept(spool: Spool, path: Path) -> None:

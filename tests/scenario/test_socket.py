@@ -371,8 +371,8 @@ def test_a_daemon_out_of_descriptors_answers_again_once_there_are_some(tmp_path:
                 first.send(m.encode(upload(), 1), [descriptor])
                 (failed,) = first.replies()
                 assert isinstance(failed, m.Failed)
-                assert failed.code == Code.PROTOCOL
-                assert "none left" in failed.message
+                assert failed.code == Code.RETRY_LATER
+                assert "no room for the descriptors" in failed.message
                 prlimit(pid, RLIMIT_NOFILE, before)
                 assert isinstance(waits.reply(), m.Welcome)
                 assert waits.ask(m.Accepted, upload(), [descriptor]).record.size_bytes == 7

@@ -205,8 +205,25 @@ class OpenUpload:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """The files that somebody may read: those of `owner_uid`, and all of these namespaces; without a uid, all."""
+
+    owner_uid: int | None
+    namespaces: frozenset[str] = frozenset()
+
+    def holds(self, record: FileRecord) -> bool:
+        """Whether this file is one of them."""
+        return self.owner_uid in (None, record.owner_uid) or record.namespace in self.namespaces
+
+
+EVERYBODY = Scope(None)
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which files are asked for: all of an experiment, or those at or below `prefix`, after `cursor`, at most `limit`.
+
+    Those outside `scope` are left out.
 
     They come in the order of (path, newest first); `cursor` is the (path, id) of the last one seen.
     """
@@ -217,6 +234,7 @@ class Selection:
     prefix: str = ""
     cursor: tuple[str, int] | None = None
     limit: int = 500
+    scope: Scope = EVERYBODY
 
 
 @dataclass(frozen=True, slots=True)

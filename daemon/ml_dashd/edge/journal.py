@@ -12,11 +12,13 @@ from typing import Any
 
 from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import (
+    EVERYBODY,
     Backlog,
     Blocked,
     Job,
     Left,
     Pin,
+    Scope,
     Selection,
     SentPart,
     StateCount,
@@ -30,9 +32,11 @@ from ml_dashd.edge.database import Database
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.rows import (
     crc_blob,
+    experiment_where,
     insert,
     marks,
     read_crc,
+    scope_where,
     selection_where,
 )
 from ml_dashd.ports import Clock, Faults, JournalError, Superseded
@@ -215,8 +219,8 @@ class SqliteJournal:
         return await self._jobs(f"WHERE {_LISTED} AND NOT cancel_requested AND {where}", values)
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
-        where = f"WHERE {_LISTED} AND NOT cancel_requested AND namespace = ? AND project = ? AND experiment = ?"
-        values = [selection.namespace, selection.project, selection.experiment]
+        these, values = experiment_where(selection)
+        where = f"WHERE {_LISTED} AND NOT cancel_requested AND {these}"
         (row,) = await self._rows(
             f"SELECT count(*) AS files FROM files {where} AND state <> 'FAILED'",
             values,
@@ -317,7 +321,9 @@ class SqliteJournal:
 
         await self._database.call(work)
 
-    async def summary(self) -> Summary:
+    async def summary(self, scope: Scope = EVERYBODY) -> Summary:
+        mine, values = scope_where(scope)
+        newest = f"AND {mine} ORDER BY id DESC LIMIT {SAMPLE}"
         counts = await self._rows(
             "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes FROM files GROUP BY state"
         )
@@ -325,8 +331,8 @@ class SqliteJournal:
         return Summary(
             counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in counts),
             oldest_ms=oldest["at"],
-            blocked=tuple(await self._jobs(f"WHERE {_DUE} AND blocked ORDER BY id DESC LIMIT {SAMPLE}", ())),
-            failed=tuple(await self._jobs(f"WHERE state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", ())),
+            blocked=tuple(await self._jobs(f"WHERE {_DUE} AND blocked {newest}", values)),
+            failed=tuple(await self._jobs(f"WHERE state = 'FAILED' {newest}", values)),
         )
 
     def trouble(self) -> Trouble | None:

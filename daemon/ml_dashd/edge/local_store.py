@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -134,21 +134,22 @@ class LocalStore:
 
         return await self._run(work)
 
-    async def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
+    async def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
+        opened: list[int] = []
         try:
-            descriptor = await self._threads.run(os.open, self._root / key, os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
-        try:
+            await self._threads.run(lambda: opened.append(os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)))
             end = offset + size
             while offset < end:
-                piece = await self._threads.run(os.pread, descriptor, min(MIB, end - offset), offset)
+                piece = await self._threads.run(os.pread, opened[0], min(MIB, end - offset), offset)
                 if not piece:
                     return
                 yield piece
                 offset += len(piece)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
         finally:
-            os.close(descriptor)
+            for descriptor in opened:  # a caller who goes away while it is opened leaves it open, too
+                os.close(descriptor)
 
     async def delete(self, key: str) -> None:
         def work() -> None:

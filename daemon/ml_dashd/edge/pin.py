@@ -20,6 +20,8 @@ from pathlib import Path
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
+from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
+from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.edge.system import sync_content
@@ -28,7 +30,6 @@ from ml_dashd.ports import Faults, Feedable, Source
 
 FICLONE = 0x40049409
 """linux/fs.h: share the blocks of another file."""
-O_PATH = getattr(os, "O_PATH", 0o10000000)
 READ_STEP = 1024 * 1024
 """Read and hash this much at a time, so that it is hashed while it is in the cache."""
 COPY_STEP = 64 * 1024 * 1024
@@ -54,9 +55,12 @@ class SpoolPins:
         faults: Faults,
         room: Room | None = None,
         keeper: Systemd | None = None,
+        budget: DescriptorBudget | None = None,
     ) -> None:
         self._keeper = keeper or Systemd({})
         self._pools = list(pools)
+        self._budget = budget or DescriptorBudget()
+        self._budget.count(lambda: len(self._held))
         self._slots = slots
         self._room = room or Room()
         self._faults = faults
@@ -66,11 +70,13 @@ class SpoolPins:
         for pool in self._pools:
             pool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._by_device = {pool.stat().st_dev: pool for pool in reversed(self._pools)}
+        self._own = tuple(f"{pool.resolve()}/" for pool in self._pools)
 
     # ---- hand-off
 
     def take(self, descriptor: int, file_id: int, source: str, protection: Protection) -> tuple[Pin, bytes | None, int]:
-        status = _check(descriptor, source)
+        status = check(descriptor, source, copied=protection is Protection.COPY)
+        self._refuse_own(descriptor, source)
         if status.st_size <= INLINE_BYTES:
             content = _read_whole(descriptor, source)
             return Pin(PinKind.INLINE, source=source), content, len(content)
@@ -86,6 +92,13 @@ class SpoolPins:
             raise
         return Pin(kind, name, source, mark), None, mark.size_bytes
 
+    def _refuse_own(self, descriptor: int, source: str) -> None:
+        """A slot is committed, not handed over: it would be granted and written to again while it is kept."""
+        if path_of(descriptor).startswith(self._own):
+            raise error(
+                Code.NOT_A_FILE, f"{source} lies in the daemon's own spool", "commit the slot, or pass a plain file"
+            )
+
     def _keep(
         self, descriptor: int, file_id: int, device: int, source: str, protection: Protection
     ) -> tuple[PinKind, str]:
@@ -100,6 +113,8 @@ class SpoolPins:
                 return PinKind.LINK, name
         if protection is not Protection.RESTART:
             return PinKind.COPY, self._copy(descriptor, str(file_id), source)
+        if not self._budget.has_room(FOR_PINS):
+            raise error(Code.RETRY_LATER, f"as many sources are held open as may be, so {source} can't be")
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         self._keeper.keep(file_id, self._held[file_id])
         return PinKind.FD, ""
@@ -367,19 +382,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check(descriptor: int, source: str) -> os.stat_result:
-    """Refuses what is no readable regular file, before anything is kept."""
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    if flags & O_PATH or flags & os.O_ACCMODE == os.O_WRONLY:
-        raise error(Code.NOT_READABLE, f"{source} was not opened for reading")
-    if status.st_size > MAX_FILE_BYTES:
-        raise error(Code.TOO_LARGE, f"{source} has {status.st_size} bytes")
-    return status
-
-
 def _fingerprint(descriptor: int) -> Fingerprint:
     status = os.fstat(descriptor)
     return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -396,7 +398,10 @@ def _read_whole(descriptor: int, source: str) -> bytes:
     """A small file's bytes, from between two equal fingerprints."""
     for _ in range(_TORN_READS):
         before = _fingerprint(descriptor)
-        content = os.pread(descriptor, INLINE_BYTES + 1, 0)
+        try:
+            content = os.pread(descriptor, INLINE_BYTES + 1, 0)
+        except OSError as failure:
+            raise unreadable(source, failure) from None
         if len(content) == before.size_bytes and _fingerprint(descriptor).same_content(before):
             return content
     raise error(Code.SOURCE_CHANGED, f"{source} is being written while it is handed over")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ml_dashd.core.model import FileRecord, Selection
+from ml_dashd.core.model import FileRecord, Scope, Selection
 
 RECORD_COLUMNS = tuple(field.name for field in fields(FileRecord))
 
@@ -51,10 +51,24 @@ def marks(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))
 
 
+def scope_where(scope: Scope) -> tuple[str, list[Any]]:
+    """The condition that a file is in a scope."""
+    if scope.owner_uid is None:
+        return "TRUE", []
+    names = sorted(scope.namespaces)
+    return f"(owner_uid = ? OR namespace IN ({marks(names)}))", [scope.owner_uid, *names]
+
+
+def experiment_where(selection: Selection) -> tuple[str, list[Any]]:
+    """The condition that a file is of a Selection's experiment and scope."""
+    text, values = scope_where(selection.scope)
+    experiment = [selection.namespace, selection.project, selection.experiment]
+    return f"namespace = ? AND project = ? AND experiment = ? AND {text}", [*experiment, *values]
+
+
 def selection_where(selection: Selection) -> tuple[str, list[Any]]:
     """The WHERE, ORDER and LIMIT of a Selection, over an index of (namespace, project, experiment, path, id DESC)."""
-    text = "namespace = ? AND project = ? AND experiment = ?"
-    values: list[Any] = [selection.namespace, selection.project, selection.experiment]
+    text, values = experiment_where(selection)
     if selection.prefix:
         # "0" follows "/", so this range is every path below the prefix; the prefix itself may be a file's path.
         text += " AND (path = ? OR (path > ? AND path < ?))"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -185,7 +185,7 @@ class S3Store:
 
         return await self._ask(ask, f"head {key}")
 
-    async def get(self, key: str, offset: int, size: int) -> AsyncIterator[bytes]:
+    async def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
         if size == 0:
             return
         what = f"get {key}"

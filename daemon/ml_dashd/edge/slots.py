@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
+from ml_dashd.edge.descriptors import FOR_SLOTS, DescriptorBudget
 from ml_dashd.edge.room import Room
 from ml_dashd.ports import Slot
 
@@ -40,13 +41,15 @@ class _Entry:
 class SlotFiles:
     """The `Slots` of ports.py, with what the pins ask of it. Calls come from several threads."""
 
-    def __init__(self, spool: Path, room: Room | None = None) -> None:
+    def __init__(self, spool: Path, room: Room | None = None, budget: DescriptorBudget | None = None) -> None:
         self._room = room or Room()
         self._folder = spool / SLOT_FOLDER
         for folder in (spool, self._folder):  # `parents` would make the spool with the mode of any folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}
+        self._budget = budget or DescriptorBudget()
+        self._budget.count(lambda: len(self._entries))
         self._last = secrets.randbits(62)
         """No two daemons' slots have the same name: a job of the one would read, and release, the other's."""
 
@@ -62,6 +65,8 @@ class SlotFiles:
                 return entry.slot
             if sum(entry.use == "granted" for entry in mine) >= MAX_SLOTS:
                 raise error(Code.RETRY_LATER, f"{MAX_SLOTS} saves of this process are being written at once")
+            if not self._budget.has_room(FOR_SLOTS):
+                raise error(Code.RETRY_LATER, "as many slots are granted as the daemon may hold open")
             self._last += 1
             number = self._last
         slot = self._allocate(number, max(SLOT_STEP, -(-size_bytes // SLOT_STEP) * SLOT_STEP))

@@ -1,61 +1,63 @@
-"""The Unix socket: connections, peer credentials, frames and descriptors. What a message means is flow/serve.py's.
-
-Raw sockets with `add_reader` and `recvmsg`, because stream APIs drop descriptors without a word. `recv_fds` is not
-used: it ignores MSG_CMSG_CLOEXEC.
-"""
+"""The Unix socket: who may connect, as the kernel states it, and how many at once. What they say is connection.py's."""
 
 from __future__ import annotations
 
-import array
 import asyncio
 import logging
-import os
 import socket
 import struct
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_dash import messages
-from ml_dash.errors import Code, MLDashError, ProtocolError
-from ml_dash.messages import Failed, Hello, Message
-from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
+from ml_dash.errors import Code
+from ml_dash.messages import Failed
+from ml_dashd.core.access import Policy, has_room
 from ml_dashd.edge import listening
+from ml_dashd.edge.connection import Connection
+from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.ports import Clock, Service, Session
 
 log = logging.getLogger("ml_dashd.socket")
 
-RECEIVE_BYTES = 256 * 1024
-ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
-QUEUED_FRAMES = 4
-"""Requests of one connection that wait; then it is not read from, and the client's send blocks."""
-SEND_TIMEOUT_S = 30.0
-"""A peer that does not take its reply for this long is dropped."""
 BACKLOG = 512
 ACCEPT_PAUSE_S = 0.1
 """After a failed accept (out of descriptors, say): others may be closed meanwhile."""
-_RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
-"""Where every read goes, and from there into its connection's decoder: all reads are the loop's."""
+QUIET_S = 5.0
+"""After a line about a user's connections the next of its kind waits this long: peers must not fill the log."""
+QUIET_USERS = 1024
+"""Users of whom that is kept in mind: who may not connect can have any number of uids."""
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may connect: these uids, through a socket of this mode, so many at once."""
+    """Who may connect, through a socket of which mode, and how many at once.
 
-    uids: frozenset[int]
+    A peer has `peer_timeout_s` for each of its parts of a conversation: to say Hello, to finish a frame that it has
+    begun, and to take a reply.
+    """
+
+    policy: Policy
     mode: int
     max_connections: int
+    peer_timeout_s: float
 
 
 class SocketServer:
     """Listens at a path, for the uids that may; or at a socket that somebody else has made and goes on to own."""
 
     def __init__(
-        self, path: Path, service: Service, clock: Clock, access: Access, passed: socket.socket | None = None
+        self,
+        path: Path,
+        service: Service,
+        clock: Clock,
+        access: Access,
+        passed: socket.socket | None = None,
+        budget: DescriptorBudget | None = None,
     ) -> None:
         self._passed = passed
         self._path = path
@@ -63,6 +65,12 @@ class SocketServer:
         self._service = service
         self._access = access
         self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._of_uid: Counter[int] = Counter()
+        self._received = 0
+        self._budget = budget or DescriptorBudget()
+        self._budget.count(lambda: len(self._connections) + self._received)
+        self._said: dict[tuple[str, int], tuple[float, int]] = {}
+        """When the log was last told of an event of a user's, and how many it was spared since."""
         self._numbers = 0
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -115,220 +123,60 @@ class SocketServer:
         pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         self._numbers += 1
         session = Session(self._numbers, uid, pid)
-        refusal = None
-        if uid not in self._access.uids:
-            refusal = Failed(request=0, code=Code.ACCESS_DENIED, message=f"uid {uid} may not use this daemon")
-        elif len(self._connections) >= self._access.max_connections:
-            refusal = Failed(
-                request=0,
-                code=Code.RETRY_LATER,
-                message=f"{self._access.max_connections} connections are open already",
-            )
+        refusal = self._refusal(uid)
         if refusal is not None:
-            log.info("connection_refused", extra={"uid": uid, "pid": pid, "code": refusal.code})
+            spared = self.worth_a_line("connection_refused", uid)
+            if spared is not None:
+                about = {"uid": uid, "pid": pid, "code": refusal.code, "spared": spared}
+                log.info("connection_refused", extra=about)
             with suppress(OSError):
                 peer.send(messages.encode(refusal))
             peer.close()
             return
-        connection = Connection(peer, session, self._service)
+        connection = Connection(peer, session, self._service, self)
         task = asyncio.create_task(connection.serve(), name=f"connection {self._numbers}")
         self._connections[task] = connection
-        task.add_done_callback(self._connections.pop)
+        self._of_uid[uid] += 1
+        task.add_done_callback(lambda ended: self._forget(ended, uid))
 
+    def _refusal(self, uid: int) -> Failed | None:
+        """Why this uid gets no connection now."""
+        policy, most = self._access.policy, self._access.max_connections
+        if not policy.may_connect(uid):
+            return Failed(request=0, code=Code.ACCESS_DENIED, message=f"uid {uid} may not use this daemon")
+        mine, every = self._of_uid[uid], len(self._connections)
+        if not has_room(mine, every, most, shared=policy.shared):
+            message = f"{every} connections are open, {mine} of them of uid {uid}; {most} is the most for all"
+            return Failed(request=0, code=Code.RETRY_LATER, message=message)
+        if not self._budget.has_room():
+            return Failed(request=0, code=Code.RETRY_LATER, message="the daemon has no descriptor left to give away")
+        return None
 
-class _HungUpError(ConnectionError):
-    """The peer has gone in the middle of its request."""
+    def _forget(self, task: asyncio.Task[None], uid: int) -> None:
+        del self._connections[task]
+        self._of_uid[uid] -= 1
+        if not self._of_uid[uid]:
+            del self._of_uid[uid]
 
+    # ---- what connections ask
 
-class Connection:
-    """One client. Its requests are answered one after the other, in their order."""
+    @property
+    def peer_timeout_s(self) -> float:
+        return self._access.peer_timeout_s
 
-    def __init__(self, peer: socket.socket, session: Session, service: Service) -> None:
-        peer.setblocking(False)
-        self._socket = peer
-        self._session = session
-        self._service = service
-        self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder(messages.REQUEST_LIMITS)
-        self._frames: deque[Frame] = deque()
-        self._arrived = asyncio.Event()
-        self._ended = False
-        self._reading = False
-        self._failure: ProtocolError | None = None
+    def count(self, descriptors: int) -> bool:
+        """Notes that so many of peers' descriptors were received, or, below 0, closed; whether there was room."""
+        self._received += descriptors
+        return self._budget.has_room()
 
-    def finish(self) -> None:
-        """No more requests are taken; those that have arrived are answered."""
-        self._ended = True
-        self._pause()
-        self._arrived.set()
-
-    async def serve(self) -> None:
-        """Until the peer hangs up or breaks the protocol."""
-        try:
-            self._resume()
-            greeted = False
-            while (frame := await self._next()) is not None:
-                await self._answer(frame, greeted=greeted)
-                greeted = True
-            if self._failure is not None:
-                raise self._failure
-        except ProtocolError as broken:
-            log.warning("protocol_error", extra={"pid": self._session.pid, "error": broken.message})
-            await self._say_goodbye(broken)
-        except (OSError, TimeoutError) as lost:
-            log.debug("connection_lost", extra={"pid": self._session.pid, "error": lost})
-        finally:
-            self._close()
-
-    async def _answer(self, frame: Frame, *, greeted: bool) -> None:
-        try:
-            if not greeted and frame.kind != Hello.kind:
-                raise ProtocolError(Code.PROTOCOL, "the first message is not Hello")
-            message = messages.decode(frame, messages.REQUESTS)
-            descriptors = frame.descriptors
-            reply, attached = await self._handle(message, descriptors)
-            await self._send(reply, attached)
-        finally:
-            _close(frame.descriptors)
-
-    async def _handle(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
-        try:
-            return await self._service.handle(self._session, message, descriptors, self._report)
-        except _HungUpError:
-            raise
-        except MLDashError as refused:
-            return _failed(message, refused), ()
-        except Exception as defect:
-            name = type(message).__name__
-            log.exception("request_failed", extra={"kind": name})
-            return _failed(message, MLDashError(Code.INTERNAL, f"{name} failed: {defect!r}")), ()
-
-    # ---- reading
-
-    async def _next(self) -> Frame | None:
-        while not self._frames:
-            if self._ended:
-                return None
-            self._resume()
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._frames.popleft()
-
-    def _resume(self) -> None:
-        if not self._reading and not self._ended:
-            self._loop.add_reader(self._socket.fileno(), self._readable)
-            self._reading = True
-
-    def _pause(self) -> None:
-        if self._reading:
-            self._loop.remove_reader(self._socket.fileno())
-            self._reading = False
-
-    def _readable(self) -> None:
-        try:
-            count, ancillary, flags, _ = self._socket.recvmsg_into(
-                [_RECEIVED], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.finish()
-            return
-        received = _descriptors(ancillary)
-        if flags & socket.MSG_CTRUNC:
-            _close(received)
-            self._break(ProtocolError(Code.PROTOCOL, f"more than {MAX_DESCRIPTORS} descriptors, or none left here"))
-            return
-        try:
-            self._frames.extend(self._decoder.feed(_RECEIVED[:count], received))
-        except ProtocolError as broken:
-            self._break(broken)
-            return
-        if not count:
-            self.finish()
-        elif len(self._frames) >= QUEUED_FRAMES:
-            self._pause()
-        self._arrived.set()
-
-    def _break(self, broken: ProtocolError) -> None:
-        self._failure = broken
-        self.finish()
-
-    # ---- writing
-
-    async def _send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        data = memoryview(messages.encode(message, len(descriptors)))
-        sent = 0
-        if descriptors:
-            sent = await self._send_with(data, descriptors)
-        elif len(data) <= RECEIVE_BYTES:
-            with suppress(BlockingIOError):
-                sent = self._socket.send(data)
-        if sent < len(data):
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._loop.sock_sendall(self._socket, data[sent:])
-
-    async def _report(self, message: Message) -> None:
-        """What comes before the reply. A peer that is gone ends the request, and is no defect of it."""
-        try:
-            await self._send(message)
-        except (OSError, TimeoutError) as lost:
-            raise _HungUpError(str(lost)) from None
-
-    async def _send_with(self, data: memoryview, descriptors: Sequence[int]) -> int:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        while True:
-            try:
-                return self._socket.sendmsg([data], rights)
-            except BlockingIOError:
-                await self._writable()
-
-    async def _writable(self) -> None:
-        ready: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._socket.fileno(), _settle, ready)
-        try:
-            await asyncio.wait_for(ready, SEND_TIMEOUT_S)
-        finally:
-            self._loop.remove_writer(self._socket.fileno())
-
-    async def _say_goodbye(self, broken: ProtocolError) -> None:
-        with suppress(OSError, TimeoutError):
-            await self._send(Failed(request=0, code=broken.code, message=broken.message, hint=broken.hint))
-
-    def _close(self) -> None:
-        self._ended = True
-        self._pause()
-        _close(self._decoder.take_descriptors())
-        for frame in self._frames:
-            _close(frame.descriptors)
-        self._frames.clear()
-        self._socket.close()
-        self._service.disconnected(self._session)
-
-
-def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    received = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received.frombytes(data[: len(data) - len(data) % received.itemsize])
-    return received.tolist()
-
-
-def _settle(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
-
-
-def _failed(message: Message, refused: MLDashError) -> Failed:
-    return Failed(
-        request=message.request,
-        code=refused.code,
-        message=refused.message[:8000],
-        hint=(refused.hint or "")[:8000],
-    )
+    def worth_a_line(self, event: str, uid: int) -> int | None:
+        """How many such events of this user's the log was spared since its last line; None to spare it this one."""
+        now = self._clock.monotonic()
+        said, spared = self._said.get((event, uid), (now - QUIET_S, 0))
+        if now - said < QUIET_S:
+            self._said[event, uid] = said, spared + 1
+            return None
+        if len(self._said) > QUIET_USERS:
+            self._said.clear()
+        self._said[event, uid] = now, 0
+        return spared

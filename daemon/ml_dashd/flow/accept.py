@@ -86,11 +86,20 @@ class Accept:
         """Takes an open file. Idempotent by the message's key."""
         self._check(message.durability, message.snapshot)
         record = self._describe(session, message.file)
-        protection = self._protection(message)
-        threads = self._disk if protection is Protection.COPY else self._threads
-        pin, content, size = await threads.run(self._pins.take, descriptor, record.id, message.source, protection)
+        pin, content, size = await self._pin(record, message, descriptor)
         job = Job(_sized(record, size, content), pin, priority=message.file.priority)
         return await self._keep(job, content, message.key, message.durability)
+
+    async def _pin(self, record: FileRecord, message: Upload, descriptor: int) -> tuple[Pin, bytes | None, int]:
+        """Pins the source; where there is no descriptor left to hold it with, it is copied."""
+        take, source, protection = self._pins.take, message.source, self._protection(message)
+        if protection is not Protection.COPY:
+            try:
+                return await self._threads.run(take, descriptor, record.id, source, protection)
+            except MLDashError as full:
+                if full.code is not Code.RETRY_LATER:
+                    raise
+        return await self._disk.run(take, descriptor, record.id, source, Protection.COPY)
 
     async def put(self, session: Session, message: Put) -> Job:
         """Takes content that came inside the message. Idempotent by the message's key."""

@@ -11,11 +11,13 @@ from heapq import merge
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import Place
 from ml_dashd.core import names
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection, Trouble
+from ml_dashd.core.access import Policy, Right
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Scope, Selection, Trouble
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.sources import open_source, sha256_of
+from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Catalog, Clock, Journal, Pins, Session, Threads
 
@@ -23,6 +25,10 @@ LOOK_AGAIN_S = 0.05
 """A waiting request looks at the journal at most this often, however often the bell rings."""
 PAGE_BYTES = 2 * MIB
 """A page ends early when its texts grow past this."""
+LOOKS = (2, 64)
+"""Looks into journal and catalog at once, of one user and of all: a hand-off waits behind no user's thousand waits."""
+HASHES = (2, 8)
+"""Passes for a checksum at once, of one user and of all; each holds a source open and 4 MiB."""
 
 Seen = Job
 """A file as a list shows it: a stored one is a Job in state DONE."""
@@ -41,7 +47,11 @@ class Browse:
         worker: Worker,
         bell: Bell,
         clock: Clock,
+        policy: Policy,
     ) -> None:
+        self._policy = policy
+        self._looks = Turns(*LOOKS)
+        self._hashes = Turns(*HASHES)
         self._journal = journal
         self._catalog = catalog
         self._pins = pins
@@ -66,19 +76,21 @@ class Browse:
         latest: bool,
     ) -> tuple[list[Seen], str | None]:
         """Files at or below a place that fit the pattern, and the cursor of the next page."""
-        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)))
+        scope = self._policy.scope(session.uid)
+        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), scope)
         prefix = "/".join(names.clean(place.prefix, "the prefix"))
         names.matches("", "", pattern)  # a bad pattern is an error even where nothing is listed
         found: list[Seen] = []
         weight, last_path = 0, selection.cursor[0] if latest and selection.cursor else None
         while True:
-            batch = await self._batch(selection)
+            async with self._looks.of(session.uid):
+                batch = await self._batch(selection)
             for seen in batch:
                 selection = replace(selection, cursor=(seen.record.path, seen.id))
                 if latest and seen.record.path == last_path:
                     continue
                 last_path = seen.record.path
-                if seen.record.owner_uid != session.uid or not names.matches(last_path, prefix, pattern):
+                if not names.matches(last_path, prefix, pattern):
                     continue
                 found.append(seen)
                 weight += _weight(seen.record)
@@ -88,11 +100,15 @@ class Browse:
                 return found, None
 
     async def get(self, session: Session, ids: Sequence[int]) -> list[Seen]:
-        """The files of these ids; those that are not known, or not the caller's, are left out."""
-        jobs = {job.id: job for job in await self._journal.get(ids)}
-        stored = {record.id: _stored(record) for record in await self._catalog.get(ids)}
+        """The files of these ids; those that are not known, or that the caller may not read, are left out."""
+        async with self._looks.of(session.uid):
+            jobs = {job.id: job for job in await self._journal.get(ids)}
+            stored = {record.id: _stored(record) for record in await self._catalog.get(ids)}
         seen = (stored.get(one) if one in stored and _is_over(jobs.get(one)) else jobs.get(one) for one in ids)
-        return [each for each in seen if each is not None and each.record.owner_uid == session.uid]
+        return [each for each in seen if each is not None and self._may(Right.READ, session, each)]
+
+    def _may(self, right: Right, session: Session, seen: Seen) -> bool:
+        return self._policy.may(right, session.uid, seen.record)
 
     async def get_page(self, session: Session, ids: Sequence[int]) -> tuple[list[Seen], str | None]:
         """As many of them as fit into one answer, and the id from which to ask again."""
@@ -105,11 +121,19 @@ class Browse:
         return found, None
 
     async def delete(self, session: Session, ids: Sequence[int]) -> tuple[list[int], int]:
-        """Deletes files: one that is on its way is cancelled, a stored one is marked. Idempotent."""
-        mine = [seen.id for seen in await self.get(session, ids)]
+        """Deletes files: one that is on its way is cancelled, a stored one is marked. Idempotent.
+
+        Where one of them may not be deleted, none is.
+        """
+        found = await self.get(session, ids)
+        mine = [seen.id for seen in found]
         if len(mine) < len(set(ids)):
             missing = next(one for one in ids if one not in mine)
             raise error(Code.UNKNOWN_FILE, f"no file has the id {missing}")
+        for seen in found:
+            if not self._may(Right.CHANGE, session, seen):
+                what = f"{seen.record.path} (file {seen.id}) belongs to uid {seen.record.owner_uid}, not {session.uid}"
+                raise error(Code.ACCESS_DENIED, what, "ask its owner, or one of the admins named in [access]")
         now = self._clock.now_ms()
         await self._worker.cancel(await self._journal.cancel(mine))
         await self._catalog.delete(mine, now)
@@ -149,17 +173,18 @@ class Browse:
             if not pending or self._clock.monotonic() >= deadline:
                 return len(reached), len(pending), failed
             if until == "hashed":
-                self._hash(pending)
+                self._hash(session, pending)
             await self._next_look(rung, deadline)
 
-    async def wait_all(self, place: Place, timeout_ms: int) -> tuple[int, list[Seen]]:
-        """How many files of an experiment are still on their way, and those that failed."""
+    async def wait_all(self, session: Session, place: Place, timeout_ms: int) -> tuple[int, list[Seen]]:
+        """How many files of an experiment that the caller may read are on their way, and those that failed."""
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
-        selection = Selection(namespace, project, experiment)
+        selection = Selection(namespace, project, experiment, scope=self._policy.scope(session.uid))
         deadline = self._clock.monotonic() + timeout_ms / 1000
         while True:
             rung = self._bell.listen()
-            pending, failed = await self._journal.unfinished(selection)
+            async with self._looks.of(session.uid):
+                pending, failed = await self._journal.unfinished(selection)
             if not pending or self._clock.monotonic() >= deadline:
                 return pending, failed
             await self._next_look(rung, deadline)
@@ -170,24 +195,25 @@ class Browse:
 
     # ---- the second read that is permitted: a checksum that somebody waits for
 
-    def _hash(self, jobs: Sequence[Job]) -> None:
+    def _hash(self, session: Session, jobs: Sequence[Job]) -> None:
         for job in jobs:
             if job.id not in self._hashing:
-                task = asyncio.create_task(self._hash_one(job), name=f"hash {job.id}")
+                task = asyncio.create_task(self._hash_one(session, job), name=f"hash {job.id}")
                 self._hashing[job.id] = task
                 task.add_done_callback(partial(self._hashed, job.id))
 
     def _hashed(self, file_id: int, _: asyncio.Task[None]) -> None:
         del self._hashing[file_id]
 
-    async def _hash_one(self, job: Job) -> None:
+    async def _hash_one(self, session: Session, job: Job) -> None:
         """Reads the pinned source and journals its SHA-256; what is sent later is compared with it."""
         try:
-            source = await open_source(job, self._journal, self._pins, self._threads)
-            try:
-                digest = await sha256_of(source, self._threads)
-            finally:
-                source.close()
+            async with self._hashes.of(session.uid):
+                source = await open_source(job, self._journal, self._pins, self._threads)
+                try:
+                    digest = await sha256_of(source, self._threads)
+                finally:
+                    source.close()
             await self._journal.set_sha256(job.id, digest)
         except Exception as failure:  # noqa: BLE001 the upload meets the same and reports it
             if isinstance(failure, MLDashError) and failure.code is Code.SOURCE_CHANGED:
@@ -205,7 +231,7 @@ class Browse:
         return seen if trouble is None else replace(seen, state=State.FAILED, trouble=trouble)
 
 
-def _selection(place: Place, pattern: str | None, cursor: str | None, limit: int) -> Selection:
+def _selection(place: Place, pattern: str | None, cursor: str | None, limit: int, scope: Scope) -> Selection:
     """What to ask journal and catalog for: the literal start of the pattern narrows it."""
     namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
     prefix = "/".join(names.clean(place.prefix, "the prefix"))
@@ -217,6 +243,7 @@ def _selection(place: Place, pattern: str | None, cursor: str | None, limit: int
         prefix="/".join(part for part in (prefix, literal) if part),
         cursor=_read_cursor(cursor),
         limit=limit,
+        scope=scope,
     )
 
 

@@ -10,7 +10,8 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Job
@@ -19,12 +20,15 @@ from ml_dashd.core.retry import Fault, StoreError, decide
 from ml_dashd.core.states import State
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.sources import open_source
+from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Clock, Journal, Pins, Session, Store, Threads
 
 READ_STEP = 4 * MIB
 PROGRESS_S = 0.2
 """Seconds between reports of progress."""
 ATTEMPTS = 5
+FETCHES = (8, 32)
+"""Downloads at once, of one user and of all; each holds two descriptors and a read step."""
 
 Report = Callable[[int, int], Awaitable[None]]
 
@@ -41,6 +45,7 @@ class Fetch:
         self._pins = pins
         self._threads = threads
         self._clock = clock
+        self._turns = Turns(*FETCHES)
 
     async def run(self, session: Session, file_id: int, descriptor: int, report: Report) -> tuple[int, str]:
         """Fills the descriptor from offset 0; returns the size and the SHA-256, which is the recorded one.
@@ -48,6 +53,10 @@ class Fetch:
         Raises CHECKSUM_MISMATCH when the stored bytes are not the recorded ones. Idempotent.
         """
         _check_writable(descriptor)
+        async with self._turns.of(session.uid):
+            return await self._try(session, file_id, descriptor, report)
+
+    async def _try(self, session: Session, file_id: int, descriptor: int, report: Report) -> tuple[int, str]:
         for attempt in range(1, ATTEMPTS + 1):
             job = await self._find(session, file_id)
             try:
@@ -87,13 +96,13 @@ class Fetch:
         size, done, sha256 = job.record.size_bytes, 0, hashlib.sha256()
         last_report = self._clock.monotonic()
         await self._threads.run(_resize, descriptor, size)
-        pieces = self._from_store(job) if job.state is State.DONE else self._from_pin(job)
-        async for piece in pieces:
-            await self._threads.run(_put, descriptor, piece, done, sha256)
-            done += len(piece)
-            if self._clock.monotonic() - last_report >= PROGRESS_S:
-                last_report = self._clock.monotonic()
-                await report(done, size)
+        async with aclosing(self._from_store(job) if job.state is State.DONE else self._from_pin(job)) as pieces:
+            async for piece in pieces:
+                await self._threads.run(_put, descriptor, piece, done, sha256)
+                done += len(piece)
+                if self._clock.monotonic() - last_report >= PROGRESS_S:
+                    last_report = self._clock.monotonic()
+                    await report(done, size)
         digest = sha256.hexdigest()
         if job.state is not State.DONE:
             job = await self._still_pinned(session, job, digest)
@@ -106,10 +115,10 @@ class Fetch:
             )
         return size, digest
 
-    def _from_store(self, job: Job) -> AsyncIterator[bytes]:
+    def _from_store(self, job: Job) -> AsyncGenerator[bytes | memoryview]:
         return self._store.get(job.record.key or "", 0, job.record.size_bytes)
 
-    async def _from_pin(self, job: Job) -> AsyncIterator[memoryview]:
+    async def _from_pin(self, job: Job) -> AsyncGenerator[bytes | memoryview]:
         source = await open_source(job, self._journal, self._pins, self._threads)
         try:
             for part in parts(source.size_bytes, READ_STEP):
@@ -121,22 +130,40 @@ class Fetch:
 
 
 def _check_writable(descriptor: int) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError as failure:
+        raise _unwritable(failure) from None
+    if not stat.S_ISREG(mode):
         raise error(Code.INVALID_ARGUMENT, "the destination is not a regular file")
-    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-        raise error(Code.INVALID_ARGUMENT, "the destination was not opened for writing")
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    if flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_APPEND:  # which writes at the end, whatever the offset
+        raise error(Code.INVALID_ARGUMENT, "the destination was not opened for writing, or only for appending")
 
 
 def _resize(descriptor: int, size_bytes: int) -> None:
     """The destination at its full size from the start: a full disk is an error before anything is fetched."""
-    os.ftruncate(descriptor, 0)
-    if size_bytes:
-        os.posix_fallocate(descriptor, 0, size_bytes)
+    try:
+        os.ftruncate(descriptor, 0)
+        if size_bytes:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as failure:
+        raise _unwritable(failure) from None
 
 
 def _put(descriptor: int, piece: bytes | memoryview, offset: int, sha256: hashlib._Hash) -> None:
     sha256.update(piece)
     view = memoryview(piece)
     while view:
-        count = os.pwrite(descriptor, view, offset)
+        try:
+            count = os.pwrite(descriptor, view, offset)
+        except OSError as failure:
+            raise _unwritable(failure) from None
         view, offset = view[count:], offset + count
+
+
+def _unwritable(failure: OSError) -> MLDashError:
+    """The destination is the caller's: its trouble is no defect of the daemon's."""
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error(Code.DISK_FULL, "there is no room for the file at its destination", "free space there")
+    return error(Code.INVALID_ARGUMENT, f"the destination can't be written: {failure.strerror}", "pass a plain file")

@@ -10,6 +10,7 @@ from ml_dash import messages as m
 from ml_dash.errors import TABLE, Code, error
 from ml_dash.wire import VERSION
 from ml_dashd.core import names
+from ml_dashd.core.access import Policy
 from ml_dashd.core.model import Job
 from ml_dashd.core.states import State
 from ml_dashd.flow.accept import Accept
@@ -18,9 +19,12 @@ from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
 MAX_WAIT_MS = 60_000
+REPORTS = (1, 2)
+"""Reports of the daemon's state at once, of one user and of all: each looks through the queue and the spool."""
 _NOTHING_TAKEN = {Code.DISK_FAILED: "see the daemon's log; nothing was taken, so try again"}
 NAMED = 50
 """Files that the answer to a Drain names; the manifest has the rest."""
@@ -59,9 +63,12 @@ class Serve:
         threads: Threads,
         bell: Bell,
         health: Health,
+        policy: Policy,
     ) -> None:
         self._health = health
         self._identity = identity
+        self._policy = policy
+        self._reports = Turns(*REPORTS)
         self._accept = accept
         self._browse = browse
         self._fetch = fetch
@@ -160,7 +167,7 @@ class Serve:
     async def _wait(self, session: Session, message: m.Wait, *_: Any) -> Reply:
         timeout_ms = min(message.timeout_ms, MAX_WAIT_MS)
         if message.place is not None:
-            pending, failed = await self._browse.wait_all(message.place, timeout_ms)
+            pending, failed = await self._browse.wait_all(session, message.place, timeout_ms)
             reached = 0
         else:
             reached, pending, failed = await self._browse.wait(session, message.ids, message.until, timeout_ms)
@@ -179,9 +186,12 @@ class Serve:
         size, sha256 = await self._fetch.run(session, message.id, descriptors[0], report)
         return m.Fetched(request=message.request, size_bytes=size, sha256=sha256), ()
 
-    async def _status(self, _: Session, message: m.Status, *__: Any) -> Reply:
-        summary, me = await self._journal.summary(), self._identity
-        trouble = self._health.trouble()
+    async def _status(self, session: Session, message: m.Status, *_: Any) -> Reply:
+        """The counts are of everybody's files; those that are named are such as the caller may read."""
+        me, trouble = self._identity, self._health.trouble()
+        async with self._reports.of(session.uid):
+            summary = await self._journal.summary(self._policy.scope(session.uid))
+            spool_bytes = await self._threads.run(self._pins.spool_bytes)
         return m.StatusReport(
             request=message.request,
             version=me.version,
@@ -191,7 +201,7 @@ class Serve:
             state_dir=me.state_dir,
             started_ms=me.started_ms,
             connections=len(self._sessions),
-            spool_bytes=await self._threads.run(self._pins.spool_bytes),
+            spool_bytes=spool_bytes,
             counts=tuple(
                 m.Count(state=one.state, files=one.files, size_bytes=one.size_bytes) for one in summary.counts
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 from ml_dashd.core.model import Job, PinKind
@@ -14,7 +15,14 @@ STEP = 4 * MIB
 async def open_source(job: Job, journal: Journal, pins: Pins, threads: Threads) -> Source:
     """The pinned source, for the caller to close. Raises SOURCE_LOST or SOURCE_CHANGED when it is not as it was."""
     content = await journal.content(job) if job.pin.kind is PinKind.INLINE else b""
-    return await threads.run(pins.open, job, content)
+    opened: list[Source] = []
+    try:
+        await threads.run(lambda: opened.append(pins.open(job, content)))
+    except asyncio.CancelledError:
+        for source in opened:  # it came too late for whoever asked
+            source.close()
+        raise
+    return opened[0]
 
 
 async def sha256_of(source: Source, threads: Threads) -> str:

@@ -1,0 +1,328 @@
+"""One client's connection: frames and descriptors in, replies out. What a message means is flow/serve.py's.
+
+Raw sockets with `add_reader` and `recvmsg`, because stream APIs drop descriptors without a word. `recv_fds` is not
+used: it ignores MSG_CMSG_CLOEXEC.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import logging
+import os
+import select
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from ml_dash import messages
+from ml_dash.errors import Code, MLDashError, ProtocolError
+from ml_dash.messages import Failed, Fetch, Hello, Message, Wait
+from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
+from ml_dashd.ports import Service, Session
+
+log = logging.getLogger("ml_dashd.socket")
+
+RECEIVE_BYTES = 256 * 1024
+ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+QUEUED_BYTES = 64 * 1024
+"""Of a connection with a whole request and this much waiting no more is read: the client's send blocks. With a request
+of the largest kind begun, and a read, it holds at most 1 MiB."""
+QUEUED_DESCRIPTORS = 2 * MAX_DESCRIPTORS
+"""As QUEUED_BYTES, for descriptors."""
+_RECEIVED = memoryview(bytearray(RECEIVE_BYTES))
+"""Where every read goes, and from there into its connection's decoder: all reads are the loop's."""
+
+
+class Host(Protocol):
+    """The server, as its connections see it."""
+
+    @property
+    def peer_timeout_s(self) -> float:
+        """How long a peer may take to say Hello, to finish a frame, to take a reply."""
+
+    def count(self, descriptors: int) -> bool:
+        """Notes that so many of a peer's descriptors were received, or, below 0, closed; whether there was room."""
+
+    def worth_a_line(self, event: str, uid: int) -> int | None:
+        """How many such events the log was spared since its last line; None to spare it this one."""
+
+
+class _HungUpError(ConnectionError):
+    """The peer has gone in the middle of its request."""
+
+
+class Connection:
+    """One client. Its requests are answered one after the other, in their order."""
+
+    def __init__(self, peer: socket.socket, session: Session, service: Service, host: Host) -> None:
+        peer.setblocking(False)
+        self._socket = peer
+        self._session = session
+        self._service = service
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder(messages.REQUEST_LIMITS)
+        self._arrived = asyncio.Event()
+        self._ended = False
+        self._reading = False
+        self._greeted = False
+        self._failure: ProtocolError | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        """Runs while the peer owes us Hello, or the rest of a frame."""
+        self._waiting: asyncio.Timeout | None = None
+        """Ends a request that only waits, once nobody is left to be told."""
+
+    def finish(self) -> None:
+        """No more requests are taken; those that have arrived are answered."""
+        self._ended = True
+        self._pause()
+        self._arrived.set()
+
+    async def serve(self) -> None:
+        """Until the peer hangs up or breaks the protocol."""
+        try:
+            self._resume()
+            while (frame := await self._next()) is not None:
+                await self._answer(frame)
+            if self._failure is not None:
+                raise self._failure
+        except ProtocolError as broken:
+            spared = self._host.worth_a_line("protocol_error", self._session.uid)
+            if spared is not None:
+                who = {"uid": self._session.uid, "pid": self._session.pid}
+                log.warning(
+                    "protocol_error", extra=who | {"code": broken.code, "spared": spared, "error": broken.message}
+                )
+            await self._say_goodbye(broken)
+        except (OSError, TimeoutError) as lost:
+            log.debug("connection_lost", extra={"pid": self._session.pid, "error": lost})
+        finally:
+            self._close()
+
+    async def _answer(self, frame: Frame) -> None:
+        try:
+            if not self._greeted and frame.kind != Hello.kind:
+                raise ProtocolError(Code.PROTOCOL, "the first message is not Hello")
+            self._greeted = True
+            message = messages.decode(frame, messages.REQUESTS)
+            descriptors = frame.descriptors
+            reply, attached = await self._handle(message, descriptors)
+            await self._send(reply, attached)
+        finally:
+            self._drop(frame.descriptors)
+
+    async def _handle(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
+        try:
+            return await self._ask(message, descriptors)
+        except _HungUpError:
+            raise
+        except MLDashError as refused:
+            return _failed(message, refused), ()
+        except Exception as defect:
+            name = type(message).__name__
+            log.exception("request_failed", extra={"kind": name})
+            return _failed(message, MLDashError(Code.INTERNAL, f"{name} failed: {defect!r}")), ()
+
+    async def _ask(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
+        """What only waits, or only fetches, ends when nobody is left to be told. What takes a file in never does."""
+        if not isinstance(message, Wait | Fetch):
+            return await self._service.handle(self._session, message, descriptors, self._report)
+        if self._hung_up():
+            raise _HungUpError("the peer hung up before it was answered")
+        waiting = self._waiting = asyncio.timeout(None)
+        try:
+            async with waiting:
+                return await self._service.handle(self._session, message, descriptors, self._report)
+        except TimeoutError:
+            if waiting.expired():
+                raise _HungUpError("the peer hung up while it waited") from None
+            raise
+        finally:
+            self._waiting = None
+
+    # ---- reading
+
+    async def _next(self) -> Frame | None:
+        while (frame := self._decoder.pop()) is None:
+            if self._ended:
+                return None
+            self._resume()
+            self._arrived.clear()
+            await self._arrived.wait()
+        return frame
+
+    def _resume(self) -> None:
+        if not self._reading and not self._ended:
+            self._loop.add_reader(self._socket.fileno(), self._readable)
+            self._reading = True
+            self._watch()
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._socket.fileno())
+            self._reading = False
+            self._watch()
+
+    def _watch(self) -> None:
+        """Gives the peer its time for what it owes us. That time does not run while we are not listening."""
+        owing = self._reading and (self._decoder.unfinished or not (self._greeted or self._decoder.whole_bytes))
+        if owing and self._patience is None:
+            self._patience = self._loop.call_later(self._host.peer_timeout_s, self._lose_patience)
+        elif not owing:
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        """What was owed has come."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        owed = "the rest of a frame" if self._decoder.unfinished else "Hello"
+        self._break(ProtocolError(Code.PROTOCOL, f"{owed} did not come within {self._host.peer_timeout_s:g} s"))
+
+    def _readable(self) -> None:
+        try:
+            count, ancillary, flags, _ = self._socket.recvmsg_into(
+                [_RECEIVED], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._gone()
+            return
+        received = _descriptors(ancillary)
+        if (refusal := self._no_room(received, flags)) is not None:
+            self._drop(received)
+            self._break(refusal)
+            return
+        whole = self._decoder.whole_bytes
+        try:
+            self._decoder.push(_RECEIVED[:count], received)
+        except ProtocolError as broken:
+            self._break(broken)
+            return
+        if not count:
+            self._gone()
+        if self._decoder.whole_bytes > whole:
+            self._be_patient()
+        self._watch()
+        if self._is_full():
+            self._pause()
+        self._arrived.set()
+
+    def _is_full(self) -> bool:
+        waiting = self._decoder
+        return waiting.whole_bytes > 0 and (
+            waiting.size_bytes >= QUEUED_BYTES or waiting.descriptors >= QUEUED_DESCRIPTORS
+        )
+
+    def _no_room(self, received: Sequence[int], flags: int) -> ProtocolError | None:
+        """Why descriptors that came are not kept. Near the process's limit the kernel lets some of them go."""
+        room = not received or self._host.count(len(received))
+        if flags & socket.MSG_CTRUNC and len(received) >= MAX_DESCRIPTORS:
+            return ProtocolError(Code.PROTOCOL, f"more than {MAX_DESCRIPTORS} descriptors at once")
+        if flags & socket.MSG_CTRUNC or not room:
+            return ProtocolError(Code.RETRY_LATER, "the daemon has no room for the descriptors that came")
+        return None
+
+    def _break(self, broken: ProtocolError) -> None:
+        self._failure = broken
+        self.finish()
+
+    def _gone(self) -> None:
+        """The end of what the peer says. One that has hung up hears nothing any more, either."""
+        self.finish()
+        if self._waiting is not None and self._hung_up():
+            self._waiting.reschedule(self._loop.time())
+
+    def _hung_up(self) -> bool:
+        """Whether the peer has closed its socket, and not only ended what it sends."""
+        poller = select.poll()
+        poller.register(self._socket, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
+
+    def _drop(self, descriptors: Sequence[int]) -> None:
+        """Closes descriptors that the peer sent."""
+        if descriptors:
+            _close(descriptors)
+            self._host.count(-len(descriptors))
+
+    # ---- writing
+
+    async def _send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        data = memoryview(messages.encode(message, len(descriptors)))
+        sent = 0
+        if descriptors:
+            sent = await self._send_with(data, descriptors)
+        elif len(data) <= RECEIVE_BYTES:
+            with suppress(BlockingIOError):
+                sent = self._socket.send(data)
+        if sent < len(data):
+            async with asyncio.timeout(self._host.peer_timeout_s):
+                await self._loop.sock_sendall(self._socket, data[sent:])
+
+    async def _report(self, message: Message) -> None:
+        """What comes before the reply. A peer that is gone ends the request, and is no defect of it."""
+        try:
+            await self._send(message)
+        except (OSError, TimeoutError) as lost:
+            raise _HungUpError(str(lost)) from None
+
+    async def _send_with(self, data: memoryview, descriptors: Sequence[int]) -> int:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        while True:
+            try:
+                return self._socket.sendmsg([data], rights)
+            except BlockingIOError:
+                await self._writable()
+
+    async def _writable(self) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(self._socket.fileno(), _settle, ready)
+        try:
+            await asyncio.wait_for(ready, self._host.peer_timeout_s)
+        finally:
+            self._loop.remove_writer(self._socket.fileno())
+
+    async def _say_goodbye(self, broken: ProtocolError) -> None:
+        with suppress(OSError, TimeoutError):
+            await self._send(Failed(request=0, code=broken.code, message=broken.message, hint=broken.hint))
+
+    def _close(self) -> None:
+        self._ended = True
+        self._pause()
+        self._drop(self._decoder.take_descriptors())
+        self._socket.close()
+        self._service.disconnected(self._session)
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    received = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(data[: len(data) - len(data) % received.itemsize])
+    return received.tolist()
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def _failed(message: Message, refused: MLDashError) -> Failed:
+    return Failed(
+        request=message.request,
+        code=refused.code,
+        message=refused.message[:8000],
+        hint=(refused.hint or "")[:8000],
+    )

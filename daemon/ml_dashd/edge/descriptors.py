@@ -1,0 +1,33 @@
+"""The process's descriptors under one budget: what clients make the daemon hold never leaves it without its own."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+
+OWN = 256
+"""Kept for the daemon itself: databases, log and loop (about 30), connections to the store, files that are read, sent
+and downloaded (20, 8 and 64), and, for the moment in which it is refused, what a peer sends beside a frame."""
+FOR_SLOTS = 3 / 4
+"""The part of the budget up to which slots are granted: a client that has one keeps it for its next save."""
+FOR_PINS = 1 / 2
+"""The part up to which sources are kept as open descriptors; then they are copied. Such pins last as long as the store
+is away, and connections go before them."""
+
+
+class DescriptorBudget:
+    """Counts what is held for clients. Safe among threads, which may overshoot it by as many as they are."""
+
+    def __init__(self, own: int = OWN) -> None:
+        """Of the process's limit as it is now, half or `own` descriptors, whichever is less, are not given away."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = limit - min(own, limit // 2)
+        self._holders: list[Callable[[], int]] = []
+
+    def count(self, holder: Callable[[], int]) -> None:
+        """Adds somebody who holds descriptors, and says how many."""
+        self._holders.append(holder)
+
+    def has_room(self, part: float = 1.0) -> bool:
+        """Whether one more may be held, by whom this part of the budget is for."""
+        return sum(holder() for holder in self._holders) < self._most * part
