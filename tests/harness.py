@@ -139,6 +139,7 @@ class DaemonProcess:
         self.socket = folder / "socket"
         self.state = state or folder / "state"
         self.environment: dict[str, str] = {}
+        self.module = ["ml_dashd"]
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -157,7 +158,7 @@ class DaemonProcess:
             | self.store.credentials
             | self.environment
         )
-        command = [sys.executable, "-m", "ml_dashd", "run", "--config", self._config(), "--ready-fd", str(writing)]
+        command = [sys.executable, "-m", *self.module, "run", "--config", self._config(), "--ready-fd", str(writing)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=[writing])
         os.close(writing)

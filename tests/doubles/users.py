@@ -1,11 +1,15 @@
-"""Processes of other users: each has a connection of its own to the daemon, and does there what a test tells it.
+"""Processes of other users: clients, which do what a test tells them, and a daemon.
 
-Run by root as `python -m tests.doubles.users UID SOCKET`. It imports first and becomes the other user then, so the
-checkout may lie where only root can read. The uids need not be in /etc/passwd.
+Run by root as `python -m tests.doubles.users UID SOCKET`, and, for a daemon, `… UID run --config …`. It imports first
+and becomes the other user then: checkout and interpreter may lie where only root can read. The uids need not be in
+/etc/passwd.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import importlib.metadata
 import os
 import pickle
 import secrets
@@ -54,7 +58,7 @@ class User:
         assert self._process.stdout is not None
         pickle.dump((message, path, flags), self._process.stdin)
         self._process.stdin.flush()
-        answer: Any = pickle.load(self._process.stdout)
+        answer: Any = pickle.load(self._process.stdout)  # noqa: S301 our own
         if isinstance(answer, Exception):
             raise answer
         return answer  # type: ignore[no-any-return]
@@ -72,8 +76,6 @@ class User:
 
 
 def put(file: m.Described, content: bytes, key: bytes | None = None) -> m.Put:
-    import hashlib  # noqa: PLC0415
-
     sha256 = hashlib.sha256(content).digest()
     return m.Put(request=3, key=key or secrets.token_bytes(16), file=file, content=content, sha256=sha256)
 
@@ -89,7 +91,7 @@ def _serve(socket: Path) -> None:
     client: RawClient | None = None
     while True:
         try:
-            message, path, flags = pickle.load(sys.stdin.buffer)
+            message, path, flags = pickle.load(sys.stdin.buffer)  # noqa: S301 our own
         except EOFError:
             break
         answer: object
@@ -117,6 +119,20 @@ def _ask(client: RawClient, message: m.Message, path: Path | None, flags: int) -
             os.close(descriptor)
 
 
+def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
+    """What the daemon reads of its installation only as it runs is read before: the release's number, an event loop."""
+    release = importlib.metadata.version("ml-dash")
+    importlib.metadata.version = lambda _: release
+    from ml_dashd import app  # noqa: PLC0415 with that in place
+    from ml_dashd.__main__ import main  # noqa: PLC0415
+
+    app._run_loop(asyncio.sleep(0))
+    _be(uid)
+    return main(arguments)
+
+
 if __name__ == "__main__":
+    if sys.argv[2] == "run":
+        sys.exit(_run_daemon(int(sys.argv[1]), sys.argv[2:]))
     _be(int(sys.argv[1]))
     _serve(Path(sys.argv[2]))
