@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_dashd.core.model import FileRecord, Selection
+from ml_dashd.core.model import EVERYBODY, FileRecord, Scope, Selection
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Catalog
@@ -111,6 +111,25 @@ async def test_experiments_do_not_see_each_other(catalog: Catalog) -> None:
     await catalog.commit(record(2, experiment=("alice", "cv", "resnet/b")))
     await catalog.commit(record(3, experiment=("alice", "nlp", "resnet")))
     assert await paths(catalog) == [("models/best.pt", 1)]
+
+
+@pytest.mark.parametrize(
+    ("scope", "seen"),
+    [
+        (EVERYBODY, [1, 2, 3]),
+        (Scope(1000), [1, 3]),
+        (Scope(2000, frozenset({"bob", "carol"})), [2]),
+        (Scope(3000, frozenset({"bob", "alice"})), [1, 2, 3]),
+        (Scope(3000), []),
+        (Scope(0), []),
+    ],
+)
+async def test_a_list_keeps_to_its_scope(catalog: Catalog, scope: Scope, seen: list[int]) -> None:
+    for number, owner in enumerate([1000, 2000, 1000], start=1):
+        await catalog.commit(replace(record(number, f"p{number}"), owner_uid=owner))
+    assert [number for _, number in await paths(catalog, scope=scope)] == seen
+    first = await paths(catalog, scope=scope, limit=1)
+    assert first == (await paths(catalog, scope=scope))[:1]
 
 
 async def test_a_list_reads_an_index(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import (
+    EVERYBODY,
     Algorithm,
     Backlog,
     Blocked,
@@ -32,6 +33,7 @@ from ml_dashd.core.model import (
     Left,
     Pin,
     PinKind,
+    Scope,
     Selection,
     SentPart,
     StateCount,
@@ -536,6 +538,31 @@ async def test_the_queue_in_figures(journal: SqliteJournal, path: Path) -> None:
         Blocked(replace(TROUBLE, code=Code.CONFIG), 1),
         Blocked(replace(TROUBLE, message="the last"), 2),
     )
+
+
+async def test_questions_keep_to_the_askers_scope(journal: SqliteJournal) -> None:
+    """Of what it names the newest sixteen are the asker's, however many newer ones others have."""
+    for number in range(1, 41):
+        owner = OWNER if number <= 2 else OWNER + 1
+        one = await accepted(journal, number, owner_uid=owner, file=f"p{number:02}")
+        await journal.note(one, blocked=True)
+    for scope, seen in (
+        (Scope(OWNER), [1, 2]),
+        (Scope(OWNER + 2), []),
+        (Scope(OWNER + 2, frozenset({"bob", "alice"})), list(range(1, 41))),
+        (EVERYBODY, list(range(1, 41))),
+    ):
+        selection = Selection(*EXPERIMENT, scope=scope)
+        assert [one.id for one in await journal.select(selection)] == seen
+        assert await journal.unfinished(selection) == (len(seen), [])
+        summary = await journal.summary(scope)
+        assert [one.id for one in summary.blocked] == seen[::-1][:16]
+        assert [(count.state, count.files) for count in summary.counts] == [(State.QUEUED, 40)]
+    for number in (1, 40):
+        await journal.advance((await journal.get([number]))[0], State.FAILED, trouble=TROUBLE)
+    assert [one.id for one in (await journal.summary(Scope(OWNER))).failed] == [1]
+    pending, failed = await journal.unfinished(Selection(*EXPERIMENT, scope=Scope(OWNER)))
+    assert (pending, [one.id for one in failed]) == (1, [1])
 
 
 async def test_only_what_is_finished_and_old_is_forgotten(journal: SqliteJournal, path: Path, clock: SetClock) -> None:

@@ -182,6 +182,45 @@ def test_after_an_error_every_descriptor_comes_back_in_order():
     assert decoder.take_descriptors() == (1, 2, 3, 4, 5)
 
 
+# ---- frames one by one
+
+
+def test_frames_are_unpacked_as_they_are_taken():
+    """What is unpacked takes many times the room: a peer that sends ahead must not decide how much that is."""
+    decoder = Decoder(LIMITS)
+    first, second = encode(1, {"a": 1}, 1), encode(2, {"b": 2})
+    decoder.push(first + second + first[:9], [5, 6])
+    assert (decoder.size_bytes, decoder.whole_bytes) == (len(first + second) + 9, len(first + second))
+    assert (decoder.descriptors, decoder.unfinished) == (2, True)
+    assert decoder.pop() == (1, {"a": 1}, (5,))
+    assert (decoder.whole_bytes, decoder.descriptors) == (len(second), 1)
+    assert decoder.pop() == (2, {"b": 2}, ())
+    assert decoder.pop() is None
+    assert decoder.unfinished
+    decoder.push(first[9:])
+    assert not decoder.unfinished
+    assert decoder.pop() == (1, {"a": 1}, (6,))
+    assert (decoder.size_bytes, decoder.whole_bytes, decoder.descriptors) == (0, 0, 0)
+
+
+def test_after_a_broken_header_what_came_before_it_can_be_taken():
+    decoder = Decoder(LIMITS)
+    decoder.push(encode(1, {"a": 1}, 1), [5])
+    with pytest.raises(ProtocolError):
+        decoder.push(encode(2, {"b": 2}, 1) + encode(99, {}), [6])
+    assert decoder.pop() == (1, {"a": 1}, (5,))
+    assert decoder.pop() is None
+    assert decoder.take_descriptors() == (6,)
+
+
+def test_a_broken_payload_is_found_when_it_is_taken():
+    decoder = Decoder(LIMITS)
+    decoder.push(encode(1, {}) + raw(b"\xc1"))
+    assert decoder.pop() == (1, {}, ())
+    with pytest.raises(ProtocolError):
+        decoder.pop()
+
+
 # ---- the payload's bounds
 
 
