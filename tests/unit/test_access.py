@@ -10,7 +10,9 @@ from ml_dashd.core.access import Policy, Right, has_room
 from ml_dashd.core.model import EVERYBODY, FileRecord, Scope
 
 ME, USER, ADMIN, READER, ROOT, STRANGER = 500, 1000, 1001, 1002, 0, 1003
-POLICY = Policy(ME, frozenset({USER, ROOT}), frozenset({ADMIN}), {"vision": frozenset({READER, USER}), "x": frozenset()})
+POLICY = Policy(
+    ME, frozenset({USER, ROOT}), frozenset({ADMIN}), {"vision": frozenset({READER, USER}), "x": frozenset()}
+)
 
 
 def record(owner: int, namespace: str = "vision") -> FileRecord:
