@@ -140,6 +140,8 @@ class DaemonProcess:
         self.state = state or folder / "state"
         self.environment: dict[str, str] = {}
         self.module = ["ml_dashd"]
+        self.under: list[str] = []
+        """A command that runs the daemon's, such as one that lowers a limit."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -158,7 +160,17 @@ class DaemonProcess:
             | self.store.credentials
             | self.environment
         )
-        command = [sys.executable, "-m", *self.module, "run", "--config", self._config(), "--ready-fd", str(writing)]
+        command = [
+            *self.under,
+            sys.executable,
+            "-m",
+            *self.module,
+            "run",
+            "--config",
+            self._config(),
+            "--ready-fd",
+            str(writing),
+        ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=[writing])
         os.close(writing)

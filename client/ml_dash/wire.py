@@ -116,7 +116,7 @@ class Decoder:
             if (came := len(self._descriptors) - self._claimed) < count:
                 raise _broken(f"the frame states {count} descriptors, {came} came")
             if left < HEADER.size + length:
-                return count
+                return int(count)
             self._whole += HEADER.size + length
             self._claimed += count
         return MAX_DESCRIPTORS if left else 0

@@ -23,6 +23,7 @@ class RawClient:
     """One connection. `received` are the descriptors that came with replies; they are closed with it."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(PATIENCE_S)
         self._decoder = wire.Decoder(messages.REPLY_LIMITS)

@@ -15,13 +15,15 @@ import pickle
 import secrets
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
 from ml_dash import messages as m
+from ml_dashd.edge.system import raise_descriptor_limit
 from tests.doubles.raw_client import RawClient
 
 M = TypeVar("M", bound=m.Message)
@@ -54,14 +56,26 @@ class User:
 
         Raises what that user meets: PermissionError, say.
         """
+        return self.call(_ask, message, path, flags)  # type: ignore[no-any-return]
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a function of this module there, with that user's client first; returns what it returns, or raises."""
+        self.begin(function, *arguments)
+        return self.end()
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """The first half of `call`: it runs while the test goes on."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        pickle.dump((message, path, flags), self._process.stdin)
+        pickle.dump((function, arguments), self._process.stdin)
         self._process.stdin.flush()
+
+    def end(self) -> Any:
+        """The second half of `call`."""
+        assert self._process.stdout is not None
         answer: Any = pickle.load(self._process.stdout)  # noqa: S301 our own
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def expect(self, kind: type[M], message: m.Message, path: Path | None = None, flags: int = os.O_RDONLY) -> M:
         """`ask`, where the answer must be of that kind."""
@@ -91,13 +105,13 @@ def _serve(socket: Path) -> None:
     client: RawClient | None = None
     while True:
         try:
-            message, path, flags = pickle.load(sys.stdin.buffer)  # noqa: S301 our own
+            function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 our own
         except EOFError:
             break
         answer: object
         try:
             client = client or RawClient(socket).greet()
-            answer = _ask(client, message, path, flags)
+            answer = function(client, *arguments)
         except (OSError, AssertionError) as failure:
             answer = failure
             client = None
@@ -119,6 +133,66 @@ def _ask(client: RawClient, message: m.Message, path: Path | None, flags: int) -
             os.close(descriptor)
 
 
+class Crowd(NamedTuple):
+    """What became of connections that were opened at once: how many were let in, and with what the rest was refused."""
+
+    admitted: int
+    refused: Counter[str]
+
+
+_CROWD: list[RawClient] = []
+
+
+def crowd(client: RawClient, count: int) -> Crowd:
+    """Opens so many connections more, and keeps those that are let in."""
+    refused: Counter[str] = Counter()
+    for _ in range(count):
+        one = RawClient(client.path)
+        one.send(m.encode(m.Hello(request=0, min_version=1, max_version=1, client="crowd")))
+        answer = one.reply()
+        if isinstance(answer, m.Welcome):
+            _CROWD.append(one)
+            continue
+        refused[answer.code if isinstance(answer, m.Failed) else "hung up"] += 1
+        one.close()
+    return Crowd(len(_CROWD), refused)
+
+
+def stuff(client: RawClient, count: int, data: bytes, path: Path, beside: int) -> Crowd:
+    """As `crowd`, and each sends these bytes, with the path opened so many times beside them."""
+    before = len(_CROWD)
+    made = crowd(client, count)
+    descriptors = [os.open(path, os.O_RDONLY)] * beside
+    for one in _CROWD[before:]:
+        one.send(data, descriptors)
+    os.close(descriptors[0])
+    return made
+
+
+def grab(client: RawClient, count: int) -> int:
+    """Asks for slots, on new connections, until there are no more; returns how many there were."""
+    granted = 0
+    for number in range(count):
+        if number % 15 == 0:
+            client = RawClient(client.path).greet()
+            _CROWD.append(client)
+        client.send(m.encode(m.RequestSlot(request=number, size_bytes=5)))
+        answer = client.reply()
+        if not isinstance(answer, m.SlotGranted):
+            assert isinstance(answer, m.Failed), answer
+            assert answer.code == "RETRY_LATER", answer
+            break
+        granted += 1
+    return granted
+
+
+def disperse(_: RawClient) -> None:
+    """Closes them."""
+    for one in _CROWD:
+        one.close()
+    _CROWD.clear()
+
+
 def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
     """What the daemon reads of its installation only as it runs is read before: the release's number, an event loop."""
     release = importlib.metadata.version("ml-dash")
@@ -134,5 +208,6 @@ def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[2] == "run":
         sys.exit(_run_daemon(int(sys.argv[1]), sys.argv[2:]))
+    raise_descriptor_limit()
     _be(int(sys.argv[1]))
     _serve(Path(sys.argv[2]))

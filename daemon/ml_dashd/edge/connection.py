@@ -42,8 +42,8 @@ class Host(Protocol):
     def peer_timeout_s(self) -> float:
         """How long a peer may take to say Hello, to finish a frame, to take a reply."""
 
-    def count(self, descriptors: int) -> bool:
-        """Notes that so many of a peer's descriptors were received, or, below 0, closed; whether there was room."""
+    def count(self, uid: int, descriptors: int) -> bool:
+        """Notes that so many descriptors came from a user, or, below 0, were closed; whether there was room."""
 
     def worth_a_line(self, event: str, uid: int) -> int | None:
         """How many such events the log was spared since its last line; None to spare it this one."""
@@ -222,7 +222,7 @@ class Connection:
 
     def _no_room(self, received: Sequence[int], flags: int) -> ProtocolError | None:
         """Why descriptors that came are not kept. Near the process's limit the kernel lets some of them go."""
-        room = not received or self._host.count(len(received))
+        room = not received or self._host.count(self._session.uid, len(received))
         if flags & socket.MSG_CTRUNC and len(received) >= MAX_DESCRIPTORS:
             return ProtocolError(Code.PROTOCOL, f"more than {MAX_DESCRIPTORS} descriptors at once")
         if flags & socket.MSG_CTRUNC or not room:
@@ -249,7 +249,7 @@ class Connection:
         """Closes descriptors that the peer sent."""
         if descriptors:
             _close(descriptors)
-            self._host.count(-len(descriptors))
+            self._host.count(self._session.uid, -len(descriptors))
 
     # ---- writing
 

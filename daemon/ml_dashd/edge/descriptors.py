@@ -8,8 +8,10 @@ from collections.abc import Callable
 OWN = 256
 """Kept for the daemon itself: databases, log and loop (about 30), connections to the store, files that are read, sent
 and downloaded (20, 8 and 64), and, for the moment in which it is refused, what a peer sends beside a frame."""
+FOR_CONNECTIONS = 7 / 8
+"""The part of the budget up to which connections are let in: those that are there still send files."""
 FOR_SLOTS = 3 / 4
-"""The part of the budget up to which slots are granted: a client that has one keeps it for its next save."""
+"""The part up to which slots are granted: a client that has one keeps it for its next save."""
 FOR_PINS = 1 / 2
 """The part up to which sources are kept as open descriptors; then they are copied. Such pins last as long as the store
 is away, and connections go before them."""
@@ -28,6 +30,6 @@ class DescriptorBudget:
         """Adds somebody who holds descriptors, and says how many."""
         self._holders.append(holder)
 
-    def has_room(self, part: float = 1.0) -> bool:
-        """Whether one more may be held, by whom this part of the budget is for."""
-        return sum(holder() for holder in self._holders) < self._most * part
+    def left(self, part: float = 1.0) -> int:
+        """How many more may be held by whom this part of the budget is for; below 0 where others went further."""
+        return int(self._most * part) - sum(holder() for holder in self._holders)

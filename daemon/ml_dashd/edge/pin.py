@@ -113,7 +113,7 @@ class SpoolPins:
                 return PinKind.LINK, name
         if protection is not Protection.RESTART:
             return PinKind.COPY, self._copy(descriptor, str(file_id), source)
-        if not self._budget.has_room(FOR_PINS):
+        if self._budget.left(FOR_PINS) <= 0:
             raise error(Code.RETRY_LATER, f"as many sources are held open as may be, so {source} can't be")
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         self._keeper.keep(file_id, self._held[file_id])

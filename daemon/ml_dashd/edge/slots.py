@@ -65,7 +65,7 @@ class SlotFiles:
                 return entry.slot
             if sum(entry.use == "granted" for entry in mine) >= MAX_SLOTS:
                 raise error(Code.RETRY_LATER, f"{MAX_SLOTS} saves of this process are being written at once")
-            if not self._budget.has_room(FOR_SLOTS):
+            if self._budget.left(FOR_SLOTS) <= 0:
                 raise error(Code.RETRY_LATER, "as many slots are granted as the daemon may hold open")
             self._last += 1
             number = self._last

@@ -17,7 +17,7 @@ from ml_dash.messages import Failed
 from ml_dashd.core.access import Policy, has_room
 from ml_dashd.edge import listening
 from ml_dashd.edge.connection import Connection
-from ml_dashd.edge.descriptors import DescriptorBudget
+from ml_dashd.edge.descriptors import FOR_CONNECTIONS, DescriptorBudget
 from ml_dashd.ports import Clock, Service, Session
 
 log = logging.getLogger("ml_dashd.socket")
@@ -66,9 +66,9 @@ class SocketServer:
         self._access = access
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._of_uid: Counter[int] = Counter()
-        self._received = 0
+        self._received: Counter[int] = Counter()
         self._budget = budget or DescriptorBudget()
-        self._budget.count(lambda: len(self._connections) + self._received)
+        self._budget.count(lambda: len(self._connections) + self._received.total())
         self._said: dict[tuple[str, int], tuple[float, int]] = {}
         """When the log was last told of an event of a user's, and how many it was spared since."""
         self._numbers = 0
@@ -141,15 +141,13 @@ class SocketServer:
 
     def _refusal(self, uid: int) -> Failed | None:
         """Why this uid gets no connection now."""
-        policy, most = self._access.policy, self._access.max_connections
+        policy, mine, every = self._access.policy, self._of_uid[uid], len(self._connections)
         if not policy.may_connect(uid):
             return Failed(request=0, code=Code.ACCESS_DENIED, message=f"uid {uid} may not use this daemon")
-        mine, every = self._of_uid[uid], len(self._connections)
+        most = min(self._access.max_connections, every + self._budget.left(FOR_CONNECTIONS))
         if not has_room(mine, every, most, shared=policy.shared):
-            message = f"{every} connections are open, {mine} of them of uid {uid}; {most} is the most for all"
+            message = f"{every} connections are open, {mine} of them of uid {uid}; there may be {most} of all users"
             return Failed(request=0, code=Code.RETRY_LATER, message=message)
-        if not self._budget.has_room():
-            return Failed(request=0, code=Code.RETRY_LATER, message="the daemon has no descriptor left to give away")
         return None
 
     def _forget(self, task: asyncio.Task[None], uid: int) -> None:
@@ -164,10 +162,14 @@ class SocketServer:
     def peer_timeout_s(self) -> float:
         return self._access.peer_timeout_s
 
-    def count(self, descriptors: int) -> bool:
-        """Notes that so many of peers' descriptors were received, or, below 0, closed; whether there was room."""
-        self._received += descriptors
-        return self._budget.has_room()
+    def count(self, uid: int, descriptors: int) -> bool:
+        """Notes that so many descriptors came from a user, or, below 0, were closed; whether there was room for them.
+
+        As with connections, nobody may have more of them waiting than are left.
+        """
+        self._received[uid] += descriptors
+        left = self._budget.left()
+        return left >= 0 and (self._received[uid] <= left or not self._access.policy.shared)
 
     def worth_a_line(self, event: str, uid: int) -> int | None:
         """How many such events of this user's the log was spared since its last line; None to spare it this one."""
