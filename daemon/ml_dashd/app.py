@@ -219,7 +219,9 @@ class Daemon:
         if not config.bucket:
             root = config.store_root
             root.mkdir(parents=True, exist_ok=True)
-            return LocalStore(root, self._threads, self._faults, int(config.store.mode, 8), config.store.url)
+            return LocalStore(
+                root, self._threads, self._faults, int(config.store.mode, 8), config.store.url, config.store.part_size
+            )
         from ml_dashd.edge.s3 import S3Store  # noqa: PLC0415 its import takes half a second
         from ml_dashd.edge.s3_client import S3Settings  # noqa: PLC0415
 

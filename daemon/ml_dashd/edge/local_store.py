@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 TEMPORARY = ".ml-dash-tmp"
 """Beside the namespaces, on their file system; no user's name can be this (core/names.py)."""
+KEEP_SYNCED = 4096
+"""Folders known to be synced: to sync one again costs a moment, to remember every experiment's costs memory."""
 
 
 class LocalStore:
@@ -37,16 +39,24 @@ class LocalStore:
     `url` is what the folder is called where `root` is only a way to it.
     """
 
-    def __init__(self, root: Path, threads: Threads, faults: Faults, mode: int = 0o640, url: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        threads: Threads,
+        faults: Faults,
+        mode: int = 0o640,
+        url: str = "",
+        single_bytes: int = PART_BYTES,
+    ) -> None:
         self.url = url or root.as_uri()
-        self.single_bytes = PART_BYTES
+        self.single_bytes = single_bytes
         self._root = root
         self._threads = threads
         self._faults = faults
         self._mode = mode
         self._folder_mode = mode | (mode & 0o444) >> 2
         self._synced: set[Path] = set()
-        """Folders above the ids' own whose entries are on stable storage: synced once in a process's life."""
+        """Folders above the ids' own whose entries are on stable storage."""
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
         await self._run(lambda: self._temporary("").mkdir(parents=True, exist_ok=True, mode=0o700))
@@ -202,6 +212,8 @@ class LocalStore:
             if folder in self._synced or not folder.is_relative_to(self._root):
                 break
             sync_folder(folder)
+            if len(self._synced) >= KEEP_SYNCED:
+                self._synced.clear()
             self._synced.add(folder)
 
 

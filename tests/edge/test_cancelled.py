@@ -1,0 +1,135 @@
+"""Who is cancelled while something is opened for it leaves nothing open; turns, which who is cancelled gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.edge import local_store
+from ml_dashd.edge.local_store import LocalStore
+from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.slots import SlotFiles
+from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.flow.sources import open_source
+from ml_dashd.flow.turns import Turns
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+class Door:
+    """Holds up a function in its thread until the test lets it go on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        self.reached.set()
+        assert self.open.wait(20)
+        return self.function(*arguments, **more)
+
+    async def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancels the task while its function is under way, and lets that come to its end."""
+        await asyncio.to_thread(self.reached.wait, 20)
+        task.cancel()
+        self.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_source_that_comes_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = SpoolPins([tmp_path / "spool"], SlotFiles(tmp_path / "spool"), NoFaults())
+    (tmp_path / "spool" / "7").write_bytes(b"weights")
+    job = Job(FileRecord(7, 0, "a", "b", "c", "", "best.pt", 7, "", 0, 0), Pin(PinKind.COPY, "7"))
+    threads = Pool(1, "test")
+    await threads.run(os.getpid)
+    before = open_descriptors()
+    door = Door(pins.open)
+    monkeypatch.setattr(pins, "open", door)
+    await door.cancel(asyncio.create_task(open_source(job, None, pins, threads)))  # type: ignore[arg-type]
+    assert open_descriptors() == before
+    source = await open_source(job, None, pins, threads)  # type: ignore[arg-type]
+    assert open_descriptors() == before + 1
+    source.close()
+    threads.close()
+
+
+async def test_a_stored_file_that_is_opened_too_late_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    threads = Pool(1, "test")
+    store = LocalStore(tmp_path, threads, NoFaults())
+    await threads.run(os.getpid)
+    before = open_descriptors()
+    door = Door(os.open)
+    monkeypatch.setattr(local_store.os, "open", door)
+
+    async def read() -> bytes:
+        return b"".join([piece async for piece in store.get("best.pt", 0, 7)])
+
+    await door.cancel(asyncio.create_task(read()))
+    assert open_descriptors() == before
+    assert await read() == b"weights"
+    pieces = store.get("best.pt", 0, 7)
+    await anext(pieces)
+    assert open_descriptors() == before + 1
+    await pieces.aclose()
+    assert open_descriptors() == before
+    threads.close()
+
+
+class Work:
+    """Tasks that keep their turn until the test ends them."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.working: list[int] = []
+        self.end = asyncio.Event()
+
+    def begin(self, uid: int) -> asyncio.Task[None]:
+        async def work() -> None:
+            async with self.turns.of(uid):
+                self.working.append(uid)
+                await self.end.wait()
+
+        return asyncio.create_task(work())
+
+
+async def turn_over() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_one_users_work_waits_for_its_own() -> None:
+    work = Work(Turns(2, 4))
+    tasks = [work.begin(uid) for uid in (1, 1, 1, 1, 2, 3, 3)]
+    await turn_over()
+    assert sorted(work.working) == [1, 1, 2, 3]
+    for task in tasks[:2]:
+        task.cancel()
+    await turn_over()
+    assert work.working.count(1) + work.working.count(3) >= 5
+    work.end.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(work.working) == [1, 1, 1, 1, 2, 3, 3]
+
+
+async def test_who_gives_up_waiting_gives_up_its_turn() -> None:
+    turns = Turns(1, 1)
+    work = Work(turns)
+    first, second, third = work.begin(1), work.begin(1), work.begin(2)
+    await turn_over()
+    second.cancel()
+    work.end.set()
+    await asyncio.gather(first, second, third, return_exceptions=True)
+    assert work.working == [1, 2]
+    assert (turns._of, turns._asking) == ({}, {})

@@ -1,0 +1,211 @@
+"""A daemon that has seen everything often has as much open, and takes as much memory, as one that has seen it once."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import secrets
+import shutil
+import statistics
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from ml_dash import Experiment
+from ml_dash import messages as m
+from tests.doubles.raw_client import RawClient
+from tests.doubles.users import PLACE, put
+from tests.harness import DaemonProcess, Folder, eventually, make_file
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+PART = 5 * MIB
+ROUNDS = 10
+WARM_UPS = 5
+"""Rounds after which everything has been done: pools have their threads, statements are prepared."""
+PAGES = 1200
+"""Files after which SQLite's page caches, 2 MB each, are full."""
+GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""What is freed goes back to the kernel at once, so that what stays is what is held."""
+MOST = 45
+"""Rounds after which memory that still grows is said to leak."""
+SLOPE = 0.01
+"""The growth over ROUNDS that is no leak."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process has open, and what it takes."""
+
+    descriptors: list[str]
+    threads: int
+    rss_bytes: int
+
+
+def measured(daemon: DaemonProcess) -> Measured:
+    assert daemon.process is not None
+    process = Path(f"/proc/{daemon.process.pid}")
+    descriptors = []
+    for entry in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            descriptors.append(str(entry.readlink()).partition(":[")[0])
+    descriptors.sort()
+    threads = len(list((process / "task").iterdir()))
+    rollup = (process / "smaps_rollup").read_text()
+    return Measured(descriptors, threads, int(rollup.partition("Rss:")[2].split()[0]) * 1024)
+
+
+class Round:
+    """So many of everything that a client can do, well and badly."""
+
+    def __init__(self, daemon: DaemonProcess, folder: Path, size: int, seed: int) -> None:
+        self.daemon = daemon
+        self.folder = folder
+        self.size = size
+        self.random = random.Random(seed)
+        self.gate = folder / "store" / "held"
+        """A plain file where the store has to make a folder: what belongs there waits while it is."""
+
+    def run(self) -> None:
+        with (
+            self.daemon.experiment(f"alice/cv/{secrets.token_hex(4)}").run as exp,
+            self.daemon.experiment(f"held/cv/{secrets.token_hex(4)}").run as held,
+        ):
+            self.gate.touch()
+            doomed = self.hand_over_doomed(held)
+            self.store_many(exp)
+            self.break_off()
+            self.end_badly(held, doomed)
+            exp.files.flush(timeout=120)
+            for record in exp.files().list():
+                exp.files(file_id=record["id"]).delete()
+
+    def store_many(self, exp: Experiment) -> None:
+        """Seven in ten by content, by slot and by path; one in ten in parts; each read back some way."""
+        plain = self.folder / "plain.bin"
+        make_file(plain, 100_000)
+        parts = self.folder / "parts.bin"
+        make_file(parts, PART + 1)
+        for number in range(self.size // 10 * 7):
+            if number % 3 == 0:
+                exp.files("small").save_json({"number": number}, to=f"{number}.json")
+            elif number % 3 == 1:
+                exp.files("slots").save_blob(b"x" * 200_000, to=f"{number}.bin")
+            else:
+                exp.files("paths").upload(plain, to=f"{number}.bin", snapshot="copy" if number % 2 else None)
+        for number in range(self.size // 10):
+            exp.files("parts").upload(parts, to=f"{number}.bin")["checksum"]  # a hash pass, beside the upload
+        for name in ("small/0.json", "slots/1.bin", "parts/0.bin"):
+            exp.files.download(name, to=self.folder / "read-back")
+
+    def hand_over_doomed(self, held: Experiment) -> list[str]:
+        """Two in ten that wait: half will fail, their sources overwritten; half will be taken back, some in parts."""
+        for number in range(self.size // 10):
+            make_file(self.folder / f"changed-{number}.bin", 100_000)
+            held.files("changed").upload(self.folder / f"changed-{number}.bin")
+            make_file(self.folder / "taken.bin", PART + 1 if number % 2 else 100_000)
+            held.files("taken").upload(self.folder / "taken.bin", to=f"{number}.bin", snapshot="copy")
+        doomed = f"experiment = '{held.prefix.rsplit('/')[-1]}'"
+        eventually(lambda: not self.daemon.rows(f"SELECT 1 FROM files WHERE {doomed} AND NOT blocked"), timeout=120)
+        return [record["id"] for record in held.files("taken").list()]
+
+    def end_badly(self, held: Experiment, taken: list[str]) -> None:
+        for number in range(self.size // 10):
+            make_file(self.folder / f"changed-{number}.bin", 100_001, seed=1)
+        for file_id in taken:
+            held.files(file_id=file_id).delete()
+        self.gate.unlink()
+        held.files.save_json({}, to="first.json").wait(timeout=120)  # after which nobody waits for a better time
+        mine = f"experiment = '{held.prefix.rsplit('/')[-1]}'"
+        ended = f"SELECT state, count(*) FROM files WHERE {mine} GROUP BY state ORDER BY state"
+        each = self.size // 10
+        expected = [("CANCELLED", each), ("DONE", 1), ("FAILED", each)]
+        eventually(lambda: self.daemon.rows(ended) == expected, timeout=120)
+        for record in held.files().list():
+            held.files(file_id=record["id"]).delete()
+        eventually(lambda: not self.daemon.rows(f"SELECT 1 FROM files WHERE {mine} AND state = 'FAILED'"))
+        assert [path.name for path in self.gate.rglob("*") if path.is_file()] == ["first.json"]
+        shutil.rmtree(self.gate)
+
+    def break_off(self) -> None:
+        """Connections that end at any byte of what they have to say, descriptors beside it or not."""
+        descriptor = os.open(self.folder / "plain.bin", os.O_RDONLY)
+        hello = m.encode(m.Hello(request=1, min_version=1, max_version=1, client="test"))
+        for _ in range(self.size):
+            said = self.random.choice(self.sayings())
+            data = hello + m.encode(said, said.descriptors.start)
+            cut = self.random.randrange(len(data) + 1)
+            with RawClient(self.daemon.socket) as client:
+                client.send(hello[:cut])
+                if cut > len(hello):
+                    client.send(data[len(hello) : cut], [descriptor] * said.descriptors.start)
+        os.close(descriptor)
+
+    def sayings(self) -> list[m.Message]:
+        place = m.Place(namespace="held", project="cv", experiment="broken-off")
+        file = m.Described(place=place, to="x.bin", metadata='{"a": 1}')
+        nothing = m.Described(place=m.Place(namespace="alice", project="", experiment=""), to="x")
+        return [
+            m.Upload(request=1, key=secrets.token_bytes(16), file=nothing, source="/x"),
+            m.RequestSlot(request=1, size_bytes=300_000),
+            m.CommitSlot(request=1, key=secrets.token_bytes(16), slot=5, file=file, size_bytes=5),
+            m.Wait(request=1, until="stored", timeout_ms=60_000, place=place),
+            m.Fetch(request=1, id=5),
+            m.List(request=1, place=place),
+            m.Status(request=1),
+        ]
+
+
+def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: bool) -> None:
+    """1,000 uploads, of them 100 in parts, 100 that fail and 100 that are taken back, and 1,000 broken connections."""
+    size = 700 if full_size else 70
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    settings = f"part_size = {PART}\n[limits]\nmemory = {32 * MIB}\n"
+    (tmp_path / "store").mkdir()
+    daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), settings)
+    daemon.environment |= GIVES_BACK
+    with daemon:
+        idle = measured(daemon).descriptors
+        warm_up(daemon, tmp_path)
+        seen: list[Measured] = []
+        while len(seen) < MOST and (len(seen) < WARM_UPS + ROUNDS or growth(seen) > SLOPE):
+            Round(daemon, tmp_path, size, seed + len(seen)).run()
+            gc.collect()  # results keep their connection
+            eventually(lambda: measured(daemon).descriptors == idle)
+            seen.append(measured(daemon))
+        print(f"RSS by round, KiB: {[each.rss_bytes >> 10 for each in seen]}")
+        assert growth(seen) <= SLOPE
+        assert len({each.threads for each in seen[-ROUNDS:]}) == 1
+        assert "Traceback" not in daemon.log()
+        assert daemon.spool() == []
+
+
+def growth(seen: Sequence[Measured]) -> float:
+    """By which part the memory has grown in the last rounds, by the median of the slopes between any two of them.
+
+    What a peak has left in the heap is a step, after which it is flat again; a leak is never flat.
+    """
+    sizes = [each.rss_bytes for each in seen[-ROUNDS:]]
+    slopes = [(later - earlier) / (to - at) for (at, earlier), (to, later) in combinations(enumerate(sizes), 2)]
+    return statistics.median(slopes) * ROUNDS / statistics.median(sizes)
+
+
+def warm_up(daemon: DaemonProcess, folder: Path) -> None:
+    """Uses every buffer, which are mapped as they are needed and kept, and fills the page caches."""
+    make_file(folder / "large.bin", 8 * PART)
+    with daemon.experiment(f"{PLACE.namespace}/{PLACE.project}/{PLACE.experiment}").run as exp:
+        for number in range(4):
+            exp.files.upload(folder / "large.bin", to=f"{number}.bin")
+        with RawClient(daemon.socket).greet() as client:
+            for number in range(PAGES):
+                file = m.Described(place=PLACE, to=f"small/{number}", metadata='{"a": 1}')
+                client.ask(m.Accepted, put(file, b"weights"))
+        exp.files.flush(timeout=120)
+        exp.files.delete("**")
