@@ -132,7 +132,7 @@ class Hello(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenExperiment(Message):
-    """Asks whether files can be kept there: checks the prefix and the caller's right to it."""
+    """Asks whether files can be kept there: checks the prefix."""
 
     kind: ClassVar[int] = 2
     place: Place
@@ -208,7 +208,7 @@ class List(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Get(Message):
-    """Asks for files by id; those that are not known are left out.
+    """Asks for files by id; those that are not known, or not the caller's to read, are left out.
 
     The answer has as many as fit, in the order of the ids; its cursor is the id from which to ask again.
     """
@@ -221,8 +221,8 @@ class Get(Message):
 class Wait(Message):
     """Asks to be answered when every file has reached `until` (hashed, on_disk, stored), one can't, or time is up.
 
-    With a `place`, the files are all of that experiment's (its prefix is not used); `timeout_ms` is at most 60,000: ask
-    again.
+    With a `place`, the files are all of that experiment's that the caller may read (its prefix is not used);
+    `timeout_ms` is at most 60,000: ask again.
     """
 
     kind: ClassVar[int] = 10
@@ -234,7 +234,7 @@ class Wait(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete(Message):
-    """Deletes the files of these ids; one that is on its way is cancelled."""
+    """Deletes the files of these ids, or, where one may not be, none; one that is on its way is cancelled."""
 
     kind: ClassVar[int] = 11
     ids: Annotated[tuple[int, ...], Max(1000)]

@@ -69,7 +69,7 @@ EVENTS = {
     "notify_failed": "systemd does not take messages; one line until it does again",
     "object_left": "an object of a failed file may not be removed",
     "orphan_aborted": "a multipart upload that a crash had left was removed",
-    "protocol_error": "a peer broke the protocol; its connection is closed",
+    "protocol_error": "a peer broke the protocol, was too slow, or sent too many descriptors; it is hung up on",
     "read_only": "the disk refused a sync: nothing is taken in until the daemon is started again",
     "ready": "the daemon serves",
     "recovered": "at start: files in the queue, strays removed from the spool",

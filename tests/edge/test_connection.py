@@ -257,16 +257,18 @@ async def test_each_frame_has_its_time_anew(make: Any) -> None:
 
 async def test_time_does_not_run_while_we_do_not_listen(make: Any) -> None:
     """A peer whose requests pile up, the last of them begun, waits for us."""
-    rig = make(peer_timeout_s=0.1)
+    rig = make(peer_timeout_s=0.5)
     peer = await rig.asking(PUT)
     whole = m.encode(WAIT)
-    sending = asyncio.create_task(peer.send(whole * (200_000 // len(whole)) + whole[:-1]))
-    await rig.peer().replies()
-    await rig.peer().replies()
+    ahead = 150_000 // len(whole)
+    await peer.send(whole * ahead + whole[:-1])
+    for _ in range(2):
+        await rig.peer().replies()  # until others' time is up
     rig.service.open.set()
+    for _ in range(1 + ahead):
+        assert isinstance(await peer.reply(), m.Done)
+    await peer.send(whole[-1:])
     assert isinstance(await peer.reply(), m.Done)
-    sending.cancel()
-    await asyncio.gather(sending, return_exceptions=True)
 
 
 async def test_who_takes_no_reply_is_dropped(make: Any) -> None:

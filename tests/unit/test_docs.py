@@ -12,12 +12,14 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin, 
 
 import pytest
 
-from ml_dash import experiment, files, messages, result
+from ml_dash import experiment, files, messages, result, wire
 from ml_dash.cli.parser import COMMANDS
 from ml_dash.errors import TABLE
 from ml_dashd import config, logs
 from ml_dashd.core.states import diagram
+from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
+from ml_dashd.flow import accept, browse, fetch, serve
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -137,12 +139,52 @@ def _metrics() -> str:
     return "\n".join(lines)
 
 
+def _limits() -> str:
+    defaults = config.DaemonConfig()
+    largest = max(message.limit for message in messages.REQUESTS.values())
+    rows = [
+        ("connections, all users together", f"{defaults.max_connections:,} (`daemon.max_connections`)"),
+        ("to say Hello, to finish a frame, to take a reply", f"{defaults.peer_timeout:g} s (`daemon.peer_timeout`)"),
+        ("the payload of a request, by its kind", f"64 to {largest // 1024} KiB"),
+        ("elements of a container; containers; levels", _list(wire.MAX_ITEMS, wire.MAX_CONTAINERS, wire.MAX_DEPTH)),
+        ("descriptors beside a frame", str(wire.MAX_DESCRIPTORS)),
+        ("whole requests of a connection that wait, before it is read no further",
+         f"{connection.QUEUED_BYTES // 1024} KiB, {connection.QUEUED_DESCRIPTORS} descriptors"),
+        ("slots of a connection that are written into; that are kept for its next saves",
+         f"{slots.MAX_SLOTS}; {slots.KEEP_HELD + slots.KEEP_FREE}"),
+        ("ids in a request", f"{_most(messages.Get, 'ids'):,}"),
+        ("records in a page", f"{_most(messages.Page, 'records'):,}, {browse.PAGE_BYTES >> 20} MiB of texts"),
+        ("one wait", f"{serve.MAX_WAIT_MS // 1000} s; the library asks again"),
+        ("looks at journal and catalog at once, of one user; of all", _list(*browse.LOOKS)),
+        ("reports of the status", _list(*serve.REPORTS)),
+        ("files being pinned", _list(*accept.PINS)),
+        ("files being copied before the answer", _list(*accept.COPIES)),
+        ("passes for a checksum", _list(*browse.HASHES)),
+        ("downloads", _list(*fetch.FETCHES)),
+        ("descriptors kept for the daemon itself", f"{descriptors.OWN}, at most half of the limit"),
+        ("of the others, up to where there are connections; slots; sources held open",
+         f"{descriptors.FOR_CONNECTIONS:.0%}; {descriptors.FOR_SLOTS:.0%}; {descriptors.FOR_PINS:.0%}"),
+        ("a file; one that travels inside its request", f"100 GB; {messages.INLINE_BYTES // 1024} KiB"),
+    ]  # fmt: skip
+    return "\n".join(["| what | at most |", "|---|---|", *(f"| {what} | {most} |" for what, most in rows)])
+
+
+def _most(message: Any, field: str) -> int:
+    size: int = get_args(get_type_hints(message, include_extras=True)[field])[1].size
+    return size
+
+
+def _list(*bounds: int) -> str:
+    return "; ".join(f"{bound:,}" for bound in bounds)
+
+
 MADE = {
     ("ARCHITECTURE.md", "states"): _states,
     ("PROTOCOL.md", "messages"): _messages,
     ("PROTOCOL.md", "errors"): _errors,
     ("docs/logs.md", "events"): _events,
     ("docs/operations.md", "metrics"): _metrics,
+    ("SECURITY.md", "limits"): _limits,
 }
 
 

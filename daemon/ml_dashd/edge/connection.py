@@ -91,10 +91,14 @@ class Connection:
         except ProtocolError as broken:
             spared = self._host.worth_a_line("protocol_error", self._session.uid)
             if spared is not None:
-                who = {"uid": self._session.uid, "pid": self._session.pid}
-                log.warning(
-                    "protocol_error", extra=who | {"code": broken.code, "spared": spared, "error": broken.message}
-                )
+                about = {
+                    "uid": self._session.uid,
+                    "pid": self._session.pid,
+                    "code": broken.code,
+                    "spared": spared,
+                    "error": broken.message,
+                }
+                log.warning("protocol_error", extra=about)
             await self._say_goodbye(broken)
         except (OSError, TimeoutError) as lost:
             log.debug("connection_lost", extra={"pid": self._session.pid, "error": lost})
@@ -129,8 +133,6 @@ class Connection:
         """What only waits, or only fetches, ends when nobody is left to be told. What takes a file in never does."""
         if not isinstance(message, Wait | Fetch):
             return await self._service.handle(self._session, message, descriptors, self._report)
-        if self._hung_up():
-            raise _HungUpError("the peer hung up before it was answered")
         waiting = self._waiting = asyncio.timeout(None)
         try:
             async with waiting:

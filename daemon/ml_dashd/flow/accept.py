@@ -18,12 +18,17 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Clock, Faults, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
+PINS = (3, 64)
+"""Files being pinned at once, of one user and of all: a file system that hangs leaves others one of four threads."""
+COPIES = (2, 3)
+"""Files being copied before the answer, of one user and of all: one thread of four is left for syncs and removals."""
 
 
 class Accept:
@@ -70,6 +75,8 @@ class Accept:
         self._durability = durability
         self._wake = wake
         self._give_up = give_up
+        self._pinning = Turns(*PINS)
+        self._copying = Turns(*COPIES)
         self._closed = False
         self._syncing: set[asyncio.Task[None]] = set()
 
@@ -95,11 +102,13 @@ class Accept:
         take, source, protection = self._pins.take, message.source, self._protection(message)
         if protection is not Protection.COPY:
             try:
-                return await self._threads.run(take, descriptor, record.id, source, protection)
+                async with self._pinning.of(record.owner_uid):
+                    return await self._threads.run(take, descriptor, record.id, source, protection)
             except MLDashError as full:
                 if full.code is not Code.RETRY_LATER:
                     raise
-        return await self._disk.run(take, descriptor, record.id, source, Protection.COPY)
+        async with self._copying.of(record.owner_uid):
+            return await self._disk.run(take, descriptor, record.id, source, Protection.COPY)
 
     async def put(self, session: Session, message: Put) -> Job:
         """Takes content that came inside the message. Idempotent by the message's key."""
