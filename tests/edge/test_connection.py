@@ -96,7 +96,7 @@ class Rig:
         self.service = Gate()
         self.budget = changes.pop("budget", None)
         access = {"policy": Policy(os.geteuid()), "mode": 0o600, "max_connections": 8, "peer_timeout_s": 60.0} | changes
-        self.server = SocketServer(path, self.service, SystemClock(), Access(**access), self.budget)
+        self.server = SocketServer(path, self.service, SystemClock(), Access(**access), budget=self.budget)
         self.peers: list[Peer] = []
 
     def peer(self) -> Peer:

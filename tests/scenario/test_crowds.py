@@ -83,7 +83,8 @@ def test_descriptors_run_out_for_one_user_and_never_for_the_daemon(
     """Sources that are held, slots, connections, what comes beside half a frame: none of it stops another's upload."""
     (folder / "store").mkdir()
     (folder / "store" / "held").touch()  # the files of this namespace wait
-    daemon = DaemonProcess(folder / "daemon", Folder(folder / "store"), SHARED)
+    no_copies = "[spool]\ncopy_below = 0\ncopy_after = 3600.0\n"
+    daemon = DaemonProcess(folder / "daemon", Folder(folder / "store"), no_copies + SHARED)
     daemon.under = ["sh", "-c", f'ulimit -n {LIMIT} && exec "$@"', "sh"]
     elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
     elsewhere.chmod(0o755)

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 PART = 5 * MIB
+COPIED = 150_000
+"""The largest file that is copied in the background: what is to be overwritten must not be."""
 ROUNDS = 10
 WARM_UPS = 5
 """Rounds after which everything has been done: pools have their threads, statements are prepared."""
@@ -107,7 +109,7 @@ class Round:
     def hand_over_doomed(self, held: Experiment) -> list[str]:
         """Two in ten that wait: half will fail, their sources overwritten; half will be taken back, some in parts."""
         for number in range(self.size // 10):
-            make_file(self.folder / f"changed-{number}.bin", 100_000)
+            make_file(self.folder / f"changed-{number}.bin", COPIED + 1)
             held.files("changed").upload(self.folder / f"changed-{number}.bin")
             make_file(self.folder / "taken.bin", PART + 1 if number % 2 else 100_000)
             held.files("taken").upload(self.folder / "taken.bin", to=f"{number}.bin", snapshot="copy")
@@ -117,7 +119,7 @@ class Round:
 
     def end_badly(self, held: Experiment, taken: list[str]) -> None:
         for number in range(self.size // 10):
-            make_file(self.folder / f"changed-{number}.bin", 100_001, seed=1)
+            make_file(self.folder / f"changed-{number}.bin", COPIED + 2, seed=1)
         for file_id in taken:
             held.files(file_id=file_id).delete()
         self.gate.unlink()
@@ -167,7 +169,7 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
     size = 700 if full_size else 70
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    settings = f"part_size = {PART}\n[limits]\nmemory = {32 * MIB}\n"
+    settings = f"part_size = {PART}\n[limits]\nmemory = {32 * MIB}\n[spool]\ncopy_below = {COPIED}\n"
     (tmp_path / "store").mkdir()
     daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), settings)
     daemon.environment |= GIVES_BACK
