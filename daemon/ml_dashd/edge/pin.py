@@ -70,7 +70,6 @@ class SpoolPins:
         for pool in self._pools:
             pool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._by_device = {pool.stat().st_dev: pool for pool in reversed(self._pools)}
-        self._own = tuple(f"{pool.resolve()}/" for pool in self._pools)
 
     # ---- hand-off
 
@@ -94,10 +93,12 @@ class SpoolPins:
 
     def _refuse_own(self, descriptor: int, source: str) -> None:
         """A slot is committed, not handed over: it would be granted and written to again while it is kept."""
-        if path_of(descriptor).startswith(self._own):
-            raise error(
-                Code.NOT_A_FILE, f"{source} lies in the daemon's own spool", "commit the slot, or pass a plain file"
-            )
+        path = path_of(descriptor).removesuffix(" (deleted)")
+        if not _OURS.fullmatch(Path(path).name):
+            return
+        if path.startswith(tuple(f"{pool.resolve()}/" for pool in self._pools)):  # they may have moved, with their root
+            hint = "commit the slot, or pass a plain file"
+            raise error(Code.NOT_A_FILE, f"{source} lies in the daemon's own spool", hint)
 
     def _keep(
         self, descriptor: int, file_id: int, device: int, source: str, protection: Protection
