@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import os
 import pickle
+import pkgutil
 import secrets
 import subprocess
 import sys
@@ -194,15 +195,17 @@ def disperse(_: RawClient) -> None:
 
 
 def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
-    """What the daemon reads of its installation only as it runs is read before: the release's number, an event loop."""
+    """What the daemon reads of its installation only as it runs is read before: the release, modules, an event loop."""
     release = importlib.metadata.version("ml-dash")
     importlib.metadata.version = lambda _: release
-    from ml_dashd import app  # noqa: PLC0415 with that in place
-    from ml_dashd.__main__ import main  # noqa: PLC0415
+    import ml_dashd  # noqa: PLC0415 with that in place
 
-    app._run_loop(asyncio.sleep(0))
+    for module in pkgutil.walk_packages(ml_dashd.__path__, "ml_dashd."):
+        importlib.import_module(module.name)
+    sys.modules["ml_dashd.app"]._run_loop(asyncio.sleep(0))
     _be(uid)
-    return main(arguments)
+    status: int = sys.modules["ml_dashd.__main__"].main(arguments)
+    return status
 
 
 if __name__ == "__main__":
