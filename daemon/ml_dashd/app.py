@@ -337,7 +337,6 @@ class Daemon:
             browse=browse,
             fetch=fetch,
             drain=self._drain,
-            admins=frozenset({os.geteuid()}),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,

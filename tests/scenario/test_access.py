@@ -187,7 +187,8 @@ def test_a_sample_is_of_the_callers_own_files_however_many_others_there_are(
     place = m.Place(namespace="held", project="cv", experiment=secrets.token_hex(4))
     mine = users(OTHER).put("mine.pt", place)
     theirs = [users(OWNER).put(f"theirs-{number}.pt", place) for number in range(20)]
-    eventually(lambda: not daemon.rows("SELECT 1 FROM files WHERE namespace = 'held' AND state < 'D' AND NOT blocked"))
+    experiment = f"experiment = '{place.experiment}'"
+    eventually(lambda: not daemon.rows(f"SELECT 1 FROM files WHERE {experiment} AND NOT blocked"))
     report = users(OTHER).expect(m.StatusReport, m.Status(request=4))
     assert mine.id in [each.id for each in report.blocked]
     assert not {each.id for each in theirs} & {each.id for each in report.blocked}
@@ -230,6 +231,17 @@ def test_who_is_not_named_is_refused(daemon: DaemonProcess, users: Callable[[int
 
 def test_who_is_named_for_a_namespace_is_named(users: Callable[[int], User]) -> None:
     users(STRANGER + 1).expect(m.StatusReport, m.Status(request=1))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_who_may_drain(users: Callable[[int], User], role: str) -> None:
+    """Without time, and without a stop: it only says what is left."""
+    uid, _ = ROLES[role]
+    answer = users(uid).ask(m.Drain(request=1, deadline_ms=0))
+    if uid in (ADMIN, DAEMON):
+        assert isinstance(answer, m.Drained)
+    else:
+        assert_refused(answer, Code.ACCESS_DENIED, f"uid {uid} may not drain")
 
 
 def test_nothing_is_deleted_where_one_file_may_not_be(users: Callable[[int], User], place: m.Place) -> None:

@@ -41,7 +41,7 @@ class Policy:
         return uid in self.uids or self.is_admin(uid) or any(uid in readers for readers in self.read.values())
 
     def is_admin(self, uid: int) -> bool:
-        """Whether it may do to anybody's files what it may do to its own."""
+        """Whether it may do to anybody's files what it may do to its own, and drain the daemon."""
         return uid == self.own_uid or uid in self.admins
 
     def scope(self, uid: int) -> Scope:

@@ -45,7 +45,7 @@ class Identity:
 
 
 class Serve:
-    """Answers requests; each method is one message's. `admins` are the uids that may drain; `stop` ends the daemon."""
+    """Answers requests; each method is one message's. `stop` ends the daemon."""
 
     def __init__(
         self,
@@ -55,7 +55,6 @@ class Serve:
         browse: Browse,
         fetch: Fetch,
         drain: Drain,
-        admins: frozenset[int],
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -73,7 +72,6 @@ class Serve:
         self._browse = browse
         self._fetch = fetch
         self._drain = drain
-        self._admins = admins
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -214,8 +212,9 @@ class Serve:
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
-        if session.uid not in self._admins:
-            raise error(Code.ACCESS_DENIED, f"uid {session.uid} may not drain this daemon", "ask its operator to")
+        if not self._policy.is_admin(session.uid):
+            what = f"uid {session.uid} may not drain this daemon"
+            raise error(Code.ACCESS_DENIED, what, "ask one of the admins named in [access]")
         if message.deadline_ms > MAX_DRAIN_MS:
             what = f"a deadline of {message.deadline_ms} ms"
             raise error(Code.INVALID_ARGUMENT, what, f"at most {MAX_DRAIN_MS} ms, which is a day")
