@@ -20,7 +20,7 @@ import pytest
 from ml_dash.errors import Code, MLDashError
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, FileRecord, Job, PinKind, Protection
-from ml_dashd.edge import pin
+from ml_dashd.edge import cloning, pin
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
@@ -89,7 +89,7 @@ class Spool:
 @pytest.fixture
 def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
     """On a file system without reflinks, whatever the machine's is: the request is made one that no kernel knows."""
-    monkeypatch.setattr(pin, "FICLONE", 0)
+    monkeypatch.setattr(cloning, "FICLONE", 0)
     made = Spool(tmp_path / "spool")
     yield made
     made.pins.close()

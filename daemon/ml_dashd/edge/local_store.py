@@ -21,8 +21,7 @@ from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, Sen
 from ml_dashd.core.names import local_key
 from ml_dashd.core.plan import MIB, PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
-from ml_dashd.edge.pin import sync_folder
-from ml_dashd.edge.system import sync_content
+from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.ports import Faults, Threads
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_dashd.edge.pin import sync_folder
+from ml_dashd.edge.system import sync_folder
 
 NAME = "drain.json"
 

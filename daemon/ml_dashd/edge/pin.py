@@ -20,26 +20,20 @@ from pathlib import Path
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
+from ml_dashd.edge.cloning import changed, copy_range, disk_error, link, reflink
 from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
 from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
-from ml_dashd.edge.system import sync_content
+from ml_dashd.edge.source import FileSource, InlineSource, fingerprint
+from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
-from ml_dashd.ports import Faults, Feedable, Source
+from ml_dashd.ports import Faults, Source
 
-FICLONE = 0x40049409
-"""linux/fs.h: share the blocks of another file."""
-READ_STEP = 1024 * 1024
-"""Read and hash this much at a time, so that it is hashed while it is in the cache."""
-COPY_STEP = 64 * 1024 * 1024
 _OURS = re.compile(r"[0-9]+(\.copy)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background."""
 _TORN_READS = 3
 """Tries at reading a small file that is being written, before that is an error."""
-_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
-_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, errno.EOPNOTSUPP}
 
 
 class SpoolPins:
@@ -110,7 +104,7 @@ class SpoolPins:
             path = str(pool / str(file_id))
             if self._reflink(descriptor, path, device):
                 return PinKind.REFLINK, name
-            if protection is not Protection.COPY and _link(descriptor, path):
+            if protection is not Protection.COPY and link(descriptor, path):
                 return PinKind.LINK, name
         if protection is not Protection.RESTART:
             return PinKind.COPY, self._copy(descriptor, str(file_id), source)
@@ -124,7 +118,7 @@ class SpoolPins:
         """Shares the source's blocks. A file system that can't is asked once: each try makes and removes a file."""
         if device in self._no_reflink:
             return False
-        refusal = _reflink(descriptor, path)
+        refusal = reflink(descriptor, path)
         if refusal == errno.EOPNOTSUPP:
             self._no_reflink.add(device)
         return refusal is None
@@ -135,19 +129,19 @@ class SpoolPins:
 
     def _copy(self, descriptor: int, name: str, source: str) -> str:
         path = self._pools[0] / name
-        before = _fingerprint(descriptor)
+        before = fingerprint(descriptor)
         self._room.take(str(path), before.size_bytes)
         copy = -1
         try:
             copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
-            _copy_range(descriptor, copy, before.size_bytes, source)
-            if not _fingerprint(descriptor).same_content(before):
-                raise _changed(source)
+            copy_range(descriptor, copy, before.size_bytes, source)
+            if not fingerprint(descriptor).same_content(before):
+                raise changed(source)
         except (OSError, MLDashError) as failure:
             self._unlink(str(path))
-            raise _disk_error(failure) from None
+            raise disk_error(failure) from None
         finally:
             if copy >= 0:
                 os.close(copy)
@@ -156,13 +150,13 @@ class SpoolPins:
     def copy(self, job: Job) -> Pin:
         source = self._open(job)
         try:
-            if not _fingerprint(source).same_content(_baseline(job)):
-                raise _changed(job.pin.source)
+            if not fingerprint(source).same_content(_baseline(job)):
+                raise changed(job.pin.source)
             name = self._copy(source, f"{job.id}.copy", job.pin.source)
             pin = Pin(PinKind.COPY, name, job.pin.source)
-            if not _fingerprint(source).same_content(_baseline(job)):
+            if not fingerprint(source).same_content(_baseline(job)):
                 self.release(pin, job.id)
-                raise _changed(job.pin.source)
+                raise changed(job.pin.source)
         finally:
             os.close(source)
         return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
@@ -170,10 +164,10 @@ class SpoolPins:
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
         """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""
         if kind in (PinKind.LINK, PinKind.FD):
-            return _fingerprint(descriptor)
+            return fingerprint(descriptor)
         kept = os.open(self._path(Pin(kind, name)), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _fingerprint(kept)
+            return fingerprint(kept)
         finally:
             os.close(kept)
 
@@ -250,7 +244,7 @@ class SpoolPins:
     def _take_back(self, marks: Mapping[int, Fingerprint | None]) -> None:
         """Holds again what outlived the last process, where it is the very file that the journal means."""
         for file_id, descriptor in self._keeper.kept().items():
-            mark, now = marks.get(file_id), _fingerprint(descriptor)
+            mark, now = marks.get(file_id), fingerprint(descriptor)
             if mark is not None and (mark.device, mark.inode) == (now.device, now.inode):
                 self._held[file_id] = descriptor
             else:
@@ -314,80 +308,6 @@ class SpoolPins:
             raise error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})") from None
 
 
-class InlineSource:
-    """A source whose bytes rest in the journal."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.size_bytes = len(content)
-
-    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
-        into[:] = self._content[offset : offset + len(into)]
-        for digester in digesters:
-            digester.update(into)
-
-    def check(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        return
-
-
-class FileSource:
-    """A source in a file: the spool's own, or one that its owner may still write to.
-
-    Only `preadv` with offsets: the descriptor's own offset is shared with the client.
-    """
-
-    def __init__(self, descriptor: int, job: Job) -> None:
-        self._descriptor = descriptor
-        self._baseline = job.pin.fingerprint
-        self._name = job.pin.source or job.record.path
-        self.size_bytes = job.record.size_bytes
-
-    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
-        self.check()
-        for start in range(0, len(into), READ_STEP):
-            piece = into[start : start + READ_STEP]
-            self._fill(offset + start, piece)
-            for digester in digesters:
-                digester.update(piece)
-        self.check()
-
-    def check(self) -> bool:
-        if self._baseline is None:
-            return True
-        now = _fingerprint(self._descriptor)
-        if not now.same_content(self._baseline):
-            raise error(Code.SOURCE_CHANGED, f"{self._name} was changed while it was on its way")
-        return now.ctime_ns == self._baseline.ctime_ns
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-    def _fill(self, offset: int, piece: memoryview) -> None:
-        done = 0
-        while done < len(piece):
-            count = os.preadv(self._descriptor, [piece[done:]], offset + done)
-            if count == 0:
-                raise error(Code.SOURCE_CHANGED, f"{self._name} became shorter while it was on its way")
-            done += count
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings a folder's entries to stable storage."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fingerprint(descriptor: int) -> Fingerprint:
-    status = os.fstat(descriptor)
-    return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
 def _baseline(job: Job) -> Fingerprint:
     """The fingerprint that a linked or held source has in the journal."""
     if job.pin.fingerprint is None:
@@ -398,76 +318,14 @@ def _baseline(job: Job) -> Fingerprint:
 def _read_whole(descriptor: int, source: str) -> bytes:
     """A small file's bytes, from between two equal fingerprints."""
     for _ in range(_TORN_READS):
-        before = _fingerprint(descriptor)
+        before = fingerprint(descriptor)
         try:
             content = os.pread(descriptor, INLINE_BYTES + 1, 0)
         except OSError as failure:
             raise unreadable(source, failure) from None
-        if len(content) == before.size_bytes and _fingerprint(descriptor).same_content(before):
+        if len(content) == before.size_bytes and fingerprint(descriptor).same_content(before):
             return content
     raise error(Code.SOURCE_CHANGED, f"{source} is being written while it is handed over")
-
-
-def _reflink(descriptor: int, name: str) -> int | None:
-    """Why this file can't share its blocks with the spool, as an errno; None where it does now."""
-    copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.ioctl(copy, FICLONE, descriptor)
-    except OSError as failure:
-        Path(name).unlink()
-        if failure.errno in _NO_REFLINK:
-            return failure.errno
-        raise _disk_error(failure) from None
-    finally:
-        os.close(copy)
-    return None
-
-
-def _link(descriptor: int, name: str) -> bool:
-    """A hard link to an open file. Without src_dir_fd the call would link the symlink in /proc and fail with EXDEV."""
-    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
-    except OSError as failure:
-        if failure.errno in _NO_LINK:
-            return False
-        raise _disk_error(failure) from None
-    finally:
-        os.close(folder)
-    if not os.access(name, os.R_OK, effective_ids=True):  # it may be linked and not be read; the descriptor can be
-        Path(name).unlink()
-        return False
-    return True
-
-
-def _copy_range(descriptor: int, copy: int, size: int, source: str) -> None:
-    """Within the kernel: by blocks where the file systems can, else page by page."""
-    offset, copy_some = 0, _copy_blocks
-    while offset < size:
-        try:
-            count = copy_some(descriptor, copy, min(COPY_STEP, size - offset), offset)
-        except OSError as failure:
-            if copy_some is not _copy_blocks or failure.errno not in _NO_COPY_RANGE:
-                raise
-            copy_some = _copy_pages
-            continue
-        if count == 0:
-            raise _changed(source)
-        offset += count
-
-
-def _changed(source: str) -> MLDashError:
-    what = f"{source} was changed while it was copied"
-    return error(Code.SOURCE_CHANGED, what, "hand it over when nobody writes to it")
-
-
-def _copy_blocks(source: int, copy: int, size: int, offset: int) -> int:
-    return os.copy_file_range(source, copy, size, offset, offset)
-
-
-def _copy_pages(source: int, copy: int, size: int, offset: int) -> int:
-    os.lseek(copy, offset, os.SEEK_SET)
-    return os.sendfile(copy, source, offset, size)
 
 
 def _reopen(job: Job) -> int:
@@ -484,19 +342,10 @@ def _reopen(job: Job) -> int:
     except OSError:
         raise lost from None
     try:
-        if not stat.S_ISREG(os.fstat(probe).st_mode) or _fingerprint(probe) != job.pin.fingerprint:
+        if not stat.S_ISREG(os.fstat(probe).st_mode) or fingerprint(probe) != job.pin.fingerprint:
             raise lost
         return os.open(f"/proc/self/fd/{probe}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         raise lost from None
     finally:
         os.close(probe)
-
-
-def _disk_error(failure: BaseException) -> BaseException:
-    """A full disk in our own words; anything else as it is."""
-    if isinstance(failure, MLDashError):
-        return failure
-    if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
-        return error(Code.DISK_FULL, "the spool's file system is full")
-    return failure

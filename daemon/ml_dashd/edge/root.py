@@ -8,7 +8,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from ml_dashd.config import WORKING
-from ml_dashd.edge.pin import sync_folder
+from ml_dashd.edge.system import sync_folder
 
 _ADOPTED = ("catalog.sqlite-wal", "catalog.sqlite", "journal.sqlite-wal", "journal.sqlite")
 """In this order: where there is a journal there is everything."""

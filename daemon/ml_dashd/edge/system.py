@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -41,6 +42,15 @@ def sync_content(descriptor: int) -> None:
                 _raise_unless_unsupported(ctypes.get_errno())
                 break
     os.fdatasync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's entries to stable storage."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _raise_unless_unsupported(number: int) -> None:

@@ -1,0 +1,89 @@
+"""How a file's bytes are kept without being read here: shared blocks, another name, a copy within the kernel."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from ml_dash.errors import Code, MLDashError, error
+
+FICLONE = 0x40049409
+"""linux/fs.h: share the blocks of another file."""
+COPY_STEP = 64 * 1024 * 1024
+_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, errno.EOPNOTSUPP}
+
+
+def reflink(descriptor: int, name: str) -> int | None:
+    """Why this file can't share its blocks with the spool, as an errno; None where it does now."""
+    copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.ioctl(copy, FICLONE, descriptor)
+    except OSError as failure:
+        Path(name).unlink()
+        if failure.errno in _NO_REFLINK:
+            return failure.errno
+        raise disk_error(failure) from None
+    finally:
+        os.close(copy)
+    return None
+
+
+def link(descriptor: int, name: str) -> bool:
+    """A hard link to an open file. Without src_dir_fd the call would link the symlink in /proc and fail with EXDEV."""
+    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(str(descriptor), name, src_dir_fd=folder, follow_symlinks=True)
+    except OSError as failure:
+        if failure.errno in _NO_LINK:
+            return False
+        raise disk_error(failure) from None
+    finally:
+        os.close(folder)
+    if not os.access(name, os.R_OK, effective_ids=True):  # it may be linked and not be read; the descriptor can be
+        Path(name).unlink()
+        return False
+    return True
+
+
+def copy_range(descriptor: int, copy: int, size: int, source: str) -> None:
+    """Within the kernel: by blocks where the file systems can, else page by page."""
+    offset, copy_some = 0, _copy_blocks
+    while offset < size:
+        try:
+            count = copy_some(descriptor, copy, min(COPY_STEP, size - offset), offset)
+        except OSError as failure:
+            if copy_some is not _copy_blocks or failure.errno not in _NO_COPY_RANGE:
+                raise
+            copy_some = _copy_pages
+            continue
+        if count == 0:
+            raise changed(source)
+        offset += count
+
+
+def _copy_blocks(source: int, copy: int, size: int, offset: int) -> int:
+    return os.copy_file_range(source, copy, size, offset, offset)
+
+
+def _copy_pages(source: int, copy: int, size: int, offset: int) -> int:
+    os.lseek(copy, offset, os.SEEK_SET)
+    return os.sendfile(copy, source, offset, size)
+
+
+def changed(source: str) -> MLDashError:
+    """The error of a source that was written to while it was copied."""
+    what = f"{source} was changed while it was copied"
+    return error(Code.SOURCE_CHANGED, what, "hand it over when nobody writes to it")
+
+
+def disk_error(failure: BaseException) -> BaseException:
+    """A full disk in our own words; anything else as it is."""
+    if isinstance(failure, MLDashError):
+        return failure
+    if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error(Code.DISK_FULL, "the spool's file system is full")
+    return failure

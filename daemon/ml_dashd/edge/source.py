@@ -1,0 +1,79 @@
+"""Sources that are open for reading: bytes at rest in the journal, or a file that may change under the reader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ml_dash.errors import Code, error
+from ml_dashd.core.model import Fingerprint, Job
+from ml_dashd.ports import Feedable
+
+READ_STEP = 1024 * 1024
+"""Read and hash this much at a time, so that it is hashed while it is in the cache."""
+
+
+def fingerprint(descriptor: int) -> Fingerprint:
+    """What fstat says of an open file now."""
+    status = os.fstat(descriptor)
+    return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class InlineSource:
+    """A source whose bytes rest in the journal."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size_bytes = len(content)
+
+    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
+        into[:] = self._content[offset : offset + len(into)]
+        for digester in digesters:
+            digester.update(into)
+
+    def check(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        return
+
+
+class FileSource:
+    """A source in a file: the spool's own, or one that its owner may still write to.
+
+    Only `preadv` with offsets: the descriptor's own offset is shared with the client.
+    """
+
+    def __init__(self, descriptor: int, job: Job) -> None:
+        self._descriptor = descriptor
+        self._baseline = job.pin.fingerprint
+        self._name = job.pin.source or job.record.path
+        self.size_bytes = job.record.size_bytes
+
+    def read(self, offset: int, into: memoryview, digesters: Sequence[Feedable]) -> None:
+        self.check()
+        for start in range(0, len(into), READ_STEP):
+            piece = into[start : start + READ_STEP]
+            self._fill(offset + start, piece)
+            for digester in digesters:
+                digester.update(piece)
+        self.check()
+
+    def check(self) -> bool:
+        if self._baseline is None:
+            return True
+        now = fingerprint(self._descriptor)
+        if not now.same_content(self._baseline):
+            raise error(Code.SOURCE_CHANGED, f"{self._name} was changed while it was on its way")
+        return now.ctime_ns == self._baseline.ctime_ns
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _fill(self, offset: int, piece: memoryview) -> None:
+        done = 0
+        while done < len(piece):
+            count = os.preadv(self._descriptor, [piece[done:]], offset + done)
+            if count == 0:
+                raise error(Code.SOURCE_CHANGED, f"{self._name} became shorter while it was on its way")
+            done += count
