@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ml_dashd.edge.rows import (
     scope_where,
     selection_where,
 )
-from ml_dashd.ports import Clock, Faults, JournalError, Superseded
+from ml_dashd.ports import Clock, Faults, Superseded
 
 MIGRATIONS = re.split(
     r"^-- ---- step \d+:.*$", resources.files(__package__).joinpath("schema.sql").read_text(), flags=re.MULTILINE
@@ -60,6 +60,7 @@ _LEFT = {Lane.SMALL: "size_bytes", Lane.LARGE: f"size_bytes - {_SENT}"}
 _INDEX_OF_DRAIN = f"""
 CREATE INDEX IF NOT EXISTS files_foremost ON files (lane, {_FOREMOST.format(left="size_bytes")}) WHERE {_DUE}
 """
+_RELAX = "DROP INDEX IF EXISTS files_foremost"
 _SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 # The setting is written when rows go, so that a hand-off writes one page less.
 _HIGH_WATER = """
@@ -88,9 +89,12 @@ class SqliteJournal:
 
     async def open(self) -> None:
         """Fills the table of moves that the trigger reads, and takes away what a drain that was killed has left."""
-        await self._database.call(_fill_transitions)
-        with suppress(JournalError):  # a full disk, say: it costs hand-offs a page each, and no more
-            await self.relax()
+
+        def work(connection: sqlite3.Connection) -> None:
+            _fill_transitions(connection)
+            connection.execute(_RELAX)
+
+        await self._database.call(work)
 
     def close(self) -> None:
         self._database.close()
@@ -249,7 +253,7 @@ class SqliteJournal:
         await self._database.call(work)
 
     async def relax(self) -> None:
-        await self._database.call(lambda connection: connection.execute("DROP INDEX IF EXISTS files_foremost").close())
+        await self._database.call(lambda connection: connection.execute(_RELAX).close())
 
     async def left(self, now_ms: int) -> Left:
         (row,) = await self._rows(
