@@ -85,8 +85,8 @@ class Experiment:
         first = QUIET_S if patience is None else min(QUIET_S, patience)
         waited = self._files.wait_all(first)
         if waited.pending and patience != first:
-            _say(f"waiting for {_files(waited.pending)} to be stored")
             try:
+                _say(f"waiting for {_files(waited.pending)} to be stored")
                 waited = self._files.wait_all(None if patience is None else patience - first)
             except KeyboardInterrupt:  # whoever waits may go: the files do not need them
                 self._say_what_remains(self._files.wait_all(0).pending)

@@ -45,6 +45,8 @@ RULES = {
 }  # fmt: skip
 """The points on the two sides of each rule of DURABILITY.md."""
 LOCAL_ONLY = "local."
+NO_COPIES = "[spool]\ncopy_below = 0\n"
+"""A source of which there is a copy may change as it likes: tests of what a change does go without."""
 STARTUP_COMMITS = {"journal": 1}
 """Transactions that write, of a start before the first file: the point of interest is a later one."""
 
@@ -119,7 +121,7 @@ def test_a_source_that_was_changed_while_the_daemon_was_dead(store: StoreUnderTe
     source = tmp_path / "big.bin"
     make_file(source, SIZE)
     before = source.stat()
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
         daemon.kill()
         daemon.start(faults="upload.part_journaled=kill@2")
         with daemon.experiment().run as exp:
@@ -170,7 +172,7 @@ def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
 def test_a_stored_object_goes_with_its_file(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
     """Killed when the store had it and the journal did not; then the source changed, and there was no way to tell."""
     make_file(tmp_path / "a.bin", size)
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
         daemon.kill()
         daemon.start(faults=f"{point}=kill")
         with daemon.experiment().run as exp:

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,11 @@ class Peer:
     async def replies(self) -> list[m.Message]:
         """All that comes until the daemon hangs up."""
         loop, replies = asyncio.get_running_loop(), []
-        async with asyncio.timeout(PATIENCE_S):
-            while data := await loop.sock_recv(self.socket, 1 << 16):
-                replies += [m.decode(frame, m.REPLIES) for frame in self.decoder.feed(data)]
+        # A peer that closes with something unread in its queue resets the connection, after all that it has said.
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(PATIENCE_S):
+                while data := await loop.sock_recv(self.socket, 1 << 16):
+                    replies += [m.decode(frame, m.REPLIES) for frame in self.decoder.feed(data)]
         return replies
 
     async def reply(self) -> m.Message:

@@ -284,11 +284,11 @@ def test_brought_back_to_a_disk_it_lists_everything(
 
 
 WATCHFUL = """
-    import logging, os, sys
+    import os, sys
     from pathlib import Path
-    from ml_dashd import app, config, embedded
+    from ml_dashd import app, config, embedded, logs
     embedded.LOOK_S = embedded.RENEW_S = embedded.CARRY_S = 0.05
-    logging.basicConfig(level="INFO", stream=sys.stderr)
+    logs.set_up("info", "human")
     root, state = map(Path, sys.argv[1:])
     os.chdir(root)
     app.run(config.embedded(root, state), lambda left: print("ready", flush=True))
