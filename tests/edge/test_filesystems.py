@@ -61,7 +61,7 @@ def test_a_folder_that_is_yet_to_be_made(tmp_path: Path, kind: int, name: str | 
 @pytest.mark.parametrize(
     ("mounted", "name"),
     [("fuse.sshfs", "fuse.sshfs"), ("fuse.juicefs", "fuse.juicefs"), ("fuse", "fuse"), (None, "FUSE"),
-     *((each, None) for each in LOCAL_FUSE)],
+     *((each, None) for each in sorted(LOCAL_FUSE))],
 )  # fmt: skip
 def test_fuse_is_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounted: str | None, name: str | None) -> None:
     """What is not known to be on a disk of this machine is taken for a network's."""

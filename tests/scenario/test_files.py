@@ -519,7 +519,7 @@ def test_flush_raises_what_became_of_a_file(held: Held, tmp_path: Path) -> None:
         ({"a": 1}, b'{"a": 1}'),
         ([1, "two", None], b'[1, "two", null]'),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_save_by_type(exp: Experiment, tmp_path: Path, content: Any, stored_as: bytes) -> None:
     exp.files("m").save(content, to="a.bin")
