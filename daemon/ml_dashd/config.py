@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import re
 import tomllib
@@ -352,6 +353,8 @@ def _check(name: str, value: Any) -> None:
         raise _wrong(name, value, "one of " + ", ".join(repr(choice) for choice in CHOICES[name]))
     if name in LEAST and not LEAST[name] <= value <= MOST.get(name, float("inf")):
         raise _wrong(name, value, f"at least {LEAST[name]}" + (f", at most {MOST[name]}" if name in MOST else ""))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(name, value, "a finite number")
     if name.endswith("mode") and not re.fullmatch(r"0[0-7]{3}", value):
         raise _wrong(name, value, 'an octal mode such as "0640"')
     if name in SCHEMES and (value or name != "store.endpoint_url") and not _is_url(value, SCHEMES[name][0]):

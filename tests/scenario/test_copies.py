@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,3 +138,67 @@ def test_a_file_that_changed_before_it_was_copied_says_so(tmp_path: Path) -> Non
         eventually(lambda: daemon.spool() == [])
         gate.unlink()
     assert daemon.store.keys() == []
+
+
+def test_a_file_that_is_completed_has_a_copy_should_the_store_lose_its_upload(tmp_path: Path) -> None:
+    """Its source is needed once more then, and may have been overwritten long since."""
+    sha256 = make_file(tmp_path / "a.bin", 20 * MIB)
+    with away(tmp_path) as (daemon, gate), daemon.experiment().run as exp:
+        gate.unlink()
+        namespace = gate.with_name("alice")
+        namespace.touch()  # parts can be sent, and the object can't be made
+        result = exp.files.upload(tmp_path / "a.bin")
+        eventually(lambda: result.refresh()["state"] == "COMPLETING")
+        eventually(lambda: is_copied(result))
+        (tmp_path / "a.bin").write_bytes(b"another")
+        for upload in gate.iterdir():
+            upload.unlink()
+        namespace.unlink()
+        result.wait(60)
+        assert_whole(daemon, exp, {"a.bin": sha256})
+
+
+def test_a_large_copy_holds_up_no_small_one(tmp_path: Path) -> None:
+    """It is held where it has been copied and not yet named; the small one is copied meanwhile."""
+    settings = f"copy_below = {MIB}\ncopy_after = 0\n"
+    with (
+        tmpfs(tmp_path / "elsewhere", 64 * MIB) as elsewhere,
+        away(tmp_path, settings) as (daemon, _),
+        daemon.experiment().run as exp,
+    ):
+        make_file(elsewhere / "large.bin", 40 * MIB)
+        make_file(tmp_path / "small.bin", MIB, seed=1)
+        large = [exp.files.upload(elsewhere / "large.bin", to=f"{number}.bin") for number in range(8)]
+        small = exp.files.upload(tmp_path / "small.bin")
+        eventually(lambda: is_copied(small) and all(is_copied(each) for each in large))
+        order = [line.partition("was=")[2].split()[0] for line in daemon.log().splitlines() if "file_copied" in line]
+        assert "link" in order[:-1], "the small one waited for all the large ones"
+
+
+def test_copies_leave_half_of_the_quota_to_saves(tmp_path: Path) -> None:
+    with away(tmp_path, f"quota = {8 * MIB}\n") as (daemon, gate), daemon.experiment(on_full="raise").run as exp:
+        for number in range(3):
+            make_file(tmp_path / f"{number}.bin", 3 * MIB, seed=number)
+            exp.files.upload(tmp_path / f"{number}.bin")
+        eventually(lambda: daemon.log().count("copy_postponed") == 2)
+        assert [each["pin"] for each in exp.files.list()].count("copy") == 1
+        exp.files.save_blob(bytes(4 * MIB), to="saved.bin")
+        gate.unlink()
+        exp.files.flush(timeout=60)
+        assert len(daemon.store.keys()) == 4
+
+
+def test_copies_leave_a_tenth_of_the_disk_to_others(tmp_path: Path) -> None:
+    store = Folder(tmp_path / "store")
+    store.root.mkdir()
+    (store.root / ".ml-dash-tmp").touch()
+    with (
+        tmpfs(tmp_path / "disk", 100 * MIB) as disk,
+        DaemonProcess(tmp_path / "daemon", store, state=disk / "state") as daemon,
+        daemon.experiment().run as exp,
+    ):
+        for number in range(3):
+            make_file(tmp_path / f"{number}.bin", 30 * MIB, seed=number)
+            exp.files.upload(tmp_path / f"{number}.bin")
+        eventually(lambda: "copy_postponed" in daemon.log())
+        assert shutil.disk_usage(disk).free >= 10 * MIB

@@ -340,3 +340,8 @@ def postpone(node: Node) -> None:
     """Nothing of what is blocked is tried by itself any more. It was blocked just now, so none is being tried."""
     with closing(sqlite3.connect(node.daemon.state / "journal.sqlite")) as journal, journal:
         journal.execute("UPDATE files SET not_before_ms = 1 << 60 WHERE blocked")
+
+
+@pytest.mark.parametrize("deadline", ["bogus", "s", "-1s", "2d"])
+def test_a_deadline_that_is_none_is_named_as_it_was_typed(node: Node, deadline: str) -> None:
+    assert repr(deadline) in node.shell.refused("drain", f"--deadline={deadline}", status=2)["message"]

@@ -110,3 +110,20 @@ def test_a_tidied_store_is_made_again(daemon: DaemonProcess) -> None:
         (store.root / ".ml-dash-tmp").rmdir()
         exp.files.save_text("b", to="b.txt").wait(30)
         exp.files.save_blob(bytes(20 * MIB), to="c.bin").wait(30)
+
+
+def test_a_deletion_says_nothing_of_the_store(daemon: DaemonProcess) -> None:
+    """It is no sign that what holds the other files up is mended."""
+    store = daemon.store
+    assert isinstance(store, Folder)
+    (store.root / PREFIX.partition("/")[0]).touch()  # where the store has to make its folder
+    with daemon.experiment().run as exp:
+        doomed, other = (exp.files.save_text("x", to=f"{name}.txt") for name in ("doomed", "other"))
+        eventually(lambda: len(daemon.status().blocked) == 2)
+        exp.files(file_id=doomed["id"]).delete()
+        eventually(lambda: "file_cancelled" in daemon.log())
+        assert other.refresh()["state"] != "DONE"
+        assert "store_mended" not in daemon.log()
+        (store.root / PREFIX.partition("/")[0]).unlink()
+        other.wait(60)
+        eventually(lambda: "store_mended" in daemon.log())

@@ -217,7 +217,10 @@ def _seconds(text: str) -> float:
 
 def _span(text: str) -> float:
     unit = UNITS.get(text[-1:], 0)
-    seconds = _seconds(text[:-1] if unit else text) * (unit or 1)
+    try:
+        seconds = _seconds(text[:-1] if unit else text) * (unit or 1)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time: 90s, 2m, 1h, or seconds") from None
     if seconds > LONGEST_S:
         raise argparse.ArgumentTypeError(f"{text!r} is longer than a day")
     return seconds

@@ -164,7 +164,8 @@ class LocalStore:
         def work() -> None:
             path = self._root / key
             self._temporary(f"{path.parent.name}.put").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
             with suppress(OSError):  # the id's own folder; another's stays because it is not empty
                 path.parent.rmdir()
 

@@ -32,6 +32,8 @@ from ml_dashd.ports import Faults, Source
 
 _OURS = re.compile(r"[0-9]+(\.copy)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background."""
+COPY_LEAVES = 10
+"""Copies in the background leave a tenth of the disk to the trainer, and half of the quota to its saves."""
 _TORN_READS = 3
 """Tries at reading a small file that is being written, before that is an error."""
 
@@ -127,10 +129,10 @@ class SpoolPins:
         """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
         return str(file_id) if pool is self._pools[0] else str(pool / str(file_id))
 
-    def _copy(self, descriptor: int, name: str, source: str) -> str:
+    def _copy(self, descriptor: int, name: str, source: str, *, spare: bool = False) -> str:
         path = self._pools[0] / name
         before = fingerprint(descriptor)
-        self._room.take(str(path), before.size_bytes)
+        self._room.take(str(path), before.size_bytes, spare=spare)
         copy = -1
         try:
             copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -152,7 +154,8 @@ class SpoolPins:
         try:
             if not fingerprint(source).same_content(_baseline(job)):
                 raise changed(job.pin.source)
-            name = self._copy(source, f"{job.id}.copy", job.pin.source)
+            self._leave_room(job.record.size_bytes)
+            name = self._copy(source, f"{job.id}.copy", job.pin.source, spare=True)
             pin = Pin(PinKind.COPY, name, job.pin.source)
             if not fingerprint(source).same_content(_baseline(job)):
                 self.release(pin, job.id)
@@ -160,6 +163,13 @@ class SpoolPins:
         finally:
             os.close(source)
         return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
+
+    def _leave_room(self, size_bytes: int) -> None:
+        """A copy that nobody asked for is not what fills the disk."""
+        disk = os.statvfs(self._pools[0])
+        if (disk.f_bavail - disk.f_blocks // COPY_LEAVES) * disk.f_frsize < size_bytes:
+            what = f"a copy of {size_bytes} bytes would leave less than a tenth of the spool's disk free"
+            raise error(Code.RETRY_LATER, what, "free space on it")
 
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
         """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""

@@ -21,14 +21,15 @@ class Room:
         with self._lock:
             return sum(self._taken.values())
 
-    def take(self, path: str, size_bytes: int) -> None:
-        """Sets bytes aside for a file of the spool.
+    def take(self, path: str, size_bytes: int, *, spare: bool = False) -> None:
+        """Sets bytes aside for a file of the spool. `spare`: nobody waits for it, so half of the quota is left alone.
 
         Raises RETRY_LATER where there is no room now, DISK_FULL where there never is.
         """
         with self._lock:
             used = sum(self._taken.values())
-            if self._quota and used + size_bytes > self._quota:
+            most = self._quota // 2 if spare else self._quota
+            if self._quota and used + size_bytes > most:
                 raise _refusal(size_bytes, used, self._quota)
             self._taken[path] = size_bytes
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_dash import messages
-from ml_dash.errors import Code
+from ml_dash.errors import TABLE, Code
 from ml_dash.messages import Failed
 from ml_dashd.core.access import Policy, has_room
 from ml_dashd.edge import listening
@@ -143,11 +143,11 @@ class SocketServer:
         """Why this uid gets no connection now."""
         policy, mine, every = self._access.policy, self._of_uid[uid], len(self._connections)
         if not policy.may_connect(uid):
-            return Failed(request=0, code=Code.ACCESS_DENIED, message=f"uid {uid} may not use this daemon")
+            return _refused(Code.ACCESS_DENIED, f"uid {uid} may not use this daemon")
         most = min(self._access.max_connections, every + self._budget.left(FOR_CONNECTIONS))
         if not has_room(mine, every, most, shared=policy.shared):
             message = f"{every} connections are open, {mine} of them of uid {uid}; there may be {most} of all users"
-            return Failed(request=0, code=Code.RETRY_LATER, message=message)
+            return _refused(Code.RETRY_LATER, message)
         return None
 
     def _forget(self, task: asyncio.Task[None], uid: int) -> None:
@@ -182,3 +182,7 @@ class SocketServer:
             self._said.clear()
         self._said[event, uid] = now, 0
         return spared
+
+
+def _refused(code: Code, message: str) -> Failed:
+    return Failed(request=0, code=code, message=message, hint=TABLE[code].hint)

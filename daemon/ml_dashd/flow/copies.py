@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import Job
@@ -25,8 +26,35 @@ RETRY_S = 60.0
 """How long a copy waits for room in the spool, and a large file for its sender, before it is looked at again."""
 
 
+class _Due:
+    """Files, each with its time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[tuple[float, int]] = []
+        self._added = asyncio.Event()
+
+    def put(self, file_id: int, delay_s: float) -> None:
+        heapq.heappush(self._heap, (self._clock.monotonic() + delay_s, file_id))
+        self._added.set()
+
+    async def take(self) -> int:
+        """The next one, once its time has come."""
+        while True:
+            self._added.clear()
+            pause = self._heap[0][0] - self._clock.monotonic() if self._heap else None
+            if pause is not None and pause <= 0:
+                return heapq.heappop(self._heap)[1]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._added.wait()
+
+
 class Copies:
-    """Copies one file after the other. `sending` says whether a file is being sent now."""
+    """Copies one small file after the other, and beside them one large file after the other.
+
+    `sending` says whether a file is being sent now.
+    """
 
     def __init__(
         self,
@@ -52,42 +80,36 @@ class Copies:
         self._below = below_bytes
         self._after = after_s
         self._sending = sending
-        self._due: list[tuple[float, int]] = []
-        self._added = asyncio.Event()
+        self._small, self._large = _Due(clock), _Due(clock)
 
     def add(self, job: Job) -> None:
         """Notes a file that was taken in; it is copied in its time, if it needs to be."""
         delay = copy_delay_s(job, self._below, self._after)
         if delay is not None:
-            self._put(job.id, delay)
+            self._lane(job).put(job.id, delay)
 
     async def run(self) -> None:
         """Copies what is due, until it is cancelled."""
+        await asyncio.gather(self._serve(self._small), self._serve(self._large))
+
+    async def _serve(self, due: _Due) -> None:
         while True:
-            self._added.clear()
-            pause = self._due[0][0] - self._clock.monotonic() if self._due else None
-            if pause is None or pause > 0:
-                await self._wait(pause)
-                continue
-            _, file_id = heapq.heappop(self._due)
+            file_id = await due.take()
             try:
                 await self._look(file_id)
             except Exception:
                 log.exception("copy_failed", extra={"id": file_id})
 
-    async def _wait(self, pause_s: float | None) -> None:
-        try:
-            async with asyncio.timeout(pause_s):
-                await self._added.wait()
-        except TimeoutError:
-            return
+    def _lane(self, job: Job) -> _Due:
+        return self._small if job.record.size_bytes <= self._below else self._large
 
     async def _look(self, file_id: int) -> None:
         for job in await self._journal.get([file_id]):
-            if job.state not in (State.QUEUED, State.SENDING) or job.cancel_requested:
+            # A file that is completed needs its source once more where the store has lost the upload.
+            if job.state not in (State.QUEUED, State.SENDING, State.COMPLETING) or job.cancel_requested:
                 return
             if job.record.size_bytes > self._below and self._sending(file_id):
-                self._put(file_id, RETRY_S)
+                self._large.put(file_id, RETRY_S)
                 return
             await self._copy(job)
 
@@ -118,8 +140,4 @@ class Copies:
             return  # its sender finds out, and says so
         event = {"id": job.id, "code": refused.code, "error": refused.message}
         log.warning("copy_postponed", extra=event)
-        self._put(job.id, RETRY_S)
-
-    def _put(self, file_id: int, delay_s: float) -> None:
-        heapq.heappush(self._due, (self._clock.monotonic() + delay_s, file_id))
-        self._added.set()
+        self._lane(job).put(job.id, RETRY_S)

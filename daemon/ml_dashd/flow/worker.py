@@ -174,7 +174,7 @@ class Worker:
     async def _run(self, job: Job) -> None:
         try:
             await self._uploader.run(job)
-            if job.blocked:
+            if job.blocked and not job.cancel_requested:  # a deletion says nothing of the store
                 await self._finish.unblock(job)
                 self.wake()
         except Superseded:
