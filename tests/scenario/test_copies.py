@@ -158,23 +158,6 @@ def test_a_file_that_is_completed_has_a_copy_should_the_store_lose_its_upload(tm
         assert_whole(daemon, exp, {"a.bin": sha256})
 
 
-def test_a_large_copy_holds_up_no_small_one(tmp_path: Path) -> None:
-    """It is held where it has been copied and not yet named; the small one is copied meanwhile."""
-    settings = f"copy_below = {MIB}\ncopy_after = 0\n"
-    with (
-        tmpfs(tmp_path / "elsewhere", 64 * MIB) as elsewhere,
-        away(tmp_path, settings) as (daemon, _),
-        daemon.experiment().run as exp,
-    ):
-        make_file(elsewhere / "large.bin", 40 * MIB)
-        make_file(tmp_path / "small.bin", MIB, seed=1)
-        large = [exp.files.upload(elsewhere / "large.bin", to=f"{number}.bin") for number in range(8)]
-        small = exp.files.upload(tmp_path / "small.bin")
-        eventually(lambda: is_copied(small) and all(is_copied(each) for each in large))
-        order = [line.partition("was=")[2].split()[0] for line in daemon.log().splitlines() if "file_copied" in line]
-        assert "link" in order[:-1], "the small one waited for all the large ones"
-
-
 def test_copies_leave_half_of_the_quota_to_saves(tmp_path: Path) -> None:
     with away(tmp_path, f"quota = {8 * MIB}\n") as (daemon, gate), daemon.experiment(on_full="raise").run as exp:
         for number in range(3):

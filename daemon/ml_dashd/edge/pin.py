@@ -32,8 +32,8 @@ from ml_dashd.ports import Faults, Source
 
 _OURS = re.compile(r"[0-9]+(\.copy)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background."""
-COPY_LEAVES = 10
-"""Copies in the background leave a tenth of the disk to the trainer, and half of the quota to its saves."""
+COPIES_LEAVE_BYTES = 10 * 1024**3
+"""Copies in the background leave so much of the disk to the trainer, or a tenth of it, and half of the quota."""
 _TORN_READS = 3
 """Tries at reading a small file that is being written, before that is an error."""
 
@@ -167,8 +167,9 @@ class SpoolPins:
     def _leave_room(self, size_bytes: int) -> None:
         """A copy that nobody asked for is not what fills the disk."""
         disk = os.statvfs(self._pools[0])
-        if (disk.f_bavail - disk.f_blocks // COPY_LEAVES) * disk.f_frsize < size_bytes:
-            what = f"a copy of {size_bytes} bytes would leave less than a tenth of the spool's disk free"
+        floor = min(disk.f_blocks * disk.f_frsize // 10, COPIES_LEAVE_BYTES)
+        if disk.f_bavail * disk.f_frsize < size_bytes + floor:
+            what = f"a copy of {size_bytes} bytes would leave less than {floor} free on the spool's disk"
             raise error(Code.RETRY_LATER, what, "free space on it")
 
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:

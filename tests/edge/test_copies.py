@@ -1,0 +1,76 @@
+"""Copies in the background: which waits for which."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any, cast
+
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.copies import Copies
+
+BELOW = 100
+
+
+class Files:
+    """Journal and spool in one: a large file is copied only once the gate is open."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = {job.id: job for job in jobs}
+        self.gate = threading.Event()
+        self.copied: list[int] = []
+        self.changed = asyncio.Event()
+
+    async def get(self, ids: Sequence[int]) -> list[Job]:
+        return [self.jobs[each] for each in ids]
+
+    def copy(self, job: Job) -> Pin:
+        if job.record.size_bytes > BELOW:
+            self.gate.wait(30)
+        return Pin(PinKind.COPY, f"{job.id}.copy")
+
+    async def settle(self, pin: Pin, file_id: int) -> None:
+        return
+
+    async def repin(self, job: Job, pin: Pin) -> None:
+        self.copied.append(job.id)
+        self.changed.set()
+
+    def release(self, pin: Pin, file_id: int) -> None:
+        return
+
+
+def job(number: int, size: int) -> Job:
+    return Job(FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 0, 0), Pin(PinKind.FD))
+
+
+async def test_a_large_copy_holds_up_no_small_one() -> None:
+    files = Files([job(1, BELOW + 1), job(2, BELOW)])
+    disk = Pool(4, "disk")
+    ports: dict[str, Any] = dict.fromkeys(("journal", "pins", "settle"), cast("Any", files))
+    copies = Copies(
+        **ports,
+        disk=disk,
+        bell=Bell(),
+        clock=SystemClock(),
+        faults=NoFaults(),
+        below_bytes=BELOW,
+        after_s=0.0,
+        sending=lambda _: False,
+    )
+    for each in files.jobs.values():
+        copies.add(each)
+    running = asyncio.create_task(copies.run())
+    async with asyncio.timeout(30):
+        await files.changed.wait()
+        assert files.copied == [2]
+        files.changed.clear()
+        files.gate.set()
+        await files.changed.wait()
+    assert files.copied == [2, 1]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    disk.close()
