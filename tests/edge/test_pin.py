@@ -712,8 +712,9 @@ def test_what_is_released_while_the_spool_is_measured_counts_for_nothing(
         spool.pins.release(job.pin, job.id)
         return found
 
-    monkeypatch.setattr(os, "scandir", scan_and_release)
-    assert spool.pins.spool_bytes() == 0
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, "scandir", scan_and_release)
+        assert spool.pins.spool_bytes() == 0
 
 
 def test_a_linking_that_the_kernel_forbids_becomes_a_held_descriptor(
