@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import TracebackType
 
 from ml_dash import messages as m
+from ml_dash import wording
 from ml_dash.connection import Connection, now_ms
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import Files
@@ -86,7 +87,7 @@ class Experiment:
         waited = self._files.wait_all(first)
         if waited.pending and patience != first:
             try:
-                _say(f"waiting for {_files(waited.pending)} to be stored")
+                _say(f"waiting for {wording.files(waited.pending)} to be stored")
                 waited = self._files.wait_all(None if patience is None else patience - first)
             except KeyboardInterrupt:  # whoever waits may go: the files do not need them
                 self._say_what_remains(self._files.wait_all(0).pending)
@@ -94,12 +95,13 @@ class Experiment:
         if waited.pending:
             self._say_what_remains(waited.pending)
         if failed := self._files.failed_in_run(waited):
-            _say(f"{_files(len(failed))} failed: {failure_of(failed[0])}. To see all: ml-dash status{self._cli_root()}")
+            count, root = wording.files(len(failed)), self._cli_root()
+            _say(f"{count} failed: {failure_of(failed[0])}. To see all: ml-dash status{root}")
 
     def _say_what_remains(self, pending: int) -> None:
         if pending:
             root = self._cli_root()
-            _say(f"{_files(pending)} not stored yet; the daemon goes on. To wait for it: ml-dash wait{root}")
+            _say(f"{wording.files(pending)} not stored yet; the daemon goes on. To wait for it: ml-dash wait{root}")
 
     def _cli_root(self) -> str:
         root = self._connection.endpoint.root
@@ -171,10 +173,6 @@ def _place(prefix: str) -> m.Place:
     if len(parts) < 3:  # noqa: PLR2004 namespace, project, experiment
         raise error(Code.INVALID_PREFIX, f"the prefix {prefix!r} has fewer than three segments")
     return m.Place(namespace=parts[0], project=parts[1], experiment=parts[2])
-
-
-def _files(count: int) -> str:
-    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_dash import silence
+from ml_dash import silence, wording
 from ml_dash.address import reachable
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.home import HOME, Home, States, check_owner, find_home, locked, make_home, refused
@@ -235,18 +235,9 @@ def _read_words(words: bytes) -> dict[str, Any]:
 def _say_what_goes_on(files: int, size_bytes: int) -> None:
     """An earlier run was killed before its files were stored; whoever comes next is told that they are not lost."""
     if files:
-        count = "1 file" if files == 1 else f"{files} files"
         verb = "goes" if files == 1 else "go"
-        print(f"ml-dash: {count} ({_size(size_bytes)}) of an earlier run {verb} on", file=sys.stderr)  # noqa: T201
-
-
-def _size(count: float) -> str:
-    """Bytes as people say them, by powers of 1,000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:  # noqa: PLR2004
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        what = f"{wording.files(files)} ({wording.size(size_bytes)})"
+        print(f"ml-dash: {what} of an earlier run {verb} on", file=sys.stderr)  # noqa: T201
 
 
 @contextmanager

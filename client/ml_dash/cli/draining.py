@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from ml_dash import messages as m
+from ml_dash import wording
 from ml_dash.cli import report, show
 from ml_dash.connection import Connection
 
@@ -34,11 +35,11 @@ class Watch:
         left = seen.total_files - seen.done_files
         held = f", {seen.held_files} of them held up" if seen.held_files else ""
         self._most = max(self._most, seen.done_bytes)
-        self._bar.update(f"{_files(left)} left{held}", self._most, seen.total_bytes, same_bar=True)
+        self._bar.update(f"{wording.files(left)} left{held}", self._most, seen.total_bytes, same_bar=True)
         if self._lines and left and time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_S
             size = show.size(seen.total_bytes - seen.done_bytes)
-            print(f"{_files(left)} left{held}, {size} to send", file=sys.stderr)
+            print(f"{wording.files(left)} left{held}, {size} to send", file=sys.stderr)
 
 
 def drain(connection: Connection, seconds: float, watch: Watch, *, stop: bool) -> m.Drained:
@@ -69,9 +70,10 @@ def as_lines(drained: m.Drained) -> Iterator[str]:
         yield "everything is stored"
         return
     if drained.left_files:
-        yield f"{_files(drained.left_files)} left, {show.size(drained.left_bytes)} to send; they go on by themselves"
+        left = wording.files(drained.left_files)
+        yield f"{left} left, {show.size(drained.left_bytes)} to send; they go on by themselves"
     if drained.failed_files:
-        yield f"{_files(drained.failed_files)} failed"
+        yield f"{wording.files(drained.failed_files)} failed"
     for record in drained.files:
         yield from report.trouble(record)
     more = drained.left_files + drained.failed_files - len(drained.files)
@@ -79,7 +81,3 @@ def as_lines(drained: m.Drained) -> Iterator[str]:
         yield f"  and {more} more"
     if drained.manifest:
         yield f"all of them: {drained.manifest}"
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"

@@ -13,13 +13,13 @@ class Room:
     def __init__(self, quota_bytes: int = 0) -> None:
         self._quota = quota_bytes
         self._taken: dict[str, int] = {}
+        self._used = 0
         self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
         """What slots and copies take."""
-        with self._lock:
-            return sum(self._taken.values())
+        return self._used
 
     def take(self, path: str, size_bytes: int, *, spare: bool = False) -> None:
         """Sets bytes aside for a file of the spool. `spare`: nobody waits for it, so half of the quota is left alone.
@@ -27,21 +27,24 @@ class Room:
         Raises RETRY_LATER where there is no room now, DISK_FULL where there never is.
         """
         with self._lock:
-            used = sum(self._taken.values())
             most = self._quota // 2 if spare else self._quota
-            if self._quota and used + size_bytes > most:
-                raise _refusal(size_bytes, used, self._quota)
-            self._taken[path] = size_bytes
+            if self._quota and self._used + size_bytes > most:
+                raise _refusal(size_bytes, self._used, self._quota)
+            self._count(path, size_bytes)
 
     def found(self, path: str, size_bytes: int) -> None:
         """Counts a file that was there at the start."""
         with self._lock:
-            self._taken[path] = size_bytes
+            self._count(path, size_bytes)
 
     def give_back(self, path: str) -> None:
         """The file is gone. Idempotent."""
         with self._lock:
-            self._taken.pop(path, None)
+            self._used -= self._taken.pop(path, 0)
+
+    def _count(self, path: str, size_bytes: int) -> None:
+        self._used += size_bytes - self._taken.get(path, 0)
+        self._taken[path] = size_bytes
 
 
 def _refusal(size_bytes: int, used: int, quota: int) -> Exception:

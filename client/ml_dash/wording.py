@@ -1,0 +1,17 @@
+"""Counts and sizes as people say them, wherever the client speaks."""
+
+from __future__ import annotations
+
+
+def files(count: int) -> str:
+    """1 file, 2 files."""
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+def size(count: float) -> str:
+    """Bytes by powers of 1,000: 512 bytes, 1.5 kB, 2.0 TB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
