@@ -305,7 +305,7 @@ class Source(Protocol):
         """Fills the buffer and feeds the digesters with it. Raises SOURCE_CHANGED when it is not what it was."""
 
     def check(self) -> bool:
-        """Whether the source is untouched since it was pinned; False when only its ctime moved.
+        """Whether the source is untouched since it was pinned; False when only its ctime moved, or none may have to.
 
         Raises SOURCE_CHANGED when its content may have changed.
         """

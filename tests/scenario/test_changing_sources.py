@@ -5,6 +5,8 @@ At each stage the daemon is stopped, so that what is done to the file is done ju
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ import pytest
 
 from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
-from tests.doubles.disks import ext4, with_reflinks
+from ml_dash.result import FileResult
+from tests.doubles.disks import ext4, tmpfs, with_reflinks
 from tests.doubles.meddling import CHANGES, HARMLESS, Meddling
 from tests.harness import DaemonProcess, Folder, file_sha256, make_file
 
@@ -128,3 +131,42 @@ def test_whatever_happens_to_a_source(tmp_path: Path, pin: str, stage: str) -> N
 def stored(daemon: DaemonProcess, record: dict[str, Any]) -> str:
     assert isinstance(daemon.store, Folder)
     return file_sha256(daemon.store.root / daemon.store.key_of(record))
+
+
+@pytest.mark.parametrize("where", [0, -1], ids=["what was read", "the last byte"])
+def test_a_write_that_moves_no_time_makes_no_mixture(tmp_path: Path, where: int) -> None:
+    """On a file system in memory no write through a mapping ever shows, and this one was made before the hand-off."""
+    with tmpfs(tmp_path / "disk", 64 * MIB) as disk, hanging(tmp_path / "daemon", tmp_path / "store", STAGE) as daemon:
+        path = disk / "a.bin"
+        before = make_file(path, 17 * MIB)
+        with (
+            path.open("r+b") as file,
+            mmap.mmap(file.fileno(), 0) as mapping,
+            daemon.experiment().run as exp,
+            ThreadPoolExecutor(1) as trainer,
+        ):
+            result = exp.files.upload(path)
+            assert result["pin"] == "fd"
+            daemon.wait_until_hung()
+            mapping[where] ^= 1
+            after = hashlib.sha256(mapping).hexdigest()
+            ended = trainer.submit(attempt_to_wait, result)
+            daemon.let_go_until(ended.done)
+            if ended.result() is None:
+                assert stored(daemon, dict(result)) == result["checksum"]
+                assert result["checksum"] in ((after,) if where == 0 else (before, after))
+            else:
+                assert ended.result() is Code.SOURCE_CHANGED
+                assert daemon.store.keys() == []
+
+
+STAGE = "upload.before_part"
+
+
+def attempt_to_wait(result: FileResult) -> Code | None:
+    """The code of the error that ends it; None where it is stored."""
+    try:
+        result.wait(60)
+    except MLDashError as failure:
+        return failure.code
+    return None

@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,35 @@ def test_a_late_write_makes_no_mixture(daemon: DaemonProcess, tmp_path: Path) ->
             found.wait(60)
         assert ended.value.code is Code.SOURCE_CHANGED
     assert daemon.store.keys() == daemon.store.open_uploads() == []
+
+
+@pytest.mark.parametrize("where", [0, 18 * MIB], ids=["what was read", "what is read next"])
+def test_a_late_write_while_it_is_sent_makes_no_mixture(daemon: DaemonProcess, where: int) -> None:
+    """Its pages are still dirty, so no time moves: the slot is read once more before its object is made."""
+    content = hashlib.shake_256(b"one").digest(20 * MIB)
+    daemon.kill()
+    daemon.start(faults="upload.before_part=hang,settle.before_sync=hang@9")
+    with RawClient(daemon.socket).greet() as client:
+        slot = granted(client, len(content))
+        with mmap.mmap(client.received[0], slot.capacity_bytes) as mapping:
+            mapping[: len(content)] = content
+            client.ask(m.Accepted, commit(slot.slot, len(content)))
+            daemon.wait_until_hung()
+            mapping[where] ^= 1
+        daemon.resume()
+        with daemon.experiment().run as exp:
+            (found,) = exp.files().list()
+            with suppress(MLDashError):
+                found.wait(60)
+            found.refresh()
+            if found["state"] == "DONE":
+                assert where > 0, "the object is of the content before the write, and the slot is not"
+                changed = bytearray(content)
+                changed[where] ^= 1
+                assert found["checksum"] == hashlib.sha256(changed).hexdigest()
+            else:
+                assert daemon.rows("SELECT error_code FROM files") == [("SOURCE_CHANGED",)]
+                eventually(lambda: daemon.store.keys() == daemon.store.open_uploads() == [])
 
 
 def test_no_byte_of_a_save_is_seen_by_another_connection(daemon: DaemonProcess) -> None:

@@ -41,7 +41,7 @@ def check(descriptor: int, source: str, *, copied: bool) -> os.stat_result:
     """
     try:
         status = os.fstat(descriptor)
-        made_up = NO_FILES.get(_file_system(descriptor))
+        made_up = NO_FILES.get(file_system(descriptor))
     except OSError as failure:  # a FUSE file that is its owner's alone, a network file whose server has let it go
         raise unreadable(source, failure) from None
     if not stat.S_ISREG(status.st_mode):
@@ -85,7 +85,7 @@ def _check_seals(descriptor: int, source: str) -> None:
         raise error(Code.NOT_A_FILE, f"{source} is a memfd that can still be written to", hint)
 
 
-def _file_system(descriptor: int) -> int:
+def file_system(descriptor: int) -> int:
     """The type of the file system that an open file is on."""
     answer = ctypes.create_string_buffer(_STATFS_BYTES)
     if _fstatfs(descriptor, answer) != 0:

@@ -14,13 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from awscrt import checksums as crt
-
 from ml_dashd.core.checksum import Digest, encode_crc
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
 from ml_dashd.core.names import local_key
 from ml_dashd.core.plan import MIB, PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.ports import Faults, Threads
 
@@ -104,7 +103,7 @@ class LocalStore:
                 size = os.fstat(descriptor).st_size
                 ranges = [(start, min(part_size, size - start)) for start in range(0, size, part_size)]
                 return [
-                    SentPart(number, length, "", encode_crc(_checksum(descriptor, start, length), 8))
+                    SentPart(number, length, "", encode_crc(crc64_of_range(descriptor, start, length), 8))
                     for number, (start, length) in enumerate(ranges, start=1)
                 ]
             finally:
@@ -136,7 +135,7 @@ class LocalStore:
                 return None
             try:
                 size = os.fstat(descriptor).st_size
-                checksum = encode_crc(_checksum(descriptor, 0, size), 8)
+                checksum = encode_crc(crc64_of_range(descriptor, 0, size), 8)
             finally:
                 os.close(descriptor)
             return Evidence(size, "", checksum, int(Path(key).parent.name))
@@ -225,15 +224,6 @@ def _write(descriptor: int, body: memoryview, offset: int) -> None:
     done = 0
     while done < len(body):
         done += os.pwrite(descriptor, body[done:], offset + done)
-
-
-def _checksum(descriptor: int, offset: int, size: int) -> int:
-    """The CRC64NVME of a range of a file, as it is there now."""
-    crc, end = 0, offset + size
-    while offset < end and (piece := os.pread(descriptor, min(MIB, end - offset), offset)):
-        crc = crt.crc64nvme(piece, crc)
-        offset += len(piece)
-    return crc
 
 
 def _sorted(failure: OSError) -> StoreError:

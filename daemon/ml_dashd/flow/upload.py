@@ -20,7 +20,7 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
-from ml_dashd.flow.sources import open_source, sha256_of
+from ml_dashd.flow.sources import crc64_of, open_source
 from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 4
@@ -105,7 +105,7 @@ class Uploader:
         try:
             sha256 = hashlib.sha256()
             digest = await self._read(source, Part(1, 0, source.size_bytes), buffer, sha256, algorithm)
-            await self._settle_source(job, source, sha256.hexdigest())
+            await self._settle_source(job, source, digest, sha256.hexdigest())
             self._faults.at("upload.before_put")
             try:
                 async with asyncio.timeout(PART_DEADLINE_S):
@@ -162,8 +162,8 @@ class Uploader:
                         task.add_done_callback(lambda _: turn.release())
         except ExceptionGroup as failures:
             raise _first(failures) from None
-        await self._settle_source(job, source, sha256.hexdigest())
         whole = checksum.combine(digests, job.algorithm)
+        await self._settle_source(job, source, whole, sha256.hexdigest())
         return await self._evidence_parts(job, digests, whole, sha256.hexdigest())
 
     async def _send_part(self, job: Job, part: Part, buffer: memoryview, digest: Digest) -> None:
@@ -294,10 +294,13 @@ class Uploader:
             raise
         return digest
 
-    async def _settle_source(self, job: Job, source: Source, sha256: str) -> None:
-        """Refuses a source that is not what it was; one whose ctime alone moved is read again and compared."""
+    async def _settle_source(self, job: Job, source: Source, read: Digest, sha256: str) -> None:
+        """Refuses a source that is not what it was. One that may have been written to unseen is read once more.
+
+        What is the same both times was the same in between: one content, and no mixture of two.
+        """
         untouched = await self._threads.run(source.check)
-        if not untouched and await sha256_of(source, self._threads) != sha256:
+        if not untouched and await crc64_of(source, self._threads) != read.crc64nvme:
             raise error(Code.SOURCE_CHANGED, f"{_name(job)} was changed while it was on its way")
         if job.record.sha256 is not None and job.record.sha256 != sha256:
             raise error(Code.SOURCE_CHANGED, f"{_name(job)} is not what was handed over")
