@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,13 +18,20 @@ from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, Sen
 from ml_dashd.core.names import RESERVED, s3_key
 from ml_dashd.core.plan import MIB, Part
 from ml_dashd.core.retry import Fault, StoreError
-from ml_dashd.edge.s3_client import Clients, S3Settings, code_of, sorted_error, watched
+from ml_dashd.edge.s3_client import Clients, S3Settings
+from ml_dashd.edge.s3_errors import code_of, sorted_error
+from ml_dashd.edge.s3_send import Sender
 
 T = TypeVar("T")
 
 ID_FIELD = "ml-dash-id"
 """The object's metadata that holds the file's id: x-amz-meta-ml-dash-id."""
 CHECKSUM_FIELDS = {Algorithm.CRC64NVME: "ChecksumCRC64NVME", Algorithm.CRC32C: "ChecksumCRC32C"}
+CHECKSUM_HEADERS = {
+    Algorithm.CRC64NVME: "x-amz-checksum-crc64nvme",
+    Algorithm.CRC32C: "x-amz-checksum-crc32c",
+    Algorithm.MD5: "content-md5",
+}
 ALGORITHM_NAMES = {Algorithm.CRC64NVME: "CRC64NVME", Algorithm.CRC32C: "CRC32C"}
 LIST_PAGE = 1000
 ABORT_TRIES = 5
@@ -39,6 +46,7 @@ class S3Store:
         self.single_bytes = settings.part_bytes
         self._settings = settings
         self._clients = Clients(settings)
+        self._sender = Sender(settings, self._clients.access)
         self._algorithm = settings.checksum
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
@@ -61,20 +69,9 @@ class S3Store:
         return s3_key(record, self._settings.key_prefix)
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
-        async def send() -> Evidence:
-            async with watched(body) as stream:
-                answer = await (await self._clients.data()).put_object(
-                    **self._at(target.key),
-                    Body=stream,
-                    ContentLength=len(body),
-                    ContentType=target.content_type,
-                    Metadata={ID_FIELD: str(target.file_id)},
-                    **_checksum_of(digest),
-                )
-            checksum = answer.get(CHECKSUM_FIELDS.get(digest.algorithm, ""))
-            return Evidence(len(body), _bare(answer.get("ETag")), checksum, target.file_id)
-
-        return await self._ask(send, f"put {target.key}")
+        headers = {"content-type": target.content_type, f"x-amz-meta-{ID_FIELD}": str(target.file_id)}
+        answer = await self._send(target.key, {}, headers, body, digest, f"put {target.key}")
+        return Evidence(len(body), _bare(answer.get("etag")), _stated(answer, digest), target.file_id)
 
     async def begin(self, target: Target) -> str:
         algorithm = await self.prepare()
@@ -91,20 +88,9 @@ class S3Store:
         return await self._ask(ask, f"begin {target.key}")
 
     async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
-        async def send() -> SentPart:
-            async with watched(body) as stream:
-                answer = await (await self._clients.data()).upload_part(
-                    **self._at(target.key),
-                    UploadId=upload_id,
-                    PartNumber=part.number,
-                    Body=stream,
-                    ContentLength=len(body),
-                    **_checksum_of(digest),
-                )
-            checksum = answer.get(CHECKSUM_FIELDS.get(digest.algorithm, ""))
-            return SentPart(part.number, len(body), _bare(answer["ETag"]), checksum, digest.crc64nvme)
-
-        return await self._ask(send, f"part {part.number} of {target.key}")
+        query = {"partNumber": str(part.number), "uploadId": upload_id}
+        answer = await self._send(target.key, query, {}, body, digest, f"part {part.number} of {target.key}")
+        return SentPart(part.number, len(body), _bare(answer["etag"]), _stated(answer, digest), digest.crc64nvme)
 
     async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
         field = CHECKSUM_FIELDS.get(await self.prepare(), "")
@@ -221,7 +207,18 @@ class S3Store:
             markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     async def close(self) -> None:
+        await self._sender.close()
         await self._clients.close()
+
+    async def _send(
+        self, key: str, query: dict[str, str], headers: dict[str, str], body: memoryview, digest: Digest, what: str
+    ) -> Mapping[str, str]:
+        if digest.proof is not None:
+            headers[CHECKSUM_HEADERS[digest.algorithm]] = digest.proof
+        try:
+            return await self._sender.put(key, query, headers, body, what)
+        except Exception as failure:
+            raise await self._failed(failure, what) from failure
 
     async def _list_uploads(self, key: str, markers: dict[str, str]) -> Any:
         control = await self._clients.control()
@@ -240,9 +237,7 @@ class S3Store:
             raise await self._failed(failure, what) from failure
 
     async def _failed(self, failure: Exception, what: str) -> StoreError:
-        if isinstance(failure, StoreError):
-            return failure
-        error = sorted_error(failure, what)
+        error = failure if isinstance(failure, StoreError) else sorted_error(failure, what)
         if error.fault is Fault.CREDENTIALS:
             await self._clients.close()  # the next call asks for credentials anew: they may have been mended
         return error
@@ -323,6 +318,11 @@ def _checksum_of(digest: Digest) -> dict[str, str]:
 def _full_object(algorithm: Algorithm, **more: Any) -> dict[str, Any]:
     """What asks for a checksum over the whole object; nothing where the algorithm has none."""
     return {"ChecksumType": "FULL_OBJECT", **more} if algorithm in CHECKSUM_FIELDS else {}
+
+
+def _stated(answer: Mapping[str, str], digest: Digest) -> str | None:
+    """The checksum that the server echoes; none where it verified an MD5, which is in its ETag."""
+    return answer.get(CHECKSUM_HEADERS[digest.algorithm]) if digest.algorithm in CHECKSUM_FIELDS else None
 
 
 def _bare(etag: str | None) -> str:
