@@ -42,6 +42,8 @@ SHORT = 128
 """No bound is less: what is shorter in all needs no closer look."""
 DESCRIBED_BYTES = 512 * KIB
 """All that is said of a file: texts are bounded in characters, frames in bytes."""
+MANY = 256
+"""Files in a PutMany; their bytes are bounded by its frame."""
 Tags = Annotated[tuple[Annotated[str, Max(256)], ...], Max(128)]
 Key = Annotated[bytes, Max(16)]
 """An idempotency key: 16 random bytes; a request that comes again with the same key has the same answer."""
@@ -165,6 +167,16 @@ class Put(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A file in a PutMany: as in a Put."""
+
+    key: Key
+    file: Described
+    content: Annotated[bytes, Max(INLINE_BYTES)]
+    sha256: Annotated[bytes, Max(32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSlot(Message):
     """Asks for a spool file of at least `size_bytes` to write into; `held` names slots whose descriptors are kept."""
 
@@ -268,6 +280,15 @@ class Drain(Message):
     stop: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutMany(Message):
+    """Hands over several small contents, all or none of them."""
+
+    kind: ClassVar[int] = 15
+    limit: ClassVar[int] = Put.limit
+    files: Annotated[tuple[Content, ...], Max(MANY)]
+
+
 # ---- replies
 
 
@@ -306,6 +327,15 @@ class Accepted(Message):
     kind: ClassVar[int] = 67
     limit: ClassVar[int] = 1024 * KIB
     record: Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedMany(Message):
+    """The files of a PutMany are the daemon's, in their order."""
+
+    kind: ClassVar[int] = 76
+    limit: ClassVar[int] = 1024 * KIB
+    records: Annotated[tuple[Record, ...], Max(MANY)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,14 +458,14 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain,
+        Status, Drain, PutMany,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained,
+        Drained, AcceptedMany,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

@@ -35,6 +35,7 @@ from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool, SystemCloc
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
@@ -49,6 +50,7 @@ from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
+from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, disks_of, journal_check, spool_check, store_check
 from ml_dashd.ports import Faults, Meter, Store
@@ -177,7 +179,7 @@ class Daemon:
             config.state_dir / "journal.sqlite",
             clock,
             faults,
-            lambda size: lane(size, single_bytes),
+            lambda kind, size: lane(kind, size, single_bytes),
             self._meter.committing,
         )
         await self._journal.open()
@@ -250,16 +252,20 @@ class Daemon:
             "meter": self._meter,
         }
         finish = Finish(catalog=self._catalog, threads=self._disk, **common)
-        checksums = Checksums(self._journal, self._store)
+        shared: dict[str, Any] = {
+            "finish": finish,
+            "checksums": Checksums(self._journal, self._store),
+            "verify": Verify(self._store, self._threads, clock),
+        }
         uploader = Uploader(
-            checksums=checksums,
             buffers=buffers,
-            finish=finish,
             threads=self._threads,
             part_bytes=config.store.part_size,
+            **shared,
             **common,
         )
-        self._worker = Worker(self._journal, uploader, finish, clock, self._meter)
+        batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
+        self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter)
         self._health = Health(self._journal)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._copies = Copies(

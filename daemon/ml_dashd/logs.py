@@ -57,6 +57,7 @@ EVENTS = {
     "file_held_back": "the journal can't be written now; the file goes on later",
     "file_retry": "it goes on later, by itself",
     "file_stored": "stored, verified and listed",
+    "files_stored": "small files that were stored, verified and listed together",
     "file_stumbled": "it goes on later, after a defect or an error of the disk",
     "holder_not_renewed": "on a network file system, the note of who holds the root could not be written",
     "http_failed": "a defect in an answer over HTTP",

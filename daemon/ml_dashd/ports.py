@@ -90,17 +90,33 @@ class Meter(Protocol):
         """The event loop came so much later than it was asked to."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A new job, its request's idempotency key, and the bytes of an inline pin."""
+
+    job: Job
+    key: bytes
+    content: bytes | None = None
+
+
 class Journal(Protocol):
     """The durable queue. Every change is on stable storage when its call returns; a call is one transaction."""
 
-    async def accept(self, job: Job, key: bytes, content: bytes | None = None) -> tuple[Job, bool]:
-        """Takes in a new job, with the bytes of an inline pin.
+    async def accept_all(self, files: Sequence[Handed]) -> list[tuple[Job, bool]]:
+        """Takes in new jobs, all or none, in one transaction; returns them in their order, each with True.
 
-        A job that came before with this owner's `key` is returned in its place, with False.
+        A job that came before with its owner's key is returned in the place of the new one, with False.
         """
 
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
         """Moves a job from its state to another, with other columns; raises Superseded when it is no longer there."""
+
+    async def advance_all(self, jobs: Sequence[Job], to: State, changes: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
+        """Moves many jobs in one transaction, each with its changes, which are of the same columns.
+
+        Returns those that were moved; the others are no longer there. What `advance` forbids is not looked at here:
+        a file's SHA-256 is not changed by it, and none fails.
+        """
 
     async def note(self, job: Job, **changes: Any) -> Job:
         """Changes columns while the state stays; raises Superseded when the job is no longer in that state."""
@@ -131,6 +147,9 @@ class Journal(Protocol):
 
     async def content(self, job: Job) -> bytes:
         """The bytes of an inline pin."""
+
+    async def contents(self, ids: Sequence[int]) -> dict[int, bytes]:
+        """The bytes of inline pins, by id; those that were let go are left out."""
 
     async def select(self, selection: Selection) -> list[Job]:
         """Jobs that the catalog does not list: on their way or failed, in the order of (path, newest first)."""
@@ -270,8 +289,8 @@ class Store(Protocol):
 class Catalog(Protocol):
     """What is stored. A record is in it only when its object is verified."""
 
-    async def commit(self, record: FileRecord) -> FileRecord:
-        """Lists a stored file. Idempotent: an upsert by id, which never takes back a deletion."""
+    async def commit(self, records: Sequence[FileRecord]) -> None:
+        """Lists stored files, all or none. Idempotent: upserts by id, which never take back a deletion."""
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
         """The records of these ids, deleted ones too."""

@@ -56,26 +56,27 @@ async def paths(catalog: Catalog, **changes) -> list[tuple[str, int]]:
 
 
 async def test_what_was_committed_comes_back_field_by_field(catalog: Catalog) -> None:
-    await catalog.commit(record(2**62))
+    await catalog.commit([record(2**62)])
     assert await catalog.get([2**62, 5]) == [record(2**62)]
 
 
 async def test_commit_is_idempotent(catalog: Catalog) -> None:
-    first = await catalog.commit(record(7))
-    assert await catalog.commit(record(7)) == first
-    assert await paths(catalog) == [("models/best.pt", 7)]
+    await catalog.commit([record(7)])
+    await catalog.commit([record(7), record(8)])  # what was listed in a life that ended, beside what was not
+    assert await paths(catalog) == [("models/best.pt", 8), ("models/best.pt", 7)]
+    assert await catalog.get([7, 8]) == [record(7), record(8)]
 
 
 async def test_a_repeated_commit_takes_back_no_deletion(catalog: Catalog) -> None:
-    await catalog.commit(record(7))
+    await catalog.commit([record(7)])
     await catalog.delete([7], 99)
-    await catalog.commit(record(7))
+    await catalog.commit([record(7)])
     assert await paths(catalog) == []
     assert (await catalog.get([7]))[0].deleted_ms == 99
 
 
 async def test_delete_is_idempotent_and_keeps_the_first_time(catalog: Catalog) -> None:
-    await catalog.commit(record(7))
+    await catalog.commit([record(7)])
     assert await catalog.delete([7, 8], 99) == [7]
     assert await catalog.delete([7], 100) == [7]
     assert (await catalog.get([7]))[0].deleted_ms == 99
@@ -83,19 +84,19 @@ async def test_delete_is_idempotent_and_keeps_the_first_time(catalog: Catalog) -
 
 async def test_lists_come_by_path_newest_version_first(catalog: Catalog) -> None:
     for number, path in enumerate(["b/x", "a", "b/x", "b-c/y", "b/x"], start=1):
-        await catalog.commit(record(number, path))
+        await catalog.commit([record(number, path)])
     assert await paths(catalog) == [("a", 2), ("b-c/y", 4), ("b/x", 5), ("b/x", 3), ("b/x", 1)]
 
 
 async def test_a_prefix_is_a_folder_or_a_file_never_a_part_of_a_name(catalog: Catalog) -> None:
     for number, path in enumerate(["model", "model/a", "models/b", "model-c", "model.pt"], start=1):
-        await catalog.commit(record(number, path))
+        await catalog.commit([record(number, path)])
     assert await paths(catalog, prefix="model") == [("model", 1), ("model/a", 2)]
 
 
 async def test_pages_follow_each_other_without_gap_or_double(catalog: Catalog) -> None:
     for number in range(1, 24):
-        await catalog.commit(record(number, f"p{number % 5}"))
+        await catalog.commit([record(number, f"p{number % 5}")])
     whole = await paths(catalog)
     pages: list[tuple[str, int]] = []
     cursor = None
@@ -107,9 +108,9 @@ async def test_pages_follow_each_other_without_gap_or_double(catalog: Catalog) -
 
 
 async def test_experiments_do_not_see_each_other(catalog: Catalog) -> None:
-    await catalog.commit(record(1))
-    await catalog.commit(record(2, experiment=("alice", "cv", "resnet/b")))
-    await catalog.commit(record(3, experiment=("alice", "nlp", "resnet")))
+    await catalog.commit([record(1)])
+    await catalog.commit([record(2, experiment=("alice", "cv", "resnet/b"))])
+    await catalog.commit([record(3, experiment=("alice", "nlp", "resnet"))])
     assert await paths(catalog) == [("models/best.pt", 1)]
 
 
@@ -126,7 +127,7 @@ async def test_experiments_do_not_see_each_other(catalog: Catalog) -> None:
 )
 async def test_a_list_keeps_to_its_scope(catalog: Catalog, scope: Scope, seen: list[int]) -> None:
     for number, owner in enumerate([1000, 2000, 1000], start=1):
-        await catalog.commit(replace(record(number, f"p{number}"), owner_uid=owner))
+        await catalog.commit([replace(record(number, f"p{number}"), owner_uid=owner)])
     assert [number for _, number in await paths(catalog, scope=scope)] == seen
     first = await paths(catalog, scope=scope, limit=1)
     assert first == (await paths(catalog, scope=scope))[:1]
@@ -147,5 +148,5 @@ async def test_a_list_reads_an_index(tmp_path: Path) -> None:
 
 async def test_records_without_the_optional_fields(catalog: Catalog) -> None:
     bare = replace(record(3), description=None, tags=(), bindrs=(), metadata=None, crc64nvme=None, etag=None)
-    await catalog.commit(bare)
+    await catalog.commit([bare])
     assert await catalog.get([3]) == [bare]

@@ -38,6 +38,7 @@ RULES = {
     "rule 3": ("upload.after_part", "upload.part_journaled"),
     "rule 4": ("upload.before_completing", "upload.before_complete", "upload.after_complete"),
     "rule 5": ("upload.before_put", "upload.after_put", "upload.before_verified",
+               "batch.before_put", "batch.after_put", "batch.before_verified",
                "local.before_rename", "local.after_rename"),
     "rule 6": ("finish.before_catalog", "finish.after_catalog", "catalog.before_commit", "catalog.after_commit"),
     "rule 7": ("finish.before_release",),
@@ -81,6 +82,7 @@ def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: P
     expected = {
         "big.bin": make_file(tmp_path / "big.bin", SIZE),
         "small.bin": make_file(tmp_path / "small.bin", MIB, seed=1),
+        "tiny.bin": make_file(tmp_path / "tiny.bin", 1000, seed=2),
     }
     with DaemonProcess(tmp_path / "daemon", store) as daemon:
         daemon.kill()

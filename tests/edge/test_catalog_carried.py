@@ -47,10 +47,10 @@ async def listed(catalog: SqliteCatalog) -> list[int]:
 async def test_rows_go_from_host_to_host(make: Callable[[str], SqliteCatalog], tmp_path: Path) -> None:
     one, two, carried = make("one"), make("two"), tmp_path / "catalog.sqlite"
     for number in (1, 2, 3):
-        await one.commit(record(number))
+        await one.commit([record(number)])
     await one.delete([3], 77)
     await one.export(carried)
-    await two.commit(record(4))
+    await two.commit([record(4)])
     for _ in range(2):  # idempotent
         await two.merge(carried)
     assert await listed(two) == [1, 2, 4]
@@ -68,7 +68,7 @@ async def test_rows_go_from_host_to_host(make: Callable[[str], SqliteCatalog], t
 async def test_what_is_carried_is_one_whole_file(make: Callable[[str], SqliteCatalog], tmp_path: Path) -> None:
     """That anything that knows SQLite can read, wherever it lies."""
     one, carried = make("one"), tmp_path / "catalog.sqlite"
-    await one.commit(record(1))
+    await one.commit([record(1)])
     await one.export(carried)
     with closing(sqlite3.connect(f"{carried.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -82,7 +82,7 @@ async def test_it_is_written_only_where_a_row_has_changed(make: Callable[[str], 
     inode = carried.stat().st_ino
     await one.export(carried)
     assert carried.stat().st_ino == inode
-    await one.commit(record(1))
+    await one.commit([record(1)])
     await one.export(carried)
     assert carried.stat().st_ino != inode
 
@@ -106,7 +106,7 @@ async def test_one_that_is_missing_or_broken_is_left_alone(
     if content is not None:
         carried.write_bytes(content)
     one = make("one")
-    await one.commit(record(1))
+    await one.commit([record(1)])
     await one.merge(carried)
     assert await listed(one) == [1]
     assert ("catalog_not_merged" in caplog.text) == bool(content)
@@ -116,7 +116,7 @@ async def test_a_root_that_can_not_be_written_to_is_tried_again(
     make: Callable[[str], SqliteCatalog], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, carried = make("one"), tmp_path / "away" / "catalog.sqlite"
-    await one.commit(record(1))
+    await one.commit([record(1)])
     await one.export(carried)
     assert "catalog_not_exported" in caplog.text
     carried.parent.mkdir()

@@ -13,7 +13,9 @@ from ml_dashd.core.schedule import DRAIN_WIDTH, WIDTH, Lane, lane
 from ml_dashd.core.states import State
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import NoFaults, NoMeter, SystemClock
+from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.worker import Worker
+from ml_dashd.ports import Handed
 
 MIB = 1 << 20
 SMALL, LARGE = 1000, 100 * MIB
@@ -58,13 +60,12 @@ class Queue:
     def __init__(self, journal: SqliteJournal) -> None:
         self.journal = journal
         self.uploads = Uploads(journal)
-        self.worker = Worker(journal, self.uploads, None, SystemClock(), NoMeter())  # type: ignore[arg-type]
+        self.worker = Worker(journal, self.uploads, Batch, None, SystemClock(), NoMeter())  # type: ignore[arg-type]
 
     async def take(self, number: int, size: int, priority: int = 0) -> Job:
         record = FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 1, 1)
-        job, _ = await self.journal.accept(
-            Job(record, Pin(PinKind.LINK), priority=priority), number.to_bytes(16, "big")
-        )
+        handed = Handed(Job(record, Pin(PinKind.LINK), priority=priority), number.to_bytes(16, "big"))
+        ((job, _),) = await self.journal.accept_all([handed])
         self.worker.wake()
         return job
 
@@ -76,7 +77,7 @@ class Queue:
 
 @asynccontextmanager
 async def queue_at(path: Path) -> AsyncIterator[Queue]:
-    journal = SqliteJournal(path, SystemClock(), NoFaults(), lambda size: lane(size, 16 * MIB))
+    journal = SqliteJournal(path, SystemClock(), NoFaults(), lambda kind, size: lane(kind, size, 16 * MIB))
     await journal.open()
     queue = Queue(journal)
     try:

@@ -45,7 +45,7 @@ from ml_dashd.core.states import TRANSITIONS, UNFINISHED, State, allows
 from ml_dashd.edge import journal as journal_module
 from ml_dashd.edge.journal import MIGRATIONS, SqliteJournal
 from ml_dashd.edge.system import NoFaults
-from ml_dashd.ports import Superseded
+from ml_dashd.ports import Handed, Superseded
 
 MIB = 1 << 20
 OWNER = 1000
@@ -74,7 +74,7 @@ class SetClock:
 
 @asynccontextmanager
 async def opened(path: Path, clock: SetClock | None = None) -> AsyncIterator[SqliteJournal]:
-    made = SqliteJournal(path, clock or SetClock(), NoFaults(), lambda size: lane(size, 16 * MIB))
+    made = SqliteJournal(path, clock or SetClock(), NoFaults(), lambda kind, size: lane(kind, size, 16 * MIB))
     await made.open()
     try:
         yield made
@@ -125,8 +125,13 @@ def key_of(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
+async def accept(journal: SqliteJournal, made: Job, key: bytes, content: bytes | None = None) -> tuple[Job, bool]:
+    (taken,) = await journal.accept_all([Handed(made, key, content)])
+    return taken
+
+
 async def accepted(journal: SqliteJournal, number: int = 7, **changes: Any) -> Job:
-    made, new = await journal.accept(job(number, **changes), key_of(number))
+    made, new = await accept(journal, job(number, **changes), key_of(number))
     assert new
     return made
 
@@ -264,7 +269,7 @@ async def test_what_was_accepted_comes_back_field_by_field(journal: SqliteJourna
         PIN,
         on_disk=True,
     )
-    assert await journal.accept(whole, key_of(1)) == (whole, True)
+    assert await accept(journal, whole, key_of(1)) == (whole, True)
     assert await journal.get([2**62]) == [whole]
     assert rows(path, "SELECT file_id, at_ms, from_state, to_state, detail FROM events") == [
         (2**62, 1000, None, "QUEUED", "link")
@@ -272,24 +277,40 @@ async def test_what_was_accepted_comes_back_field_by_field(journal: SqliteJourna
 
 
 async def test_a_request_that_comes_again_finds_its_first_answer(journal: SqliteJournal, path: Path) -> None:
-    first, new = await journal.accept(job(7), b"k" * 16)
+    first, new = await accept(journal, job(7), b"k" * 16)
     assert new
     moved = await journal.advance(first, State.SENDING)
     again = Job(record(8, "elsewhere.pt"), Pin(PinKind.COPY, "/spool/8"))
-    assert await journal.accept(again, b"k" * 16, b"other bytes") == (moved, False)
+    assert await accept(journal, again, b"k" * 16, b"other bytes") == (moved, False)
     assert await journal.get([8]) == []
     assert rows(path, "SELECT id FROM files") == [(7,)]
 
 
 async def test_the_same_key_of_another_owner_is_another_file(journal: SqliteJournal) -> None:
-    mine, _ = await journal.accept(job(7), b"k" * 16)
-    theirs, new = await journal.accept(job(8, owner_uid=OWNER + 1), b"k" * 16)
+    mine, _ = await accept(journal, job(7), b"k" * 16)
+    theirs, new = await accept(journal, job(8, owner_uid=OWNER + 1), b"k" * 16)
     assert new
     assert await journal.get([7, 8]) == [mine, theirs]
 
 
+async def test_many_come_in_one_transaction_and_of_each_request_one_file(journal: SqliteJournal, path: Path) -> None:
+    """Of a message that comes again, and of one in which a key stands twice, the files that are new are taken in."""
+    files = [Handed(Job(record(number), Pin(PinKind.INLINE)), key_of(number), b"%d" % number) for number in (1, 2, 3)]
+    first = await journal.accept_all(files)
+    assert first == [(one.job, True) for one in files]
+    again = [Handed(replace(one.job, record=record(one.job.id + 10)), one.key, b"again") for one in files[1:]]
+    new = Handed(Job(record(20), Pin(PinKind.INLINE)), key_of(20), b"20")
+    twin = replace(new, job=Job(record(21), Pin(PinKind.INLINE)))
+    taken = await journal.accept_all([again[0], new, again[1], twin])
+    assert [(one.id, fresh) for one, fresh in taken] == [(2, False), (20, True), (3, False), (20, False)]
+    assert await journal.contents([1, 2, 3, 12, 13, 20, 21]) == {1: b"1", 2: b"2", 3: b"3", 20: b"20"}
+    assert rows(path, "SELECT file_id, number, to_state, detail FROM events") == [
+        (number, 1, "QUEUED", "inline") for number in (1, 2, 3, 20)
+    ]
+
+
 async def test_requests_that_come_at_once_with_one_key_are_one_file(journal: SqliteJournal, path: Path) -> None:
-    outcomes = await asyncio.gather(*(journal.accept(job(number), b"k" * 16) for number in range(1, 30)))
+    outcomes = await asyncio.gather(*(accept(journal, job(number), b"k" * 16) for number in range(1, 30)))
     assert [new for _, new in outcomes].count(True) == 1
     assert len({answer.id for answer, _ in outcomes}) == 1
     assert rows(path, "SELECT count(*) FROM files") == [(1,)]
@@ -297,14 +318,61 @@ async def test_requests_that_come_at_once_with_one_key_are_one_file(journal: Sql
 
 async def test_the_bytes_of_a_small_file_stay_until_it_is_stored(journal: SqliteJournal, path: Path) -> None:
     inline = Job(record(), Pin(PinKind.INLINE), on_disk=True)
-    await journal.accept(inline, key_of(1), bytes(range(256)))
+    await accept(journal, inline, key_of(1), bytes(range(256)))
     assert await journal.content(inline) == bytes(range(256))
     now = inline
     for step in way_to(State.VERIFIED):
         now = await journal.advance(now, step)
         assert await journal.content(now) == bytes(range(256))
     await journal.advance(now, State.DONE)
-    assert rows(path, "SELECT content FROM files") == [(None,)]
+    assert rows(path, "SELECT * FROM contents") == []
+
+
+async def inline_files(journal: SqliteJournal, *numbers: int) -> list[Job]:
+    made = [Job(record(number), Pin(PinKind.INLINE), on_disk=True) for number in numbers]
+    return [(await accept(journal, one, key_of(one.id), b"%d" % one.id))[0] for one in made]
+
+
+async def test_many_move_in_one_transaction_each_with_its_own_changes(journal: SqliteJournal, path: Path) -> None:
+    jobs = await inline_files(journal, 1, 2, 3)
+    assert await journal.contents([1, 2, 3, 4]) == {1: b"1", 2: b"2", 3: b"3"}
+    commits: list[str] = []
+    await journal._database.call(lambda connection: connection.set_trace_callback(commits.append))
+    sending = await journal.advance_all(jobs, State.SENDING, [{"key": f"k/{job.id}"} for job in jobs])
+    await journal._database.call(lambda connection: connection.set_trace_callback(None))
+    assert commits[1:-1].count("COMMIT") == 1  # without those of the two calls about tracing
+    changes = [{"crc64nvme": 2**64 - job.id, "etag": f"e{job.id}", "trouble": None} for job in sending]
+    verified = await journal.advance_all(sending, State.VERIFIED, changes)
+    assert [(job.state, job.record.key, job.record.etag) for job in verified] == [
+        (State.VERIFIED, f"k/{number}", f"e{number}") for number in (1, 2, 3)
+    ]
+    assert await journal.get([1, 2, 3]) == verified
+    done = await journal.advance_all(verified, State.DONE)
+    assert await journal.get([1, 2, 3]) == done
+    assert rows(path, "SELECT * FROM contents") == []
+    moves = [(None, "QUEUED"), ("QUEUED", "SENDING"), ("SENDING", "VERIFIED"), ("VERIFIED", "DONE")]
+    assert rows(path, "SELECT file_id, from_state, to_state FROM events") == [
+        (number, *move) for number in (1, 2, 3) for move in moves
+    ]
+
+
+async def test_of_many_those_that_another_hand_has_moved_are_left_out(journal: SqliteJournal) -> None:
+    jobs = await inline_files(journal, 1, 2, 3)
+    await journal.advance(jobs[1], State.FAILED, trouble=TROUBLE)
+    await journal.cancel([3])
+    moved = await journal.advance_all(jobs, State.SENDING, [{"key": "k"}] * 3)
+    assert [(job.id, job.cancel_requested) for job in moved] == [(1, False), (3, True)]
+    assert [job.state for job in await journal.get([1, 2, 3])] == [State.SENDING, State.FAILED, State.SENDING]
+    assert await journal.advance_all(jobs[1:2], State.SENDING, [{"key": "k"}]) == []
+    assert await journal.advance_all([], State.SENDING) == []
+
+
+async def test_many_move_only_as_the_table_allows(journal: SqliteJournal) -> None:
+    jobs = await inline_files(journal, 1, 2)
+    with pytest.raises(sqlite3.IntegrityError):
+        await journal.advance_all(jobs, State.DONE)
+    assert [job.state for job in await journal.get([1, 2])] == [State.QUEUED, State.QUEUED]
+    assert await journal.contents([1, 2]) == {1: b"1", 2: b"2"}
 
 
 async def test_ids_never_go_back(path: Path, clock: SetClock) -> None:
@@ -335,8 +403,8 @@ async def test_the_high_water_mark_compares_numbers_not_text(journal: SqliteJour
 
 
 async def test_a_request_that_came_again_raises_no_high_water(journal: SqliteJournal) -> None:
-    await journal.accept(job(7), b"k" * 16)
-    await journal.accept(job(900), b"k" * 16)
+    await accept(journal, job(7), b"k" * 16)
+    await accept(journal, job(900), b"k" * 16)
     assert await journal.high_water() == 7
 
 
@@ -594,7 +662,7 @@ async def test_facts_are_kept(path: Path) -> None:
 
 async def test_a_higher_priority_goes_first(journal: SqliteJournal) -> None:
     for number, priority in ((1, 0), (2, -100), (3, 100), (4, 0)):
-        await journal.accept(replace(job(number), priority=priority), key_of(number))
+        await accept(journal, replace(job(number), priority=priority), key_of(number))
     due = await journal.due(Lane.SMALL, 1000, [], 9)
     assert [(one.id, one.priority) for one in due] == [(3, 100), (1, 0), (4, 0), (2, -100)]
     assert [one.id for one in await journal.due(Lane.SMALL, 1000, [3], 1)] == [1]
@@ -617,9 +685,9 @@ async def test_a_drains_order_is_that_of_the_core(files: list[tuple[int, int, St
             for number, (size, priority, state, parts, waits) in enumerate(files, start=1):
                 record_of = record(number, size_bytes=size)
                 placed = Job(record_of, PIN, state=state, priority=priority, not_before_ms=2000 if waits else 0)
-                one, _ = await journal.accept(placed, key_of(number))
+                one, _ = await accept(journal, placed, key_of(number))
                 sent = 0
-                if lane(size, 16 * MIB) is Lane.LARGE:
+                if lane(PIN.kind, size, 16 * MIB) is Lane.LARGE:
                     if state in UNFINISHED:
                         one = await journal.note(one, upload_id="now")
                     for part in range(1, parts + 1):
@@ -639,7 +707,7 @@ async def test_a_drains_order_is_that_of_the_core(files: list[tuple[int, int, St
             for waiting in (True, False):
                 due = [one for waits, one in on_their_way if not (waits and waiting)]
                 for one_lane in Lane:
-                    mine = [one for one in due if lane(one.job.record.size_bytes, 16 * MIB) is one_lane]
+                    mine = [one for one in due if lane(PIN.kind, one.job.record.size_bytes, 16 * MIB) is one_lane]
                     asked = [one.id for one in await journal.foremost(one_lane, 1000, 5)]
                     assert asked == [one.job.id for one in sorted(mine, key=foremost)][:5]
                 await journal.hasten()  # from here on nothing waits
@@ -698,14 +766,14 @@ async def test_a_journal_of_the_first_release_goes_on(path: Path) -> None:
         connection.executescript(old)
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     async with opened(path) as journal:
-        (due,) = await journal.due(Lane.SMALL, 2**62, [], 9)
+        (due,) = await journal.due(Lane.INLINE, 2**62, [], 9)
         assert (due.record.path, due.priority, due.pin.kind) == ("models/waiting.txt", 0, PinKind.INLINE)
         assert await journal.content(due) == b"on its way"
-        first, new = await journal.accept(replace(job(43), priority=7), key_of(43))
+        first, new = await accept(journal, replace(job(43), priority=7), key_of(43))
         assert (first.priority, new) == (7, True)
-        again, new = await journal.accept(replace(job(44), record=record(44, owner_uid=0)), bytes(range(16)))
+        again, new = await accept(journal, replace(job(44), record=record(44, owner_uid=0)), bytes(range(16)))
         assert (again.id, new) == (due.id, False)  # what was asked before the upgrade has its answer
-        assert [one.id for one in await journal.due(Lane.SMALL, 2**62, [], 9)] == [43, due.id]
+        assert [one.id for one in await journal.due(Lane.SMALL, 2**62, [], 9)] == [43]
         await journal.advance(due, State.SENDING)
     assert rows(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
 

@@ -23,6 +23,7 @@ from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults, Pool, SystemClock
 from ml_dashd.observe import HOLD_S, Check, Observer, Shared, disks_of, journal_check, spool_check, store_check
+from ml_dashd.ports import Handed
 
 TROUBLE = Trouble(Code.STORE_DENIED, "put files/alice/secret-plan.pt: denied", "allow it")
 SHOWN_S = 7.5
@@ -57,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def journal(path: Path, clock: SetClock) -> AsyncIterator[SqliteJournal]:
-    made = SqliteJournal(path, clock, NoFaults(), lambda _: Lane.SMALL)
+    made = SqliteJournal(path, clock, NoFaults(), lambda *_: Lane.SMALL)
     await made.open()
     yield made
     made.close()
@@ -120,7 +121,7 @@ def values(text: bytes) -> dict[str, float]:
 
 async def taken(journal: SqliteJournal, number: int, created_ms: int, blocked: Trouble | None = None) -> None:
     record = FileRecord(number, 0, "alice", "cv", "x", "", f"{number}", 10, "text/plain", created_ms, created_ms)
-    job, _ = await journal.accept(Job(record, Pin(PinKind.INLINE)), bytes([number]), b"")
+    ((job, _),) = await journal.accept_all([Handed(Job(record, Pin(PinKind.INLINE)), bytes([number]), b"")])
     if blocked is not None:
         await journal.note(job, blocked=True, trouble=blocked)
 

@@ -12,7 +12,12 @@ from ml_dashd.core.states import State
     [(0, Lane.SMALL), (99, Lane.SMALL), (100, Lane.SMALL), (101, Lane.LARGE), (10**11, Lane.LARGE)],
 )
 def test_a_files_lane(size: int, expected: Lane):
-    assert lane(size, single_bytes=100) is expected
+    assert lane(PinKind.LINK, size, single_bytes=100) is expected
+
+
+def test_what_the_journal_holds_has_a_lane_of_its_own():
+    assert lane(PinKind.INLINE, 100, single_bytes=100) is Lane.INLINE
+    assert lane(PinKind.INLINE, 101, single_bytes=100) is Lane.LARGE
 
 
 def test_every_lane_moves():

@@ -77,6 +77,10 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.OpenExperiment(request=1, place=PLACE), 0),
         (m.Upload(request=2, key=KEY, file=DESCRIBED, source="/data/best.pt", durability="disk", snapshot="copy"), 1),
         (m.Put(request=3, key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)), 0),
+        (
+            m.PutMany(request=13, files=(m.Content(key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)),)),
+            0,
+        ),
         (m.RequestSlot(request=4, size_bytes=1 << 30, held=(1, 2)), 0),
         (m.CommitSlot(request=5, key=KEY, slot=1, file=DESCRIBED, size_bytes=4096, durability="memory"), 0),
         (m.ReleaseSlot(request=6, slot=1), 0),
@@ -91,6 +95,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Done(request=6), 0),
         (m.Failed(request=2, code="DISK_FULL", message="no space", hint="free some"), 0),
         (m.Accepted(request=3, record=RECORD), 0),
+        (m.AcceptedMany(request=13, records=(RECORD, LEAST_RECORD)), 0),
         (m.SlotGranted(request=4, slot=1, capacity_bytes=1 << 30), 1),
         (m.Page(request=7, records=(RECORD, LEAST_RECORD), cursor="models/best.pt\n1"), 0),
         (m.Waited(request=9, reached=1, pending=2, failed=(RECORD,)), 0),

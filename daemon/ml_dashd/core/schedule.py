@@ -1,4 +1,4 @@
-"""Which file goes next. Two lanes, so that a large file never starves the small ones, nor they it.
+"""Which file goes next. Lanes, so that a large file never starves the small ones, nor they it.
 
 Within a lane a higher priority goes first, and what was handed over first. A drain has its own order (`foremost`).
 """
@@ -12,16 +12,17 @@ from ml_dashd.core.states import State
 
 
 class Lane(StrEnum):
-    """Files that go in one request, and files that go in parts."""
+    """Files whose bytes the journal holds, others that go in one request, and files that go in parts."""
 
+    INLINE = "inline"
     SMALL = "small"
     LARGE = "large"
 
 
-WIDTH = {Lane.SMALL: 16, Lane.LARGE: 4}
+WIDTH = {Lane.INLINE: 256, Lane.SMALL: 16, Lane.LARGE: 4}
 """Files of a lane that are under way at once; the memory and the connections they share have their own bounds."""
 
-DRAIN_WIDTH = {Lane.SMALL: 16, Lane.LARGE: 2}
+DRAIN_WIDTH = {Lane.INLINE: 256, Lane.SMALL: 16, Lane.LARGE: 2}
 """As WIDTH, during a drain. Of two large files that share the line one is stored in the time in which of four none is;
 one alone does not always fill the line, since the SHA-256 of a file is one thread's work."""
 
@@ -30,9 +31,11 @@ LINGER_S = 0.02
 it begins to sync and send what came first: each of them blocks the trainer for half the time then."""
 
 
-def lane(size_bytes: int, single_bytes: int) -> Lane:
+def lane(kind: PinKind, size_bytes: int, single_bytes: int) -> Lane:
     """The lane of a file; `single_bytes` is the largest that the store takes in one request."""
-    return Lane.SMALL if size_bytes <= single_bytes else Lane.LARGE
+    if size_bytes > single_bytes:
+        return Lane.LARGE
+    return Lane.INLINE if kind is PinKind.INLINE else Lane.SMALL
 
 
 COPY_DELAY_S = 0.5

@@ -45,15 +45,12 @@ class SqliteCatalog:
         self._path = path
         self._exported = -1
 
-    async def commit(self, record: FileRecord) -> FileRecord:
-        values = record_values(record)
+    async def commit(self, records: Sequence[FileRecord]) -> None:
+        rows = [record_values(record) for record in records]
         # What may have changed since is left as it is; a repeated commit finds its own row.
-        statement = insert("files", values) + " ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING *"
-
-        def work(connection: sqlite3.Connection) -> FileRecord:
-            return read_record(connection.execute(statement, tuple(values.values())).fetchone())
-
-        return await self._database.call(work)
+        statement = insert("files", rows[0], len(rows)) + " ON CONFLICT (id) DO NOTHING"
+        values = [value for row in rows for value in row.values()]
+        await self._database.call(lambda connection: connection.execute(statement, values).close())
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
         return await self._records(f"SELECT * FROM files WHERE id IN ({marks(ids)})", ids)

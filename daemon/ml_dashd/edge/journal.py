@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from ml_dashd.core.model import (
     Job,
     Left,
     Pin,
+    PinKind,
     Scope,
     Selection,
     SentPart,
@@ -30,16 +31,16 @@ from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
+from ml_dashd.edge.moves import LET_GO, insert_all, move_all
 from ml_dashd.edge.rows import (
     crc_blob,
     experiment_where,
-    insert,
     marks,
     read_crc,
     scope_where,
     selection_where,
 )
-from ml_dashd.ports import Clock, Faults, Superseded
+from ml_dashd.ports import Clock, Faults, Handed, Superseded
 
 MIGRATIONS = re.split(
     r"^-- ---- step \d+:.*$", resources.files(__package__).joinpath("schema.sql").read_text(), flags=re.MULTILINE
@@ -55,7 +56,7 @@ _FINISHED = "state IN ('DONE', 'CANCELLED')"
 _SENT = "coalesce((SELECT sum(size_bytes) FROM parts WHERE file_id = files.id AND upload_id = files.upload_id), 0)"
 # core/schedule.py: foremost. A small file has no parts, so that an index can have its order.
 _FOREMOST = "(state IN ('QUEUED', 'SENDING')), priority DESC, {left}, id DESC"
-_LEFT = {Lane.SMALL: "size_bytes", Lane.LARGE: f"size_bytes - {_SENT}"}
+_LEFT = {Lane.INLINE: "size_bytes", Lane.SMALL: "size_bytes", Lane.LARGE: f"size_bytes - {_SENT}"}
 # Only while a drain runs: a hand-off writes one page more with it.
 _INDEX_OF_DRAIN = f"""
 CREATE INDEX IF NOT EXISTS files_foremost ON files (lane, {_FOREMOST.format(left="size_bytes")}) WHERE {_DUE}
@@ -72,14 +73,14 @@ SELECT max(
 
 
 class SqliteJournal:
-    """The `Journal` of ports.py. `lane_of` sorts a size into a lane when a file is accepted; `committing` times."""
+    """The `Journal` of ports.py. `lane_of` sorts a file into a lane when it is accepted; `committing` times."""
 
     def __init__(
         self,
         path: Path,
         clock: Clock,
         faults: Faults,
-        lane_of: Callable[[int], Lane],
+        lane_of: Callable[[PinKind, int], Lane],
         committing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._clock = clock
@@ -101,31 +102,23 @@ class SqliteJournal:
 
     # ---- hand-off
 
-    async def accept(self, job: Job, key: bytes, content: bytes | None = None) -> tuple[Job, bool]:
-        values = job_values(job) | {
-            "request_key": key,
-            "content": content,
-            "lane": self._lane_of(job.record.size_bytes),
-        }
-        statement = insert("files", values) + " ON CONFLICT (owner_uid, request_key) DO NOTHING"
-        row = tuple(values.values())
-
-        def work(connection: sqlite3.Connection) -> tuple[Job, bool]:
-            if connection.execute(statement, row).rowcount:
-                _event(connection, job.id, values["created_ms"], None, job.state, job.pin.kind)
-                return job, True
-            earlier = connection.execute(
-                "SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (job.record.owner_uid, key)
-            )
-            return read_job(earlier.fetchone()), False
-
-        return await self._database.call(work, spare=True)
+    async def accept_all(self, files: Sequence[Handed]) -> list[tuple[Job, bool]]:
+        rows = [
+            job_values(one.job)
+            | {"request_key": one.key, "lane": self._lane_of(one.job.pin.kind, one.job.record.size_bytes)}
+            for one in files
+        ]
+        return await self._database.call(lambda connection: insert_all(connection, files, rows), spare=True)
 
     # ---- the way of a file
 
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
         detail = changes["trouble"].message if changes.get("trouble") else None
         return await self._change(job, changes, to, detail)
+
+    async def advance_all(self, jobs: Sequence[Job], to: State, changes: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
+        now, each = self._clock.now_ms(), changes or [{}] * len(jobs)
+        return await self._database.call(lambda connection: move_all(connection, jobs, to, each, now)) if jobs else []
 
     async def note(self, job: Job, **changes: Any) -> Job:
         return await self._change(job, changes, None, None)
@@ -135,8 +128,6 @@ class SqliteJournal:
         values = changed_columns(changes) | {"updated_ms": now}
         if to is not None:
             values["state"] = to
-            if to is State.DONE:
-                values["content"] = None
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         # A checksum that somebody was told is never replaced by another.
         same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
@@ -151,6 +142,8 @@ class SqliteJournal:
                 raise Superseded(f"file {job.id} is no longer {job.state}")
             if to is not None:
                 _event(connection, job.id, now, job.state, to, detail)
+            if to in LET_GO:
+                connection.execute("DELETE FROM contents WHERE file_id = ?", (job.id,))
             return read_job(row)
 
         return await self._database.call(work)
@@ -208,10 +201,14 @@ class SqliteJournal:
         ]
 
     async def content(self, job: Job) -> bytes:
-        (row,) = await self._rows("SELECT content FROM files WHERE id = ?", (job.id,))
-        if row["content"] is None:  # let go: the file has been stored since
+        found = await self.contents([job.id])
+        if job.id not in found:  # let go: the file has been stored since
             raise error(Code.SOURCE_LOST, f"the journal no longer has the content of {job.record.path} (file {job.id})")
-        return bytes(row["content"])
+        return found[job.id]
+
+    async def contents(self, ids: Sequence[int]) -> dict[int, bytes]:
+        rows = await self._rows(f"SELECT file_id, content FROM contents WHERE file_id IN ({marks(ids)})", ids)
+        return {row["file_id"]: bytes(row["content"]) for row in rows}
 
     # ---- questions
 

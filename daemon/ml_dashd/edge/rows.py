@@ -25,16 +25,26 @@ def record_values(record: FileRecord) -> dict[str, Any]:
 
 def read_record(row: sqlite3.Row) -> FileRecord:
     values = {name: row[name] for name in RECORD_COLUMNS}
-    values["tags"] = tuple(json.loads(row["tags"]))
-    values["bindrs"] = tuple(json.loads(row["bindrs"]))
+    values["tags"] = _words(row["tags"])
+    values["bindrs"] = _words(row["bindrs"])
     values["crc64nvme"] = read_crc(row["crc64nvme"])
     return FileRecord(**values)
 
 
-def insert(table: str, columns: Iterable[str]) -> str:
+def _words(text: str) -> tuple[str, ...]:
+    """Most files have none, which needs no parser."""
+    return () if text == "[]" else tuple(json.loads(text))
+
+
+def insert(table: str, columns: Iterable[str], rows: int = 1) -> str:
     """An INSERT of these columns, values by position: names would be looked up one by one. The names are ours."""
     names = tuple(columns)
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks(names)})"
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES {placeholders(rows, len(names))}"
+
+
+def placeholders(rows: int, width: int) -> str:
+    """The rows of a VALUES."""
+    return ", ".join([f"({', '.join('?' * width)})"] * rows)
 
 
 def crc_blob(value: int | None) -> bytes | None:

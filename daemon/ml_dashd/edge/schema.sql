@@ -105,3 +105,13 @@ DROP INDEX files_due;
 -- The worker's question: what may run now, the highest priority first, then the oldest.
 CREATE INDEX files_due ON files (lane, priority DESC, id)
     WHERE state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED');
+
+-- ---- step 3: the bytes of inline pins apart from their rows, which every step of a file rewrites
+
+CREATE TABLE contents (
+    file_id INTEGER PRIMARY KEY REFERENCES files (id) ON DELETE CASCADE,
+    content BLOB NOT NULL
+) STRICT;
+INSERT INTO contents SELECT id, content FROM files WHERE content IS NOT NULL;
+ALTER TABLE files DROP COLUMN content;
+UPDATE files SET lane = 'inline' WHERE pin_kind = 'inline' AND state NOT IN ('DONE', 'CANCELLED');

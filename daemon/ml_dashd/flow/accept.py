@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.messages import CommitSlot, Described, Put, Upload
+from ml_dash.messages import CommitSlot, Content, Described, Put, PutMany, Upload
 from ml_dashd.core import names
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
@@ -19,7 +19,7 @@ from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.turns import Turns
-from ml_dashd.ports import Clock, Faults, Journal, JournalError, Meter, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Handed, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -112,13 +112,33 @@ class Accept:
 
     async def put(self, session: Session, message: Put) -> Job:
         """Takes content that came inside the message. Idempotent by the message's key."""
+        (job,) = await self._keep_contents(session, [message])
+        return job
+
+    async def put_many(self, session: Session, message: PutMany) -> list[Job]:
+        """Takes several contents, all or none. Idempotent by each one's key."""
+        return await self._keep_contents(session, message.files)
+
+    async def _keep_contents(self, session: Session, files: Sequence[Put | Content]) -> list[Job]:
         self._check("", "")
-        record = self._describe(session, message.file)
-        if hashlib.sha256(message.content).digest() != message.sha256:
+        new = [Handed(self._inline(session, each), each.key, each.content) for each in files]
+        self._faults.at("accept.pinned")
+        kept = await self._journal.accept_all(new)
+        for job, fresh in kept:
+            if fresh:
+                self._meter.accepted(job.record.size_bytes)
+        self._faults.at("accept.journaled")
+        self._wake()
+        return [job for job, _ in kept]
+
+    def _inline(self, session: Session, given: Put | Content) -> Job:
+        """The job of content that came inside a message, which is as it was sent."""
+        record = self._describe(session, given.file)
+        sha256 = hashlib.sha256(given.content)
+        if sha256.digest() != given.sha256:
             raise error(Code.CHECKSUM_MISMATCH, f"{record.path} did not arrive as it was sent", "save it again")
-        record = _sized(record, len(message.content), message.content)
-        job = Job(record, Pin(PinKind.INLINE), priority=message.file.priority)
-        return await self._keep(job, message.content, message.key, "")
+        record = replace(record, size_bytes=len(given.content), sha256=sha256.hexdigest())
+        return Job(record, Pin(PinKind.INLINE), on_disk=True, priority=given.file.priority)
 
     async def commit(self, session: Session, message: CommitSlot) -> Job:
         """Takes what was written into a slot. Idempotent by the message's key."""
@@ -140,7 +160,8 @@ class Accept:
             if on_disk and not inline:
                 await self._settle.settle(pin, file_id)
             self._faults.at("accept.pinned")
-            job, new = await self._journal.accept(replace(taken, on_disk=on_disk), key, content)
+            handed = Handed(replace(taken, on_disk=on_disk), key, content)
+            ((job, new),) = await self._journal.accept_all([handed])
         except Exception:  # not CancelledError: the journal goes on, and may take the file after all
             await self._disk.run(self._pins.release, pin, file_id)
             raise

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Job, Target, Trouble
+from ml_dashd.core.model import Job, PinKind, Target, Trouble
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
@@ -60,23 +60,26 @@ class Finish:
         self._complained: set[Code] = set()
         """What the log has been told of: one line a cause, not one a file."""
 
-    async def commit(self, job: Job) -> None:
-        """Lists a verified file (rule 6), lets its source go (rule 7), and tells who waits (rule 8)."""
+    async def commit(self, jobs: Sequence[Job]) -> None:
+        """Lists verified files (rule 6), lets their sources go (rule 7), and tells who waits (rule 8)."""
+        if not jobs:
+            return
         self._faults.at("finish.before_catalog")
-        await self._catalog.commit(job.record)
+        await self._catalog.commit([job.record for job in jobs])
         self._faults.at("finish.after_catalog")
-        await _whole(self._end(job))
+        await _whole(self._end(jobs))
 
-    async def _end(self, job: Job) -> None:
-        job = await self._journal.advance(job, State.DONE)
+    async def _end(self, jobs: Sequence[Job]) -> None:
+        done = await self._journal.advance_all(jobs, State.DONE)
         self._faults.at("finish.before_release")
-        await self._release(job)
+        await self._release(done)
         self._faults.at("finish.after_release")
-        self._meter.stored(job.record.size_bytes)
-        event = {"id": job.id, "bytes": job.record.size_bytes, "path": job.record.path}
-        log.info("file_stored", extra=event)
-        if job.cancel_requested:  # it was deleted in the moment in which it was listed
-            await self._catalog.delete([job.id], self._clock.now_ms())
+        for job in done:
+            self._meter.stored(job.record.size_bytes)
+        _log_stored(done)
+        deleted = [job.id for job in done if job.cancel_requested]
+        if deleted:  # in the moment in which they were listed
+            await self._catalog.delete(deleted, self._clock.now_ms())
         self._bell.ring()
         self._faults.at("finish.after_notify")
 
@@ -87,7 +90,7 @@ class Finish:
             await self._journal.advance(failed, State.QUEUED)
             return
         if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
-            await self._release(failed)
+            await self._release([failed])
         self._meter.failed(trouble.code)
         event = {"id": job.id, "code": trouble.code, "path": job.record.path, "error": trouble.message}
         log.warning("file_failed", extra=event)
@@ -124,7 +127,7 @@ class Finish:
         await self._catalog.delete([job.id], now)  # it may have been listed in the moment in which it was deleted
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
-        await self._release(job)
+        await self._release([job])
         self._meter.cancelled()
         log.info("file_cancelled", extra={"id": job.id, "path": job.record.path})
         self._bell.ring()
@@ -183,9 +186,27 @@ class Finish:
             log.info("store_mended", extra={"id": job.id})
         self._complained.clear()
 
-    async def _release(self, job: Job) -> None:
-        await self._threads.run(self._pins.release, job.pin, job.id)
+    async def _release(self, jobs: Sequence[Job]) -> None:
+        """The journal itself lets go of the bytes that it holds."""
+        kept = [job for job in jobs if job.pin.kind is not PinKind.INLINE]
+
+        def release() -> None:
+            for job in kept:
+                self._pins.release(job.pin, job.id)
+
+        if kept:
+            await self._threads.run(release)
 
     def _target(self, job: Job) -> Target:
         key = job.record.key or self._store.key(job.record)
         return Target(key, job.id, job.record.size_bytes, job.record.content_type)
+
+
+def _log_stored(jobs: Sequence[Job]) -> None:
+    """One line for a file, and one for files that came together."""
+    if len(jobs) == 1:
+        event = {"id": jobs[0].id, "bytes": jobs[0].record.size_bytes, "path": jobs[0].record.path}
+        log.info("file_stored", extra=event)
+    elif jobs:
+        total = sum(job.record.size_bytes for job in jobs)
+        log.info("files_stored", extra={"files": len(jobs), "bytes": total, "first": jobs[0].id, "last": jobs[-1].id})

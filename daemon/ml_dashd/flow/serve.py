@@ -84,6 +84,7 @@ class Serve:
             m.OpenExperiment: self._open_experiment,
             m.Upload: self._upload,
             m.Put: self._put,
+            m.PutMany: self._put_many,
             m.RequestSlot: self._request_slot,
             m.CommitSlot: self._commit_slot,
             m.ReleaseSlot: self._release_slot,
@@ -134,6 +135,10 @@ class Serve:
 
     async def _put(self, session: Session, message: m.Put, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.put(session, message))
+
+    async def _put_many(self, session: Session, message: m.PutMany, *_: Any) -> Reply:
+        jobs = await self._accept.put_many(session, message)
+        return m.AcceptedMany(request=message.request, records=self._records(jobs)), ()
 
     async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.commit(session, message))

@@ -12,7 +12,7 @@ from itertools import count
 
 from ml_dash.errors import Code, error
 from ml_dashd.core import checksum
-from ml_dashd.core.checksum import Digest, Digester, has_part, proves
+from ml_dashd.core.checksum import Digest, Digester, has_part
 from ml_dashd.core.model import Algorithm, Evidence, Job, SentPart, Target
 from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
@@ -21,6 +21,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.sources import crc64_of, open_source
+from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 4
@@ -44,6 +45,7 @@ class Uploader:
         buffers: Buffers,
         finish: Finish,
         checksums: Checksums,
+        verify: Verify,
         bell: Bell,
         clock: Clock,
         faults: Faults,
@@ -57,6 +59,7 @@ class Uploader:
         self._buffers = buffers
         self._finish = finish
         self._checksums = checksums
+        self._verifier = verify
         self._bell = bell
         self._clock = clock
         self._faults = faults
@@ -83,7 +86,7 @@ class Uploader:
         if job.state is State.COMPLETING:
             job = await self._complete(job)
         if job.state is State.VERIFIED:
-            await self._finish.commit(job)
+            await self._finish.commit([job])
 
     async def _send(self, job: Job, source: Source) -> Job:
         algorithm = await self._checksums.algorithm()
@@ -111,7 +114,7 @@ class Uploader:
                 async with asyncio.timeout(PART_DEADLINE_S):
                     evidence = await self._store.put(_target(job), buffer, digest)
             except TimeoutError as late:
-                raise _as_fault(late, f"put {job.record.key}") from None
+                raise as_fault(late, f"put {job.record.key}") from None
             self._faults.at("upload.after_put")
             self._meter.sent(source.size_bytes)
             clean = True
@@ -179,7 +182,7 @@ class Uploader:
                     clean = attempt == 1
                     break
                 except (StoreError, TimeoutError) as failure:
-                    await self._wait_or_raise(_as_fault(failure, f"part {part.number}"), attempt)
+                    await self._wait_or_raise(as_fault(failure, f"part {part.number}"), attempt)
             await self._journal.add_part(job, sent)
             self._faults.at("upload.part_journaled")
             self._bell.sent[job.id] += part.size_bytes
@@ -241,34 +244,9 @@ class Uploader:
     # ---- what both have in common
 
     async def _verify(self, job: Job, evidence: Evidence, sent: Digest, sha256: str) -> Job:
-        """Rule 5: the store's own statement of size and checksum, or, where it makes none, the bytes read back."""
-        key = job.record.key or ""
-        proved = proves(evidence, sent)
-        if proved is None and (stated := await self._store.head(key)) is not None:
-            evidence, proved = stated, proves(stated, sent)
-        if proved is None:
-            proved = await self._read_back(job) == sha256
-        if not proved or evidence.file_id not in (None, job.id):
-            await self._store.delete(key)
-            raise StoreError(Fault.GONE, f"the stored object {key} is not what was sent; it goes up again")
+        changes = await self._verifier.changes(job, evidence, sent, sha256)
         self._faults.at("upload.before_verified")
-        return await self._journal.advance(
-            job,
-            State.VERIFIED,
-            sha256=sha256,
-            crc64nvme=sent.crc64nvme,
-            etag=evidence.etag,
-            uploaded_ms=self._clock.now_ms(),
-            attempt=0,
-            blocked=False,
-            trouble=None,
-        )
-
-    async def _read_back(self, job: Job) -> str:
-        sha256 = hashlib.sha256()
-        async for piece in self._store.get(job.record.key or "", 0, job.record.size_bytes):
-            await self._threads.run(sha256.update, piece)
-        return sha256.hexdigest()
+        return await self._journal.advance(job, State.VERIFIED, **changes)
 
     async def _read(
         self, source: Source, part: Part, buffer: memoryview, sha256: Feedable, algorithm: Algorithm
@@ -335,7 +313,8 @@ def _by_number(some: Sequence[SentPart]) -> dict[int, SentPart]:
     return {part.number: part for part in some}
 
 
-def _as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
+def as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
+    """A request that took too long, in the store's words."""
     if isinstance(failure, StoreError):
         return failure
     return StoreError(Fault.TRANSIENT, f"{what} took longer than {PART_DEADLINE_S:.0f} s")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from ml_dash.errors import TABLE, Code, MLDashError
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
 from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, WIDTH, Lane
 from ml_dashd.core.states import State
+from ml_dashd.flow.batch import CHUNK, Batch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.ports import Clock, Journal, JournalError, Meter, Superseded
@@ -26,9 +28,12 @@ LONGEST_PAUSE_S = 60.0
 class Worker:
     """Runs the uploader on what is due."""
 
-    def __init__(self, journal: Journal, uploader: Uploader, finish: Finish, clock: Clock, meter: Meter) -> None:
+    def __init__(
+        self, journal: Journal, uploader: Uploader, batch: Batch, finish: Finish, clock: Clock, meter: Meter
+    ) -> None:
         self._journal = journal
         self._uploader = uploader
+        self._batch = batch
         self._finish = finish
         self._clock = clock
         self._meter = meter
@@ -37,6 +42,8 @@ class Worker:
         self._lanes: list[asyncio.Task[None]] = []
         self._drains = 0
         self._stepping_back: set[int] = set()
+        self._together: set[asyncio.Task[None]] = set()
+        """Those that have more than one file in hand, none of which stops the others."""
 
     def start(self) -> None:
         """Begins with what the journal holds."""
@@ -56,7 +63,7 @@ class Worker:
         for job in jobs:
             if job.state is State.FAILED:  # by the queue's way, because the store may be away
                 await self._journal.advance(job, State.QUEUED)
-            elif (task := self._running.get(job.id)) is not None:
+            elif (task := self._running.get(job.id)) is not None and task not in self._together:
                 task.cancel()
         self.wake()
 
@@ -126,8 +133,7 @@ class Worker:
         if free <= 0:
             return False
         jobs = await self._journal.due(lane, now_ms, list(mine), free)
-        for job in jobs:
-            self._begin(job, mine, self._wakes[lane])
+        self._begin_all(jobs, mine, self._wakes[lane])
         return len(jobs) == free
 
     async def _fill_foremost(self, lane: Lane, mine: set[int], now_ms: int) -> None:
@@ -142,9 +148,8 @@ class Worker:
             for file_id in (mine & before) - {job.id for job in jobs} - self._stepping_back:
                 self._stepping_back.add(file_id)
                 self._running[file_id].cancel()
-        for job in jobs:
-            if job.id not in before and len(mine) < width:
-                self._begin(job, mine, self._wakes[lane])
+        fresh = [job for job in jobs if job.id not in before]
+        self._begin_all(fresh[: max(0, width - len(mine))], mine, self._wakes[lane])
 
     async def _pause(self, wake: asyncio.Event, now_ms: int) -> None:
         """Until something is handed over, ends, or has waited its time."""
@@ -158,31 +163,66 @@ class Worker:
         except TimeoutError:
             return
 
-    def _begin(self, job: Job, mine: set[int], wake: asyncio.Event) -> None:
-        task = asyncio.create_task(self._run(job), name=f"file {job.id}")
-        self._running[job.id] = task
-        mine.add(job.id)
+    def _begin_all(self, jobs: Sequence[Job], mine: set[int], wake: asyncio.Event) -> None:
+        """Begins files: those whose bytes the journal holds many together, the others each by itself."""
+        together = [job for job in jobs if self._batch.takes(job)]
+        for start in range(0, len(together), CHUNK):
+            chunk = together[start : start + CHUNK]
+            task = self._begin(self._run_together(chunk), chunk, mine, wake)
+            self._together.add(task)
+            task.add_done_callback(self._together.discard)
+        for job in jobs:
+            if not self._batch.takes(job):
+                self._begin(self._run(job), [job], mine, wake)
+
+    def _begin(
+        self, work: Coroutine[Any, Any, None], jobs: Sequence[Job], mine: set[int], wake: asyncio.Event
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"file {jobs[0].id}")
+        ids = [job.id for job in jobs]
+        self._running |= dict.fromkeys(ids, task)
+        mine.update(ids)
 
         def ended(_: asyncio.Task[None]) -> None:
-            del self._running[job.id]
-            mine.discard(job.id)
-            self._stepping_back.discard(job.id)
+            for file_id in ids:
+                del self._running[file_id]
+            mine.difference_update(ids)
+            self._stepping_back.difference_update(ids)
             wake.set()
 
         task.add_done_callback(ended)
+        return task
 
     async def _run(self, job: Job) -> None:
         try:
             await self._uploader.run(job)
-            if job.blocked and not job.cancel_requested:  # a deletion says nothing of the store
-                await self._finish.unblock(job)
-                self.wake()
+            await self._mended(job)
         except Superseded:
             return  # cancelled, or finished by another hand
         except JournalError:
             await self._hold_back(job)
         except Exception as failure:  # noqa: BLE001 whatever it is, the file goes on or says why
             await self._after_safely(job, failure)
+
+    async def _run_together(self, jobs: Sequence[Job]) -> None:
+        try:
+            stumbled = await self._batch.run(jobs)
+        except JournalError:
+            await self._hold_back(jobs[0])
+            return
+        except Exception as reason:  # noqa: BLE001 as above
+            stumbled = [(job, reason) for job in jobs]
+        failed = {job.id for job, _ in stumbled}
+        for job in [job for job in jobs if job.blocked and job.id not in failed][:1]:
+            await self._mended(job)
+        for job, failure in stumbled:
+            await self._after_safely(job, failure)
+
+    async def _mended(self, job: Job) -> None:
+        """A file that an operator held up has come to its end: so will the others."""
+        if job.blocked and not job.cancel_requested:  # a deletion says nothing of the store
+            await self._finish.unblock(job)
+            self.wake()
 
     async def _hold_back(self, job: Job) -> None:
         """Nothing can be noted now, as the journal's log says; the file goes on from where the journal has it."""

@@ -1,0 +1,50 @@
+"""Rule 5: what a store answers is weighed, and only what proves the very bytes that were sent makes a file verified."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ml_dashd.core.checksum import Digest, proves
+from ml_dashd.core.model import Evidence, Job
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.ports import Clock, Store, Threads
+
+
+class Verify:
+    """Proves stored objects."""
+
+    def __init__(self, store: Store, threads: Threads, clock: Clock) -> None:
+        self._store = store
+        self._threads = threads
+        self._clock = clock
+
+    async def changes(self, job: Job, evidence: Evidence, sent: Digest, sha256: str) -> dict[str, Any]:
+        """What the journal notes of a file as it becomes VERIFIED. Raises GONE where its object is another.
+
+        The proof is the store's own statement of size and checksum, or, where it makes none, the bytes read back.
+        """
+        key = job.record.key or ""
+        proved = proves(evidence, sent)
+        if proved is None and (stated := await self._store.head(key)) is not None:
+            evidence, proved = stated, proves(stated, sent)
+        if proved is None:
+            proved = await self._read_back(job) == sha256
+        if not proved or evidence.file_id not in (None, job.id):
+            await self._store.delete(key)
+            raise StoreError(Fault.GONE, f"the stored object {key} is not what was sent; it goes up again")
+        return {
+            "sha256": sha256,
+            "crc64nvme": sent.crc64nvme,
+            "etag": evidence.etag,
+            "uploaded_ms": self._clock.now_ms(),
+            "attempt": 0,
+            "blocked": False,
+            "trouble": None,
+        }
+
+    async def _read_back(self, job: Job) -> str:
+        sha256 = hashlib.sha256()
+        async for piece in self._store.get(job.record.key or "", 0, job.record.size_bytes):
+            await self._threads.run(sha256.update, piece)
+        return sha256.hexdigest()

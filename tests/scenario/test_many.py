@@ -1,0 +1,101 @@
+"""Many small files at once: each is as whole, as listed and as deletable as one that goes alone."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ml_dash import MLDashError
+from ml_dash.errors import Code
+from tests.doubles.counting_proxy import CountingProxy
+from tests.harness import Bucket, DaemonProcess, Folder, assert_whole, eventually, make_file
+from tests.servers.s3server import S3Server
+
+FILES = 300
+MIB = 1 << 20
+
+
+def folder_of(path: Path, count: int) -> dict[str, Path]:
+    """Small files, of which one is empty, some are equal and one is too large to go with the others."""
+    path.mkdir()
+    made = {f"data/{number:04}.bin": path / str(number) for number in range(count)}
+    for number, file in enumerate(made.values()):
+        file.write_bytes(random.Random(number % 500).randbytes(number * 7))
+    make_file(path / str(count // 2), MIB)
+    return made
+
+
+@pytest.mark.parametrize("server", ["local", "localstack"])
+def test_a_folder_goes_up_whole_and_in_its_order(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    store = Folder(tmp_path / "store") if server == "local" else Bucket(request.getfixturevalue(server))
+    files = folder_of(tmp_path / "source", FILES)
+    with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
+        results = exp.files("set").upload_many(files, tags=["shard"], priority=3)
+        assert [(one["filename"], one["path"]) for one in results] == [(Path(name).name, "/set/data") for name in files]
+        assert [int(one["id"]) for one in results] == sorted(int(one["id"]) for one in results)
+        assert {one["ack"] for one in results} == {"disk", "memory"}, "the large one goes by its descriptor"
+        exp.files.flush(timeout=60)
+        expected = {f"set/{name}": results[at]["checksum"] for at, name in enumerate(files)}
+        assert_whole(daemon, exp, expected)
+        assert {(*one["tags"],) for one in exp.files.list()} == {("shard",)}
+
+
+def test_paths_alone_keep_their_names(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
+        results = exp.files("notes").upload_many([tmp_path / "a.txt", str(tmp_path / "b.txt")])
+        assert [one["filename"] for one in results] == ["a.txt", "b.txt"]
+        assert exp.files.upload_many([]) == []
+
+
+def test_a_bad_name_among_many_is_named_and_nothing_of_its_message_is_taken(tmp_path: Path) -> None:
+    files = folder_of(tmp_path / "source", 5)
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
+        with pytest.raises(MLDashError) as refused:
+            exp.files.upload_many({"good": files["data/0000.bin"], "../bad": files["data/0001.bin"]})
+        assert refused.value.code is Code.INVALID_PATH
+        assert "../bad" in str(refused.value)
+        with pytest.raises(MLDashError) as missing:
+            exp.files.upload_many([tmp_path / "nowhere.txt"])
+        assert missing.value.code is Code.FILE_NOT_FOUND
+        assert exp.files.list() == []
+
+
+def test_one_that_is_refused_stops_none_of_the_others(localstack: S3Server, tmp_path: Path) -> None:
+    """The store is away for a while, some files are deleted meanwhile: the others are all there in the end."""
+    store = Bucket(localstack, endpoint="http://127.0.0.1:1")
+    files = folder_of(tmp_path / "source", 100)
+    with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
+        results = exp.files.upload_many(files)
+        eventually(lambda: daemon.status().blocked)
+        for name in ("data/0003.bin", "data/0050.bin", "data/0099.bin"):
+            exp.files(name).delete()
+        daemon.kill()
+        store.endpoint = localstack.endpoint
+        daemon.start()
+        exp.files.flush(timeout=60)
+        kept = [one for one in results if one["filename"] not in ("0003.bin", "0050.bin", "0099.bin")]
+        expected = {f"data/{one['filename']}": one["checksum"] for one in kept}
+        assert_whole(daemon, exp, expected)
+
+
+def test_a_deletion_on_the_line_is_kept(localstack: S3Server, tmp_path: Path) -> None:
+    """A file that is deleted between its request and its listing is taken back, and the rest of its chunk is not."""
+    with CountingProxy(localstack.endpoint) as proxy:
+        store = Bucket(localstack, endpoint=proxy.endpoint)
+        with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
+            exp.files.save_text("first", to="first.txt").wait(30)
+            files = folder_of(tmp_path / "source", 40)
+            proxy.stall()
+            before = proxy.received
+            results = exp.files.upload_many(files)
+            assert proxy.wait_for_bytes(before + 1, 30), "nothing was sent"
+            exp.files("data/0007.bin").delete()
+            proxy.go_on()
+            exp.files.flush(timeout=60)
+            expected = {f"data/{one['filename']}": one["checksum"] for one in results if one["filename"] != "0007.bin"}
+            expected["first.txt"] = exp.files.list("first.txt")[0]["checksum"]
+            assert_whole(daemon, exp, expected)
