@@ -24,6 +24,8 @@ from ml_dashd.core.plan import PART_BYTES
 
 T = TypeVar("T")
 
+SMALLEST_MAPPED = 128 * 1024
+"""Below this a buffer is made of what the allocator has at hand."""
 SYNC_STEP = 2 * 1024 * 1024
 """Written back at a time: a commit of the journal waits 0.5 ms beside it, and 10 ms and more beside a whole file."""
 _WAIT_WRITE_WAIT = 1 | 2 | 4
@@ -139,16 +141,18 @@ _Task = tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[..., Any]
 
 
 class BufferPool:
-    """Part buffers under one budget in bytes, mapped once and used again: fresh pages cost as much CPU as a hash.
+    """Buffers under one budget in bytes, mapped once and used again: fresh pages cost as much CPU as a hash.
 
-    A request larger than the whole budget is granted when nothing else is out, so that nothing waits for ever.
+    They come in powers of two. A request larger than the whole budget is granted when nothing else is out, so that
+    nothing waits for ever.
     """
 
     def __init__(self, budget_bytes: int, keep_bytes: int = PART_BYTES) -> None:
         self._budget = budget_bytes
         self._keep = keep_bytes
         self._out = 0
-        self._free: list[memoryview] = []
+        self._idle: deque[memoryview] = deque()
+        """Mapped, and in nobody's hands; the least recently used first."""
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size_bytes: int) -> memoryview:
@@ -167,21 +171,34 @@ class BufferPool:
     def give_back(self, buffer: memoryview) -> None:
         whole = buffer.obj
         size = len(buffer)
-        if isinstance(whole, mmap.mmap):
-            self._free.append(memoryview(whole))
+        if isinstance(whole, mmap.mmap) and len(whole) <= self._keep:
+            self._idle.append(memoryview(whole))
         self._settle(size)
 
     def discard(self, buffer: memoryview) -> None:
         self._settle(len(buffer))
 
     def _memory(self, size_bytes: int) -> memoryview:
-        if size_bytes < self._keep // 4:
+        if size_bytes < SMALLEST_MAPPED:
             return memoryview(bytearray(size_bytes))
-        if size_bytes > self._keep:
-            return memoryview(mmap.mmap(-1, size_bytes))
-        if not self._free:
-            self._free.append(memoryview(mmap.mmap(-1, self._keep, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
-        return self._free.pop()[:size_bytes]
+        whole = self._mapped_bytes(size_bytes)
+        for at in range(len(self._idle) - 1, -1, -1):
+            if len(self._idle[at]) == whole:
+                buffer = self._idle[at]
+                del self._idle[at]
+                return buffer[:size_bytes]
+        self._make_room(whole)
+        return memoryview(mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size_bytes]
+
+    def _mapped_bytes(self, size_bytes: int) -> int:
+        """How much is mapped for a buffer."""
+        return size_bytes if size_bytes > self._keep else min(self._keep, 1 << (size_bytes - 1).bit_length())
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Unmaps what is idle, as far as the budget asks for it."""
+        idle = sum(map(len, self._idle))
+        while self._idle and self._out + idle > self._budget:
+            idle -= len(self._idle.popleft())
 
     def _fits(self, size_bytes: int) -> bool:
         return self._out == 0 or self._out + size_bytes <= self._budget
