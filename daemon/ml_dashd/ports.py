@@ -239,6 +239,10 @@ class Superseded(Exception):  # noqa: N818 it is no error: somebody else was fir
     """The job is no longer in the state in which the caller saw it."""
 
 
+class SyncRefusedError(OSError):
+    """What the disk said when it was asked to sync: what was to be kept may be lost, whatever it says the next time."""
+
+
 class Store(Protocol):
     """Where objects go. Raises StoreError (core/retry.py) and nothing else for what a store can answer."""
 
@@ -360,10 +364,13 @@ class Pins(Protocol):
         """Opens a job's source; raises SOURCE_LOST or SOURCE_CHANGED when it is not there as it was."""
 
     def sync(self, pin: Pin, file_id: int) -> None:
-        """Brings the source's bytes to stable storage. Idempotent."""
+        """Brings the source's bytes to stable storage. Idempotent.
+
+        Raises SyncRefusedError where the disk refuses, and any other OSError where it could not be asked.
+        """
 
     def sync_folders(self, pins: Sequence[Pin]) -> None:
-        """Brings the spool's entries for these pins to stable storage. Idempotent."""
+        """Brings the spool's entries for these pins to stable storage. Idempotent. Raises as `sync` does."""
 
     def release(self, pin: Pin, file_id: int) -> None:
         """Lets the source go; the user's own file is never touched. Idempotent."""

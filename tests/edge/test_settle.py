@@ -17,7 +17,7 @@ from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Journal
+from ml_dashd.ports import Journal, SyncRefusedError
 
 
 class Watched(SpoolPins):
@@ -86,7 +86,7 @@ async def test_a_folder_that_failed_is_not_trusted_again(pins: Watched, disk: Po
     """The kernel states such an error once; the next sync would say that all is well."""
     settle = settling(pins, disk)
     first, second = take(pins, tmp_path, 1), take(pins, tmp_path, 2)
-    pins.failure = OSError(errno.EIO, "the disk")
+    pins.failure = SyncRefusedError(errno.EIO, "the disk")
     ended = await asyncio.gather(settle.settle(first, 1), settle.settle(second, 2), return_exceptions=True)
     assert [getattr(failure, "code", None) for failure in ended] == [Code.DISK_FAILED, Code.DISK_FAILED]
     pins.failure = None
@@ -94,6 +94,25 @@ async def test_a_folder_that_failed_is_not_trusted_again(pins: Watched, disk: Po
         await settle.settle(first, 1)
     assert refused.value.code is Code.DISK_FAILED
     assert "the disk" in refused.value.message
+
+
+@pytest.mark.parametrize("what", ["content", "folder"])
+async def test_a_disk_that_could_not_be_asked_is_trusted(pins: Watched, disk: Pool, tmp_path: Path, what: str) -> None:
+    """What is short, such as descriptors, comes back: only what the disk says of a sync counts against it."""
+    settle = settling(pins, disk)
+    pin = take(pins, tmp_path, 1)
+    pool = tmp_path / "spool"
+    aside = (pool / pin.name, tmp_path / "aside") if what == "content" else (pool, tmp_path / "aside")
+    aside[0].rename(aside[1])
+    if what == "content":
+        (pool / pin.name).symlink_to(pool / pin.name)  # ELOOP
+    with pytest.raises(OSError, match="symbolic links" if what == "content" else "No such file"):
+        await settle.settle(pin, 1)
+    if what == "content":
+        (pool / pin.name).unlink()
+    aside[1].rename(aside[0])
+    await settle.settle(pin, 1)
+    assert pins.seen[-2:] == [pin.name, "folder"]
 
 
 async def test_one_who_gives_up_takes_nobody_along(pins: Watched, disk: Pool, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,18 @@ pytestmark = pytest.mark.slow
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as process:
         yield process
+
+
+@contextmanager
+def descriptors_used_up(daemon: DaemonProcess) -> Iterator[None]:
+    """Whatever the daemon opens meanwhile fails with EMFILE."""
+    assert daemon.process is not None
+    limits = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limits)
 
 
 def test_another_program_locks_the_journal(daemon: DaemonProcess) -> None:
@@ -45,6 +58,33 @@ def test_another_program_locks_the_journal(daemon: DaemonProcess) -> None:
         expected["late.txt"] = hashlib.sha256(b"late").hexdigest()
         exp.files.flush(timeout=30)
         assert_whole(daemon, exp, expected)
+
+
+def test_descriptors_run_out_before_a_source_is_synced(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """The disk has said nothing: files are taken on, and none is given up or said to be on disk before it is."""
+    digest = make_file(tmp_path / "a.bin", MIB)
+    daemon.kill()
+    daemon.start("accept.journaled=hang")
+    assert isinstance(daemon.store, Folder)
+    gate = daemon.store.root / PREFIX.partition("/")[0]
+    gate.touch()  # nothing is stored yet
+    with daemon.experiment().run as exp, ThreadPoolExecutor(1) as trainer:
+        upload = trainer.submit(exp.files.upload, tmp_path / "a.bin")
+        daemon.wait_until_hung()
+        with descriptors_used_up(daemon):
+            daemon.resume()
+            result = upload.result(30)
+            eventually(lambda: "not_on_disk" in daemon.log())
+            assert result["ack"] == "memory"
+            exp.files.save_text("taken", to="b.txt")
+        eventually(lambda: result.refresh()["ack"] == "disk")
+        assert daemon.status().error_code is None
+        gate.unlink()
+        exp.files.flush(timeout=60)
+        expected = {"a.bin": digest, "b.txt": hashlib.sha256(b"taken").hexdigest()}
+        assert_whole(daemon, exp, expected)
+    assert "read_only" not in daemon.log()
+    assert daemon.log().count("not_on_disk") == 1
 
 
 def test_many_threads_save_at_once(daemon: DaemonProcess) -> None:

@@ -26,7 +26,7 @@ from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.edge.source import FileSource, InlineSource, crc64_of_range, fingerprint, tells_of_writes
-from ml_dashd.edge.system import sync_content, sync_folder
+from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.ports import Faults, Source
 
@@ -210,16 +210,19 @@ class SpoolPins:
             return
         if pin.kind is PinKind.FD:
             if (held := self._dup(file_id)) is not None:
-                try:
-                    sync_content(held)
-                finally:
-                    os.close(held)
+                self._sync(held)
             return
         try:
             descriptor = os.open(self._path(pin), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return  # released meanwhile: it is stored
+        self._sync(descriptor)
+
+    def _sync(self, descriptor: int) -> None:
+        """Syncs a source and closes its descriptor."""
         try:
+            with asking_for_a_sync():
+                self._faults.at("settle.before_sync")
             sync_content(descriptor)
         finally:
             os.close(descriptor)

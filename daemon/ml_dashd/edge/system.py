@@ -12,8 +12,8 @@ import resource
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.plan import PART_BYTES
+from ml_dashd.ports import SyncRefusedError
 
 T = TypeVar("T")
 
@@ -35,22 +36,36 @@ if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
+@contextmanager
+def asking_for_a_sync() -> Iterator[None]:
+    """What fails in here was said by the disk, of a sync."""
+    try:
+        yield
+    except OSError as failure:
+        raise SyncRefusedError(*failure.args) from None
+
+
 def sync_content(descriptor: int) -> None:
-    """Brings a file's bytes to stable storage, a little at a time: others get to the disk in between. Blocks."""
+    """Brings a file's bytes to stable storage, a little at a time: others get to the disk in between. Blocks.
+
+    Raises SyncRefusedError where the disk refuses.
+    """
     size = os.fstat(descriptor).st_size
-    if _sync_file_range is not None and size > SYNC_STEP:
-        for start in range(0, size, SYNC_STEP):
-            if _sync_file_range(descriptor, start, SYNC_STEP, _WAIT_WRITE_WAIT) != 0:
-                _raise_unless_unsupported(ctypes.get_errno())
-                break
-    os.fdatasync(descriptor)
+    with asking_for_a_sync():
+        if _sync_file_range is not None and size > SYNC_STEP:
+            for start in range(0, size, SYNC_STEP):
+                if _sync_file_range(descriptor, start, SYNC_STEP, _WAIT_WRITE_WAIT) != 0:
+                    _raise_unless_unsupported(ctypes.get_errno())
+                    break
+        os.fdatasync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings a folder's entries to stable storage."""
+    """Brings a folder's entries to stable storage. Raises SyncRefusedError where the disk refuses."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with asking_for_a_sync():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

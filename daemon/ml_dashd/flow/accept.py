@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ml_dash.errors import Code, MLDashError, error
@@ -29,6 +30,8 @@ PINS = (3, 64)
 """Files being pinned at once, of one user and of all: a file system that hangs leaves others one of four threads."""
 COPIES = (2, 3)
 """Files being copied before the answer, of one user and of all: one thread of four is left for syncs and removals."""
+SYNC_AGAIN_S = 5.0
+"""After a sync that could not be asked for, for want of a descriptor, say, the next try waits this long."""
 
 
 class Accept:
@@ -77,12 +80,12 @@ class Accept:
         self._give_up = give_up
         self._pinning = Turns(*PINS)
         self._copying = Turns(*COPIES)
-        self._closed = False
+        self._closing = asyncio.Event()
         self._syncing: set[asyncio.Task[None]] = set()
 
     async def close(self, patience_s: float) -> None:
         """Takes nothing more; what is being written to disk may be finished, the rest is not begun."""
-        self._closed = True
+        self._closing.set()
         if self._syncing:
             await asyncio.wait(self._syncing, timeout=patience_s)
         for task in self._syncing:
@@ -158,7 +161,7 @@ class Accept:
         on_disk = inline or self._waits_for_disk(durability)
         try:
             if on_disk and not inline:
-                await self._settle.settle(pin, file_id)
+                await self._settle_first(pin, file_id)
             self._faults.at("accept.pinned")
             handed = Handed(replace(taken, on_disk=on_disk), key, content)
             ((job, new),) = await self._journal.accept_all([handed])
@@ -176,6 +179,16 @@ class Accept:
             self._sync_later(job)
         return job
 
+    async def _settle_first(self, pin: Pin, file_id: int) -> None:
+        """Before the answer. What keeps the daemon from asking the disk, a want of descriptors, say, passes."""
+        try:
+            await self._settle.settle(pin, file_id)
+        except OSError as failure:
+            if isinstance(failure, MLDashError):
+                raise
+            what = f"{pin.source or 'the spool'} can't be synced now: {failure}"
+            raise error(Code.RETRY_LATER, what, "it is tried again; see the daemon's log") from failure
+
     def _sync_later(self, job: Job) -> None:
         """Starts the write-back; `on_disk` is noted when it is done."""
         task = asyncio.create_task(self._sync(job), name=f"sync {job.id}")
@@ -183,26 +196,44 @@ class Accept:
         task.add_done_callback(self._syncing.discard)
 
     async def _sync(self, job: Job) -> None:
+        """Until it is on stable storage: a file keeps its ack of "memory" while the disk can't be asked, or refuses."""
         await self._clock.sleep(LINGER_S)
-        try:
-            await self._settle.content(job.pin, job.id)
-        except Exception as failure:  # noqa: BLE001 it must not be sent from a disk that could not keep it
-            event = {"id": job.id, "path": job.record.path, "error": failure}
-            log.error("sync_failed", extra=event)  # noqa: TRY400
-            await self._give_up(job, failure)
-        else:
-            await self._note_on_disk(job)
+        told = False
+        while (failure := await self._bring_to_disk(job)) is not None:
+            if not told:
+                event = {"id": job.id, "path": job.record.path, "error": failure}
+                log.warning("not_on_disk", extra=event)
+                told = True
+            if _code_of(failure) is Code.DISK_FAILED or await self._is_closing(SYNC_AGAIN_S):
+                break
         self._bell.ring()
 
-    async def _note_on_disk(self, job: Job) -> None:
+    async def _bring_to_disk(self, job: Job) -> Exception | None:
+        """What kept the source, or its note, from stable storage; None where nothing did, or the file is given up."""
+        try:
+            await self._settle.content(job.pin, job.id)
+        except Exception as failure:  # noqa: BLE001 whatever it is, it is tried again or said
+            if _code_of(failure) is not Code.DISK_FAILED:
+                return failure
+            event = {"id": job.id, "path": job.record.path, "error": failure}
+            log.error("sync_failed", extra=event)  # noqa: TRY400
+            await self._give_up(job, failure)  # it must not be sent from a disk that could not keep it
+            return None
         if job.pin.kind is PinKind.FD:
-            return  # a descriptor does not outlive a reboot, wherever its bytes are
+            return None  # a descriptor does not outlive a reboot, wherever its bytes are
         try:
             await self._settle.entry(job.pin)
             await self._journal.mark_on_disk(job.id)
-        except (MLDashError, JournalError) as failure:  # the file keeps its ack of "memory", and says no more than that
-            event = {"id": job.id, "path": job.record.path, "error": failure}
-            log.warning("not_on_disk", extra=event)
+        except Exception as failure:  # noqa: BLE001 as above
+            return failure
+        return None
+
+    async def _is_closing(self, seconds: float) -> bool:
+        """Waits so long; whether the daemon is stopped meanwhile."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        return self._closing.is_set()
 
     def _protection(self, message: Upload) -> Protection:
         if message.snapshot == "copy":
@@ -213,7 +244,7 @@ class Accept:
         return (durability or self._durability) == "disk"
 
     def _check(self, durability: str, snapshot: str) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         self._health.check()
         if durability not in DURABILITY:
@@ -246,6 +277,10 @@ class Accept:
         )
         names.check_length(record, self._key_prefix)
         return record
+
+
+def _code_of(failure: Exception) -> Code | None:
+    return failure.code if isinstance(failure, MLDashError | JournalError) else None
 
 
 def _sized(record: FileRecord, size_bytes: int, content: bytes | None) -> FileRecord:

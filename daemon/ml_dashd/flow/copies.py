@@ -116,7 +116,7 @@ class Copies:
     async def _copy(self, job: Job) -> None:
         try:
             pin = await self._disk.run(self._pins.copy, job)
-        except MLDashError as refused:
+        except (MLDashError, OSError) as refused:
             self._after_refusal(job, refused)
             return
         try:
@@ -126,7 +126,9 @@ class Copies:
             await self._journal.repin(job, pin)
         except BaseException as failure:
             await self._disk.run(self._pins.release, pin, job.id)
-            if not isinstance(failure, Superseded):
+            if isinstance(failure, OSError):
+                self._after_refusal(job, failure)
+            elif not isinstance(failure, Superseded):
                 raise
             return
         self._faults.at("copies.after_repin")
@@ -135,9 +137,10 @@ class Copies:
         log.info("file_copied", extra=event)
         self._bell.ring()
 
-    def _after_refusal(self, job: Job, refused: MLDashError) -> None:
-        if refused.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
+    def _after_refusal(self, job: Job, refused: MLDashError | OSError) -> None:
+        code = refused.code if isinstance(refused, MLDashError) else Code.RETRY_LATER
+        if code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             return  # its sender finds out, and says so
-        event = {"id": job.id, "code": refused.code, "error": refused.message}
+        event = {"id": job.id, "code": code, "error": getattr(refused, "message", refused)}
         log.warning("copy_postponed", extra=event)
         self._lane(job).put(job.id, RETRY_S)

@@ -7,7 +7,7 @@ import asyncio
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Pin, PinKind
 from ml_dashd.flow.health import Health
-from ml_dashd.ports import Faults, Pins, Threads
+from ml_dashd.ports import Faults, Pins, SyncRefusedError, Threads
 
 
 class Settle:
@@ -24,7 +24,8 @@ class Settle:
     async def settle(self, pin: Pin, file_id: int) -> None:
         """Returns when the source's bytes, and its folder's entry for it, survive a reboot. Idempotent.
 
-        Raises DISK_FAILED where the disk refuses; where it is the spool's, nothing is taken in any more.
+        Raises DISK_FAILED where the disk refuses; where it is the spool's, nothing is taken in any more. Raises OSError
+        where it could not be asked, for want of a descriptor, say: that is no word of the disk's.
         """
         await self.content(pin, file_id)
         await self.entry(pin)
@@ -32,10 +33,9 @@ class Settle:
     async def content(self, pin: Pin, file_id: int) -> None:
         """The source's bytes alone. After a refusal they can't be trusted: the kernel may have dropped them."""
         try:
-            self._faults.at("settle.before_sync")
             await self._disk.run(self._pins.sync, pin, file_id)
-        except OSError as failure:
-            raise self._refused(pin, failure) from failure
+        except SyncRefusedError as refusal:
+            raise self._refused(pin, refusal) from refusal
 
     async def entry(self, pin: Pin) -> None:
         """The folder's entry alone. A folder whose sync was refused once is not asked again: it would say yes."""
@@ -47,8 +47,8 @@ class Settle:
         await synced
         self._faults.at("settle.after_sync")
 
-    def _refused(self, pin: Pin, failure: OSError) -> MLDashError:
-        what = f"{pin.source or 'the spool'} can't be synced: {failure}"
+    def _refused(self, pin: Pin, refusal: SyncRefusedError) -> MLDashError:
+        what = f"{pin.source or 'the spool'} can't be synced: {refusal}"
         if pin.kind is PinKind.FD:  # it lies on another disk
             return error(Code.DISK_FAILED, what)
         return self._health.disk_failed(what)
@@ -57,11 +57,13 @@ class Settle:
         """A sync covers what was there when it began, so whoever comes during one is served by the next."""
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            failed: MLDashError | None = None
+            failed: Exception | None = None
             try:
                 await self._disk.run(self._pins.sync_folders, [pin for pin, _ in batch])
-            except (OSError, MLDashError) as failure:
-                failed = self._health.disk_failed(f"the spool's folder can't be synced: {failure}")
+            except SyncRefusedError as refusal:
+                failed = self._health.disk_failed(f"the spool's folder can't be synced: {refusal}")
+            except Exception as failure:  # noqa: BLE001 theirs to judge, whatever it is
+                failed = failure
             for _, synced in batch:
                 if synced.done():  # whoever waited was cancelled
                     continue
