@@ -8,7 +8,7 @@ import logging
 import socket
 import stat
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -197,18 +197,44 @@ async def test_an_answer_that_does_not_come_is_cut_off(
 
 
 @pytest.mark.usefixtures("server")
-async def test_one_connection_too_many_is_told_so_and_the_others_go_on(path: Path) -> None:
-    first, *others = [connected(path) for _ in range(MAX_CONNECTIONS)]
-    wires = [await each.__aenter__() for each in (first, *others)]
-    assert (await wires[0].ask(GET)).startswith(b"HTTP/1.1 200 ")  # it was there before, and now there is room for one
-    async with connected(path) as last:
-        last.writer.write(GET[:10])
+async def test_one_connection_too_many_is_told_so_and_the_others_go_on(said: Said, path: Path) -> None:
+    """While all are being answered; each has its answer."""
+    said.gate.clear()
+    async with AsyncExitStack() as opened:
+        wires = [await opened.enter_async_context(connected(path)) for _ in range(MAX_CONNECTIONS)]
+        for wire in wires:
+            said.asked.clear()
+            wire.writer.write(GET)
+            await said.asked.wait()
         async with connected(path) as refused:
             assert (await refused.rest()).startswith(b"HTTP/1.1 503 ")
-        assert (await last.ask(GET[10:])).startswith(b"HTTP/1.1 200 ")
-    for each in others:
-        await each.__aexit__(None, None, None)
-    await first.__aexit__(None, None, None)
+        said.gate.set()
+        assert [(await wire.rest())[:13] for wire in wires] == [b"HTTP/1.1 200 "] * MAX_CONNECTIONS
+    assert (await asked(path)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("server")
+async def test_who_does_not_finish_a_request_makes_room(said: Said, path: Path) -> None:
+    """The oldest first; whoever asks is answered however many hold connections, and so is who was asking."""
+    async with AsyncExitStack() as opened:
+        said.gate.clear()
+        busy = await opened.enter_async_context(connected(path))
+        busy.writer.write(GET)
+        await said.asked.wait()
+        wires = [await opened.enter_async_context(connected(path)) for _ in range(MAX_CONNECTIONS - 1)]
+        for wire in wires:
+            wire.writer.write(GET[:10])
+        said.gate.set()
+        assert (await asked(path)).startswith(b"HTTP/1.1 200 ")
+        said.gate.clear()
+        for _ in range(3 * MAX_CONNECTIONS):
+            wires.append(await opened.enter_async_context(connected(path)))
+            wires[-1].writer.write(GET[:10])
+        said.gate.set()
+        assert (await asked(path)).startswith(b"HTTP/1.1 200 ")
+        assert (await busy.rest()).startswith(b"HTTP/1.1 200 ")
+        assert (await wires[-1].ask(GET[10:])).startswith(b"HTTP/1.1 200 ")
+        assert await wires[0].rest() == b""
 
 
 @pytest.mark.usefixtures("server")

@@ -58,7 +58,8 @@ class HttpServer:
         self._observed = observed
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
-        self._open: set[_Guarded] = set()
+        self._open: dict[_Guarded, None] = {}
+        """In the order in which they came."""
 
     async def start(self) -> None:
         """Binds and listens; raises CONFIG where something else does."""
@@ -91,9 +92,18 @@ class HttpServer:
     # ---- connections
 
     def _admit(self) -> asyncio.BaseProtocol:
-        if self._runner is None or self._runner.server is None or len(self._open) >= MAX_CONNECTIONS:
+        if self._runner is None or self._runner.server is None or not self._has_room():
             return _Refused()
         return _Guarded(cast("asyncio.Protocol", self._runner.server()), self._open)
+
+    def _has_room(self) -> bool:
+        """Whether there is room for one more; the oldest that has not finished its request makes it, if need be."""
+        if len(self._open) < MAX_CONNECTIONS:
+            return True
+        oldest = next((one for one in self._open if not one.asked), None)
+        if oldest is not None:
+            oldest.cut()
+        return oldest is not None
 
     # ---- answers
 
@@ -111,6 +121,8 @@ class HttpServer:
     @web.middleware
     async def _once(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answers one request, whatever becomes of it, and closes."""
+        for one in self._open:
+            one.note(request)
         try:
             response = await self._answer(request, handler)
         except web.HTTPException as refused:
@@ -185,22 +197,29 @@ class _Refused(asyncio.Protocol):
 class _Guarded(asyncio.Protocol):
     """A connection's bounds, around aiohttp's protocol, which has none for a first request that does not come."""
 
-    def __init__(self, inner: asyncio.Protocol, opened: set[_Guarded]) -> None:
+    def __init__(self, inner: asyncio.Protocol, opened: dict[_Guarded, None]) -> None:
+        self.asked = False
+        """Whether its request has come whole."""
         self._inner = inner
         self._opened = opened
         self._received = 0
         self._transport: asyncio.Transport | None = None
         self._late: asyncio.TimerHandle | None = None
 
+    def note(self, request: web.Request) -> None:
+        """A request has come whole: maybe this connection's."""
+        self.asked = self.asked or request.protocol is self._inner
+
     def cut(self) -> None:
         """Ends it at once."""
+        self._opened.pop(self, None)
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._late = asyncio.get_running_loop().call_later(DEADLINE_S, self.cut)
-        self._opened.add(self)
+        self._opened[self] = None
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -222,6 +241,6 @@ class _Guarded(asyncio.Protocol):
     def connection_lost(self, failure: Exception | None) -> None:
         if self._late is not None:
             self._late.cancel()
-        self._opened.discard(self)
+        self._opened.pop(self, None)
         self._transport = None
         self._inner.connection_lost(failure)
