@@ -20,7 +20,7 @@ from ml_dash import messages, wire
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Failed, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
-from ml_dash.reach import Endpoint, connect, socket_of
+from ml_dash.reach import Endpoint, adopt, connect, daemon_of, reach, socket_of
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
 M = TypeVar("M", bound=Message)
@@ -66,6 +66,8 @@ class Connection:
         self.endpoint = endpoint
         self.on_full = check_policy(on_full)
         self._writing = 0
+        self._branches = True
+        """Whether the daemon passes further connections through one that there is."""
         self.welcome: Welcome | None = None
         self._lock = threading.RLock()
         self._channel: _Channel | None = None
@@ -122,7 +124,7 @@ class Connection:
         """`call` on a connection of its own, for requests that take long: others are not held up."""
 
         def ask() -> Message:
-            channel = self._open(silent_s)
+            channel = self._greet(self._beside(silent_s), silent_s)
             try:
                 return channel.ask(build, descriptors, progress)
             finally:
@@ -237,8 +239,40 @@ class Connection:
         self._channel.silence.patience_s = silent_s
         return self._channel
 
+    def _beside(self, silent_s: float | None) -> socket.socket:
+        """A socket to the daemon that the kept connection leads to, which may have moved with its root since.
+
+        What has interrupted a request of its own thread goes by the path: the kept connection is in use.
+        """
+        kept = self._channel
+        if kept is None or self.endpoint.root is None or self._interrupted():
+            return connect(self.endpoint)
+        peer = reach(self.endpoint)
+        if peer is not None and kept.daemon and daemon_of(peer) == kept.daemon:
+            return peer
+        if peer is not None:
+            peer.close()
+        with self._lock:
+            return self._branch(silent_s) or connect(self.endpoint)
+
+    def _branch(self, silent_s: float | None) -> socket.socket | None:
+        """Asks on the kept connection for another one; None of a daemon of an earlier release, which hangs up."""
+        if self._channel is None or not self._branches:
+            return None
+        answer = self._ask(lambda kept: kept.ask(lambda number: messages.Branch(request=number), keep=True), silent_s)
+        if isinstance(answer, Failed) and answer.code == Code.PROTOCOL:
+            self._branches = False
+            self._drop()
+            return None
+        _expect(messages.Branched, answer)
+        (received,) = self._channel.take_received()
+        return adopt(received)
+
     def _open(self, silent_s: float | None) -> _Channel:
-        channel = _Channel(connect(self.endpoint), Silence(partial(socket_of, self.endpoint), silent_s))
+        return self._greet(connect(self.endpoint), silent_s)
+
+    def _greet(self, peer: socket.socket, silent_s: float | None) -> _Channel:
+        channel = _Channel(peer, Silence(partial(socket_of, self.endpoint), silent_s))
         try:
             answer = channel.ask(
                 lambda number: Hello(
@@ -263,6 +297,7 @@ class _Channel:
 
     def __init__(self, peer: socket.socket, silence: Silence) -> None:
         self._socket = peer
+        self.daemon = daemon_of(peer)
         self.silence = silence
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._decoder = wire.Decoder(messages.REPLY_LIMITS)

@@ -289,6 +289,13 @@ class PutMany(Message):
     files: Annotated[tuple[Content, ...], Max(MANY)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch(Message):
+    """Asks for another connection to the same daemon, whatever has become of the path that led to it."""
+
+    kind: ClassVar[int] = 16
+
+
 # ---- replies
 
 
@@ -454,18 +461,26 @@ class Drained(Message):
     files: Annotated[tuple[Record, ...], Max(50)] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branched(Message):
+    """Another connection, its socket beside this: the same user's, and as new as one that has just connected."""
+
+    kind: ClassVar[int] = 77
+    descriptors: ClassVar[range] = range(1, 2)
+
+
 REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany,
+        Status, Drain, PutMany, Branch,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany,
+        Drained, AcceptedMany, Branched,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -29,6 +30,8 @@ from ml_dash.silence import limit
 START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
 LOOK_S = 0.05
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred: pid, uid, gid."""
 _TOLD = (Code.ROOT_HELD, Code.DISK_FULL, Code.DISK_FAILED, Code.ACCESS_DENIED)
 """What a daemon that did not start says under its own code; the rest is DAEMON_UNAVAILABLE."""
 
@@ -73,18 +76,22 @@ def socket_of(endpoint: Endpoint) -> Path:
 
 def connect(endpoint: Endpoint) -> socket.socket:
     """A socket that a daemon has at its other end; one for a root is started if need be. Raises DAEMON_UNAVAILABLE."""
-    if endpoint.root is None:
-        peer = _try(endpoint.socket)
-        if peer is None:
-            raise error(Code.DAEMON_UNAVAILABLE, f"no daemon answers at {endpoint.socket}")
-        return peer
-    # Looked up anew each time: meanwhile the root may have been made, moved, or copied.
-    home = find_home(endpoint.root, _states())
-    peer = None if home is None else _try(home.socket)
+    peer = reach(endpoint)
     if peer is not None:
         return peer
+    if endpoint.root is None:
+        raise error(Code.DAEMON_UNAVAILABLE, f"no daemon answers at {endpoint.socket}")
     with _not_at_the_very_end(endpoint.root):
         return _start(endpoint.root)
+
+
+def reach(endpoint: Endpoint) -> socket.socket | None:
+    """A socket that the daemon has at its other end; None where none listens at the endpoint's place."""
+    if endpoint.root is None:
+        return _try(endpoint.socket)
+    # Looked up anew each time: meanwhile the root may have been made, moved, or copied.
+    home = find_home(endpoint.root, _states())
+    return None if home is None else _try(home.socket)
 
 
 class _Socket(socket.socket):
@@ -92,6 +99,19 @@ class _Socket(socket.socket):
 
     def __del__(self) -> None:
         self.close()
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """The socket of a connection that the daemon has passed."""
+    peer = _Socket(fileno=descriptor)
+    limit(peer, silence.LOOK_S)
+    return peer
+
+
+def daemon_of(peer: socket.socket) -> int:
+    """The process that listens, or listened, at the other end; 0 where it is in a process namespace out of sight."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 def _try(path: Path) -> socket.socket | None:

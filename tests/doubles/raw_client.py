@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 
 from ml_dash import messages, wire
 from ml_dash.address import reachable
-from ml_dash.messages import Hello, Message, Welcome
+from ml_dash.messages import Branch, Branched, Hello, Message, Welcome
 
 M = TypeVar("M", bound=Message)
 
@@ -22,14 +22,17 @@ PATIENCE_S = 20.0
 class RawClient:
     """One connection. `received` are the descriptors that came with replies; they are closed with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, passed: int | None = None) -> None:
+        """At a path, or on a socket that the daemon has passed."""
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=passed)
         self._socket.settimeout(PATIENCE_S)
         self._decoder = wire.Decoder(messages.REPLY_LIMITS)
         self._frames: list[wire.Frame] = []
         self.received: list[int] = []
         self._number = 0
+        if passed is not None:
+            return
         with reachable(path) as address:
             self._socket.connect(address)
 
@@ -49,6 +52,11 @@ class RawClient:
         """Says Hello and hears Welcome."""
         self.ask(Welcome, Hello(request=0, min_version=1, max_version=1, client="test"))
         return self
+
+    def branch(self) -> RawClient:
+        """Another connection, which the daemon passes through this one; nobody has said Hello on it."""
+        self.ask(Branched, Branch(request=8))
+        return RawClient(self.path, self.received.pop())
 
     def ask(self, kind: type[M], message: Message, descriptors: Sequence[int] = ()) -> M:
         """Sends a message and returns the reply, which must be of that kind."""

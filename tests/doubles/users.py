@@ -134,6 +134,12 @@ def _ask(client: RawClient, message: m.Message, path: Path | None, flags: int) -
             os.close(descriptor)
 
 
+def ask_on_a_branch(client: RawClient, message: m.Message) -> m.Message | None:
+    """The answer on a connection that the daemon has passed through this one."""
+    with client.branch() as branch:
+        return _ask(branch.greet(), message, None, 0)
+
+
 class Crowd(NamedTuple):
     """What became of connections that were opened at once: how many were let in, and with what the rest was refused."""
 

@@ -381,6 +381,41 @@ async def test_the_log_is_not_filled_by_peers(make: Any, caplog: pytest.LogCaptu
     assert vars(caplog.records[-1])["spared"] == 49
 
 
+class FastClock(SystemClock):
+    """Sleeps take no time, and move the clock, until it is late."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.late = asyncio.Event()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= 150:
+            self.late.set()
+        await asyncio.sleep(0)
+
+
+async def test_a_failing_accept_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = FastClock()
+    with socket.socket(socket.AF_UNIX) as deaf:  # nobody can be accepted at a socket that does not listen
+        deaf.bind(str(tmp_path / "socket"))
+        server = SocketServer(
+            tmp_path / "socket", Gate(), clock, Access(Policy(os.geteuid()), 0o600, 8, 60.0), passed=deaf
+        )
+        server.start()
+        async with asyncio.timeout(PATIENCE_S):
+            await clock.late.wait()
+        await server.stop()
+    said = [vars(record)["spared"] for record in caplog.records]
+    assert {record.msg for record in caplog.records} == {"accept_failed"}
+    assert said[0] == 0
+    assert len(said) == 3
+    assert all(590 < spared < 610 for spared in said[1:])  # ten a second
+
+
 async def test_who_the_log_has_heard_of_is_forgotten_some_day(make: Any) -> None:
     rig = make()
     for uid in range(5000):

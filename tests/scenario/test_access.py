@@ -15,7 +15,7 @@ import pytest
 
 from ml_dash import messages as m
 from ml_dash.errors import Code
-from tests.doubles.users import PLACE, User, put
+from tests.doubles.users import PLACE, User, ask_on_a_branch, put
 from tests.harness import DaemonProcess, Folder, eventually
 
 pytestmark = [
@@ -152,6 +152,19 @@ def test_what_may_be_done_with_a_stored_file(
     else:
         assert_refused(answer, Code.UNKNOWN_FILE, str(record.id))
     assert listed(owner, place) == [record.id]
+
+
+def test_a_branch_is_its_users(users: Callable[[int], User], place: m.Place) -> None:
+    """The daemon has made both of its ends, and that is not who asks on it."""
+    owner, other = users(OWNER), users(OTHER)
+    described = m.Described(place=place, to="best.pt")
+    accepted = owner.call(ask_on_a_branch, put(described, b"weights"))
+    assert isinstance(accepted, m.Accepted)
+    assert listed(owner, place) == [accepted.record.id]
+    assert listed(other, place) == []
+    delete = m.Delete(request=6, ids=(accepted.record.id,))
+    assert_refused(other.call(ask_on_a_branch, delete), Code.UNKNOWN_FILE, str(accepted.record.id))
+    assert isinstance(owner.call(ask_on_a_branch, delete), m.Deleted)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,60 @@ def test_a_root_that_is_moved_under_its_daemon(make_root: Callable[..., Root], t
     assert len(before.files()) == 2
     with after.experiment().run as moved:
         assert len(names_of(moved)) == 3
+
+
+@pytest.mark.parametrize("successor", [False, True], ids=["nothing at the old path", "another root there"])
+def test_leaving_a_run_waits_for_the_root_that_was_moved(
+    make_root: Callable[..., Root], tmp_path: Path, successor: bool
+) -> None:
+    """What waits has a connection of its own, and the path leads to nobody, or to somebody else."""
+    before, after = make_root("before"), make_root("after")
+    with held(before), ThreadPoolExecutor(1) as trainer, before.experiment(exit_wait=60).run as exp:
+        exp.files.save_blob(bytes(LARGE), to="a.bin")
+        before.path.rename(after.path)
+        if successor:
+            with before.experiment().run as other:
+                other.files.save_text("other", to="other.txt").wait(30)
+        flushing = trainer.submit(exp.files.flush, 60)
+        eventually(lambda: after.status().connections >= 3)  # the kept one, flush's, and the one that asks
+        assert not flushing.done()
+        (after.path / "alice").unlink()  # what held it
+        flushing.result()
+        assert names_of(exp) == {"a.bin": "DONE"}
+        second = exp.files.save_text("b", to="b.txt")
+    assert second.refresh()["state"] == "DONE"
+    assert before.path.exists() is successor, "a daemon was started where nobody has a root any more"
+
+
+OF_AN_EARLIER_RELEASE = """
+    import os, sys
+    from pathlib import Path
+    from ml_dash import messages
+    from ml_dashd import app, config
+    for table in (messages.REQUESTS, messages.REQUEST_LIMITS):
+        del table[messages.Branch.kind]
+    os.chdir(sys.argv[1])
+    app.run(config.embedded(Path(sys.argv[1])), lambda left: print("ready", flush=True))
+"""
+
+
+def test_a_daemon_of_an_earlier_release_whose_root_was_moved(make_root: Callable[..., Root]) -> None:
+    """It hangs up on who asks it for another connection; the client goes by the path, as it did then."""
+    before, after = make_root("before"), make_root("after")
+    before.path.mkdir()
+    daemon = trainer(OF_AN_EARLIER_RELEASE, str(before.path))
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == "ready\n"
+    with before.experiment().run as exp:
+        exp.files.save_text("a", to="a.txt").wait(30)
+        before.path.rename(after.path)
+        exp.files.flush(30)
+        exp.files.save_text("b", to="b.txt").wait(30)
+        exp.files.flush(30)
+        assert names_of(exp) == {"b.txt": "DONE"}
+    assert before.status().pid != after.status().pid == daemon.pid
+    after.end()
+    daemon.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("what", ["the root", "the daemon's folder in it"])

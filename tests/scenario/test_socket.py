@@ -433,6 +433,47 @@ def test_one_connection_too_many_is_told_to_come_later(tmp_path: Path) -> None:
         eventually(served)
 
 
+def test_a_branch_is_a_connection_of_its_own(daemon: DaemonProcess, other: RawClient, descriptor: int) -> None:
+    """It begins with Hello, has nothing of the one that it came through, and outlives it."""
+    with RawClient(daemon.socket).greet() as first:
+        slot = first.ask(m.SlotGranted, m.RequestSlot(request=2, size_bytes=100)).slot
+        with first.branch() as branch:
+            first.close()
+            (hello,) = ask_first(branch, m.Status(request=2))
+            assert isinstance(hello, m.Failed)
+            assert "the first message is not Hello" in hello.message
+    with RawClient(daemon.socket).greet() as first, first.branch() as branch:
+        first.close()
+        commit = m.CommitSlot(request=2, key=secrets.token_bytes(16), slot=slot, file=FILE, size_bytes=1)
+        assert branch.greet().ask(m.Failed, commit).code == Code.INVALID_ARGUMENT
+        assert branch.ask(m.Accepted, upload(), [descriptor]).record.size_bytes == 7
+        with branch.branch() as another:
+            assert_served(another.greet())
+
+
+def ask_first(client: RawClient, message: m.Message) -> list[m.Message]:
+    client.send(m.encode(message))
+    return client.replies()
+
+
+def test_a_branch_counts_as_a_connection(tmp_path: Path) -> None:
+    with (
+        DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), daemon_settings="max_connections = 2") as daemon,
+        RawClient(daemon.socket).greet() as client,
+    ):
+        with client.branch():
+            refused = client.ask(m.Failed, m.Branch(request=9))
+            assert (refused.request, refused.code) == (9, Code.RETRY_LATER)
+            assert "2 connections" in refused.message
+            assert_served(client)
+
+        def branches() -> bool:
+            client.send(m.encode(m.Branch(request=9)))
+            return isinstance(client.reply(), m.Branched)
+
+        eventually(branches)
+
+
 def test_a_daemon_out_of_descriptors_answers_again_once_there_are_some(tmp_path: Path, descriptor: int) -> None:
     with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
         assert daemon.process is not None

@@ -91,6 +91,8 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Fetch(request=11, id=1), 1),
         (m.Status(request=2**63 - 1), 0),
         (m.Drain(request=12, deadline_ms=90_000, stop=True), 0),
+        (m.Branch(request=13), 0),
+        (m.Branched(request=13), 1),
         (m.Welcome(request=0, version=1, daemon="ml-dashd 1.0", embedded=True, store="file:///data"), 0),
         (m.Done(request=6), 0),
         (m.Failed(request=2, code="DISK_FULL", message="no space", hint="free some"), 0),

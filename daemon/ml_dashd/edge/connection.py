@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ml_dash import messages
 from ml_dash.errors import Code, MLDashError, ProtocolError
-from ml_dash.messages import Failed, Fetch, Hello, Message, Wait
+from ml_dash.messages import Branch, Branched, Failed, Fetch, Hello, Message, Wait
 from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
 from ml_dashd.ports import Service, Session
 
@@ -44,6 +44,9 @@ class Host(Protocol):
 
     def count(self, uid: int, descriptors: int) -> bool:
         """Notes that so many descriptors came from a user, or, below 0, were closed; whether there was room."""
+
+    def branch(self, session: Session) -> socket.socket:
+        """The far end of another connection of the session's user, for the caller to close. Raises MLDashError."""
 
     def worth_a_line(self, event: str, uid: int) -> int | None:
         """How many such events the log was spared since its last line; None to spare it this one."""
@@ -111,11 +114,22 @@ class Connection:
                 raise ProtocolError(Code.PROTOCOL, "the first message is not Hello")
             self._greeted = True
             message = messages.decode(frame, messages.REQUESTS)
-            descriptors = frame.descriptors
-            reply, attached = await self._handle(message, descriptors)
+            if isinstance(message, Branch):
+                await self._branch(message)
+                return
+            reply, attached = await self._handle(message, frame.descriptors)
             await self._send(reply, attached)
         finally:
             self._drop(frame.descriptors)
+
+    async def _branch(self, message: Branch) -> None:
+        try:
+            far_end = self._host.branch(self._session)
+        except MLDashError as refused:
+            await self._send(_failed(message, refused))
+            return
+        with far_end:
+            await self._send(Branched(request=message.request), [far_end.fileno()])
 
     async def _handle(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_dash import messages
-from ml_dash.errors import TABLE, Code
+from ml_dash.errors import TABLE, Code, error
 from ml_dash.messages import Failed
 from ml_dashd.core.access import Policy, has_room
 from ml_dashd.edge import listening
@@ -25,6 +25,10 @@ log = logging.getLogger("ml_dashd.socket")
 BACKLOG = 512
 ACCEPT_PAUSE_S = 0.1
 """After a failed accept (out of descriptors, say): others may be closed meanwhile."""
+ACCEPT_QUIET_S = 60.0
+"""After a line about a failed accept the next one waits this long: there are ten a second while descriptors are out."""
+NOBODY = -1
+"""Whose accept fails is not known."""
 QUIET_S = 5.0
 """After a line about a user's connections the next of its kind waits this long: peers must not fill the log."""
 QUIET_USERS = 1024
@@ -72,6 +76,7 @@ class SocketServer:
         self._said: dict[tuple[str, int], tuple[float, int]] = {}
         """When the log was last told of an event of a user's, and how many it was spared since."""
         self._numbers = 0
+        self._stopping = False
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
@@ -93,6 +98,7 @@ class SocketServer:
 
     async def stop(self) -> None:
         """Stops listening, lets the requests in hand be answered, and ends the connections."""
+        self._stopping = True
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
@@ -114,15 +120,15 @@ class SocketServer:
             try:
                 peer, _ = await loop.sock_accept(listener)
             except OSError as failure:
-                log.warning("accept_failed", extra={"error": failure})
+                spared = self.worth_a_line("accept_failed", NOBODY, ACCEPT_QUIET_S)
+                if spared is not None:
+                    log.warning("accept_failed", extra={"spared": spared, "error": failure})
                 await self._clock.sleep(ACCEPT_PAUSE_S)
                 continue
             self._admit(peer)
 
     def _admit(self, peer: socket.socket) -> None:
         pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        self._numbers += 1
-        session = Session(self._numbers, uid, pid)
         refusal = self._refusal(uid)
         if refusal is not None:
             spared = self.worth_a_line("connection_refused", uid)
@@ -133,7 +139,11 @@ class SocketServer:
                 peer.send(messages.encode(refusal))
             peer.close()
             return
-        connection = Connection(peer, session, self._service, self)
+        self._serve(peer, uid, pid)
+
+    def _serve(self, peer: socket.socket, uid: int, pid: int) -> None:
+        self._numbers += 1
+        connection = Connection(peer, Session(self._numbers, uid, pid), self._service, self)
         task = asyncio.create_task(connection.serve(), name=f"connection {self._numbers}")
         self._connections[task] = connection
         self._of_uid[uid] += 1
@@ -171,11 +181,28 @@ class SocketServer:
         left = self._budget.left()
         return left >= 0 and (self._received[uid] <= left or not self._access.policy.shared)
 
-    def worth_a_line(self, event: str, uid: int) -> int | None:
+    def branch(self, session: Session) -> socket.socket:
+        """The far end of another connection of the session's user, for the caller to close.
+
+        Of a pair's ends the kernel states this process: it is the session's user and process that count. Raises
+        RETRY_LATER where there is no room.
+        """
+        if self._stopping:
+            raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
+        if (refusal := self._refusal(session.uid)) is not None:
+            raise error(Code(refusal.code), refusal.message)
+        try:
+            near_end, far_end = socket.socketpair()
+        except OSError as failure:
+            raise error(Code.RETRY_LATER, f"there can be no other connection now: {failure}") from None
+        self._serve(near_end, session.uid, session.pid)
+        return far_end
+
+    def worth_a_line(self, event: str, uid: int, quiet_s: float = QUIET_S) -> int | None:
         """How many such events of this user's the log was spared since its last line; None to spare it this one."""
         now = self._clock.monotonic()
-        said, spared = self._said.get((event, uid), (now - QUIET_S, 0))
-        if now - said < QUIET_S:
+        said, spared = self._said.get((event, uid), (now - quiet_s, 0))
+        if now - said < quiet_s:
             self._said[event, uid] = said, spared + 1
             return None
         if len(self._said) > QUIET_USERS:
