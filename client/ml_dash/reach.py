@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,14 @@ _TOLD = (Code.ROOT_HELD, Code.DISK_FULL, Code.DISK_FAILED, Code.ACCESS_DENIED)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A daemon's socket; `root` is set where a daemon is started on demand for it."""
+    """A daemon's socket; `root` is set where a daemon is started on demand for it.
+
+    What was handed over before `began_ms` is an earlier run's; milliseconds since 1970, UTC.
+    """
 
     socket: Path
     root: Path | None = None
+    began_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000, compare=False)
 
 
 def find_endpoint(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None) -> Endpoint:
@@ -82,7 +86,7 @@ def connect(endpoint: Endpoint) -> socket.socket:
     if endpoint.root is None:
         raise error(Code.DAEMON_UNAVAILABLE, f"no daemon answers at {endpoint.socket}")
     with _not_at_the_very_end(endpoint.root):
-        return _start(endpoint.root)
+        return _start(endpoint.root, endpoint.began_ms)
 
 
 def reach(endpoint: Endpoint) -> socket.socket | None:
@@ -174,7 +178,7 @@ def _states() -> States:
 # ---- starting a daemon
 
 
-def _start(root: Path) -> socket.socket:
+def _start(root: Path, began_ms: int) -> socket.socket:
     """Starts the daemon of a root, once however many processes ask for it at the same time."""
     if any(importlib.util.find_spec(name) is None for name in ("ml_dashd", "uvloop", "awscrt")):
         raise error(Code.DAEMON_NOT_INSTALLED, f"no service runs here, and the daemon for {root} is not installed")
@@ -185,13 +189,13 @@ def _start(root: Path) -> socket.socket:
         home = make_home(root, _states())
         check_owner(home.folder)
         with locked(home.folder / "start.lock"):
-            return _reach_or_launch(home)
+            return _reach_or_launch(home, began_ms)
 
 
-def _reach_or_launch(home: Home) -> socket.socket:
+def _reach_or_launch(home: Home, began_ms: int) -> socket.socket:
     deadline = time.monotonic() + START_TIMEOUT_S
     while (peer := _try(home.socket)) is None:
-        said = _launch(home)
+        said = _launch(home, began_ms)
         if "ready" in said:
             _say_what_goes_on(**said["ready"])
             continue
@@ -217,10 +221,11 @@ def _starts(root: Path) -> Iterator[None]:
         _starting.root = None
 
 
-def _launch(home: Home) -> dict[str, Any]:
+def _launch(home: Home, began_ms: int) -> dict[str, Any]:
     """Runs ml-dashd in the background; returns what it says of its start: {ready: …} or {code, message, hint}."""
     reading, writing = os.pipe()
     command = [sys.executable, "-P", "-m", "ml_dashd", "run", "--embedded", str(home.root), "--ready-fd", str(writing)]
+    command += ["--began-ms", str(began_ms)]
     if home.outside:
         command += ["--state-dir", str(home.folder)]
     try:
@@ -253,7 +258,10 @@ def _read_words(words: bytes) -> dict[str, Any]:
 
 
 def _say_what_goes_on(files: int, size_bytes: int) -> None:
-    """An earlier run was killed before its files were stored; whoever comes next is told that they are not lost."""
+    """An earlier run was killed before its files were stored; whoever comes next is told that they are not lost.
+
+    A run whose own daemon was killed knows of its files.
+    """
     if files:
         verb = "goes" if files == 1 else "go"
         what = f"{wording.files(files)} ({wording.size(size_bytes)})"

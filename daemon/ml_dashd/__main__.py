@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             source = settings.source(options.config) or "the defaults"
             print(f"{source}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
             return 0
-        return _run(config, options.ready_fd)
+        return _run(config, options.ready_fd, options.began_ms)
     except MLDashError as refused:
         _report(options, refused)
         return 2 if refused.code is Code.CONFIG else 1
@@ -63,7 +63,8 @@ def _embedded(options: argparse.Namespace) -> settings.Config:
     return settings.embedded(root, options.state_dir)
 
 
-def _run(config: settings.Config, ready_fd: int) -> int:
+def _run(config: settings.Config, ready_fd: int, began_ms: int) -> int:
+    """Serves. Who has started it is told of the files that were handed over before `began_ms`."""
     if config.embedded is not None:
         _detach()
     os.umask(0o027)
@@ -72,7 +73,8 @@ def _run(config: settings.Config, ready_fd: int) -> int:
     from ml_dashd.flow.recover import Recovered  # noqa: PLC0415
 
     def ready(left: Recovered) -> None:
-        facts = {"files": len(left.jobs), "size_bytes": left.size_bytes}
+        earlier = left.before(began_ms)
+        facts = {"files": len(earlier.jobs), "size_bytes": earlier.size_bytes}
         _tell(ready_fd, "ready" if config.embedded is None else json.dumps({"ready": facts}))
 
     app.run(config, ready)
@@ -133,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--embedded", type=Path, metavar="ROOT", help=hidden)
         command.add_argument("--state-dir", type=Path, metavar="FOLDER", help=hidden)
         command.add_argument("--ready-fd", type=int, default=-1, help=hidden)
+        command.add_argument("--began-ms", type=int, default=2**63 - 1, help=hidden)
     text = "print every setting with its default and reason, as a file to start from"
     commands.add_parser("default-config", help=text, description=text)
     text = "print systemd's units for this installation, or write them"

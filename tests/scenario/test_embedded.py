@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shlex
 import shutil
 import signal
@@ -319,6 +320,26 @@ def test_killed_right_after_the_last_line_the_next_run_goes_on_and_says_so(
     assert len(root.files()) == 3
     for path in root.files():
         assert file_sha256(root.path / path) == found[Path(path).name][1]
+
+
+def test_a_run_is_not_told_of_its_own_files(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its daemon was killed under it: the next one goes on with what this very run has handed over."""
+    with held(root) as let_go, root.experiment(wait=False).run as exp:
+        exp.files.save_text("mine", to="a.txt")
+        root.end(signal.SIGKILL)
+        exp.files.save_text("mine, too", to="b.txt")
+        root.end(signal.SIGKILL)
+        worker = pickle.loads(pickle.dumps(exp))  # noqa: S301 what a spawned worker gets: it is of the same run
+        worker.run.start().files.save_text("three", to="c.txt")
+        assert capfd.readouterr() == ("", "")
+        root.end(signal.SIGKILL)
+        with root.experiment(wait=False).run as later:
+            assert capfd.readouterr() == ("", "ml-dash: 3 files (18 bytes) of an earlier run go on\n")
+            later.files.save_text("later", to="d.txt")
+        let_go()
+        exp.files.flush(30)
+        assert {each["state"] for each in exp.files.list()} == {"DONE"}
+    assert capfd.readouterr() == ("", "")
 
 
 def test_one_file_that_goes_on_is_one(root: Root, capfd: pytest.CaptureFixture[str]) -> None:

@@ -502,9 +502,9 @@ def test_a_signal_handler_that_saves_while_the_daemon_is_started(root: Root) -> 
     from ml_dash import reach
     launch = reach._launch
 
-    def launched(home):
+    def launched(*told):
         signal.raise_signal(signal.SIGALRM)
-        return launch(home)
+        return launch(*told)
 
     reach._launch = launched
     exp.run.start().files.save_text("x", to="a.txt")

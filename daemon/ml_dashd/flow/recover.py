@@ -23,6 +23,10 @@ class Recovered:
     def size_bytes(self) -> int:
         return sum(job.record.size_bytes for job in self.jobs)
 
+    def before(self, ms: int) -> Recovered:
+        """What of it was handed over before then."""
+        return Recovered([job for job in self.jobs if job.record.created_ms < ms])
+
 
 async def recover(journal: Journal, pins: Pins, threads: Threads) -> Recovered:
     """Removes from the spool what no file needs, as a crash before the journal leaves it; returns the queue.
