@@ -108,9 +108,12 @@ def _tell(ready_fd: int, text: str) -> None:
 
 def _report(options: argparse.Namespace, refused: MLDashError) -> None:
     """Says why it does not run: in words, and to a client that started it as it would raise it."""
-    text = redact(f"ml-dashd: {refused.message}: {refused.hint}")
     given = vars(options)
-    facts = {"code": refused.code, "message": redact(refused.message), "hint": refused.hint}
+    message = redact(refused.message)
+    if given.get("embedded"):  # it works there; its user knows the path
+        message = message.replace(str(settings.WORKING), str(options.embedded.resolve()))
+    text = f"ml-dashd: {message}: {redact(refused.hint)}"
+    facts = {"code": refused.code, "message": message, "hint": refused.hint}
     _tell(given.get("ready_fd", -1), json.dumps(facts) if given.get("embedded") else text)
     with suppress(OSError):  # the log of a daemon that was started for a root is on the same full disk
         print(text, file=sys.stderr)  # noqa: T201

@@ -33,7 +33,7 @@ from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
 from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool, SystemClock, TestFaults, raise_descriptor_limit
 from ml_dashd.edge.systemd import Systemd
-from ml_dashd.embedded import Embedded
+from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.bell import Bell
@@ -103,7 +103,7 @@ class Daemon:
         """Serves until SIGTERM or SIGINT, or, embedded, until there has been nothing to do for a while."""
         await self._take_lock()
         if self._config.embedded is not None:
-            self._embedded = Embedded(self._config, self._config.embedded, self._clock)
+            self._embedded = Embedded(self._config, self._config.embedded, self._clock, self._lock)
             self._embedded.enter()
         stop = self._asked_to_stop
         loop = asyncio.get_running_loop()
@@ -207,7 +207,8 @@ class Daemon:
             config.daemon.peer_timeout,
         )
         self._service = await self._make_service(policy)
-        self._server = SocketServer(config.socket, self._service, clock, access, self._passed, budget)
+        service = self._service if self._embedded is None else EmbeddedService(self._service, self._embedded)
+        self._server = SocketServer(config.socket, service, clock, access, self._passed, budget)
         self._server.start()
         return left
 

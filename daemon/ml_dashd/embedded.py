@@ -1,4 +1,7 @@
-"""What only the daemon of a root does: it holds the root, goes with it where it is moved, and ends when it is gone."""
+"""What only the daemon of a root does: it holds the root, goes with it where it is moved, and ends when it is gone.
+
+It reaches the root through its working folder; what it says names the root as its user knows it.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,36 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from ml_dash.errors import MLDashError, error
+from ml_dash.messages import Accepted, CommitSlot, Message, Put, Record, Upload
+from ml_dashd import logs
 from ml_dashd.config import HOME, WORKING, Config
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.holder import RENEW_S, Holder
-from ml_dashd.edge.root import RootFolder, Whereabouts, adopt
-from ml_dashd.ports import Clock, Threads
+from ml_dashd.edge.root import RootFolder, StateFolder, Whereabouts, adopt
+from ml_dashd.ports import Clock, Send, Service, Session, Threads
 
 log = logging.getLogger("ml_dashd")
 
 LOOK_S = 2.0
 """Between looks at the root: two calls of stat."""
+REMOVING_S = 2.0
+"""Who removes a root has this long to come to its end before the next daemon is let into it."""
 CARRY_S = 60.0
 """Between copies of the catalog into a root whose state lies elsewhere: each costs as much as the catalog is long."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Embedded:
-    """A root and its daemon. Made once the state folder's lock is held; the process works in the root."""
+    """A root and its daemon. Made once the state folder's `lock`, a descriptor, is held; it works in the root."""
 
-    def __init__(self, config: Config, root: Path, clock: Clock) -> None:
+    def __init__(self, config: Config, root: Path, clock: Clock, lock: int) -> None:
         self._config = config
         self._clock = clock
         self._home = WORKING / HOME
@@ -44,6 +54,8 @@ class Embedded:
         self._lost = False
         mark = "identity" if config.outside else "lock"
         self._root = RootFolder(root, f"{HOME}/{mark}", inode=not config.outside)
+        self._state = StateFolder(config.state_dir, lock)
+        logs.call_by_name(str(WORKING), lambda: str(self._root.where()))
 
     def enter(self) -> None:
         """Takes the root, and what it brought along from another disk. Raises ROOT_HELD. Blocks."""
@@ -82,6 +94,22 @@ class Embedded:
         if self._config.outside and not self._lost:
             await catalog.export(self._carried)
 
+    async def check(self) -> None:
+        """Ends the daemon where what it keeps is being removed. What it says after this is not lost with that.
+
+        Costs three calls of stat.
+        """
+        if self._state.is_whole():
+            return
+        patience = self._clock.monotonic() + REMOVING_S
+        while not self._state.is_removed() and self._clock.monotonic() < patience:
+            await self._clock.sleep(REMOVING_S / 40)
+        self._vanish()
+
+    def named(self, text: str) -> str:
+        """The text with the root's path, as it is now, in place of the daemon's way to it."""
+        return text.replace(str(WORKING), str(self._root.where())) if str(WORKING) in text else text
+
     def leave(self) -> None:
         """Lets the root go. Blocks. Idempotent."""
         try:
@@ -105,3 +133,50 @@ class Embedded:
         log.warning("root_gone", extra={"root": self._config.embedded})
         logging.shutdown()
         os._exit(0)
+
+
+class EmbeddedService:
+    """A service whose root may be removed under it: then it answers nobody, and who asked finds the next daemon."""
+
+    def __init__(self, service: Service, embedded: Embedded) -> None:
+        self._service = service
+        self._embedded = embedded
+
+    async def handle(
+        self, session: Session, message: Message, descriptors: Sequence[int], send: Send
+    ) -> tuple[Message, Sequence[int]]:
+        if isinstance(message, Upload | Put | CommitSlot):
+            await self._embedded.check()
+        try:
+            reply, attached = await self._service.handle(session, message, descriptors, send)
+        except MLDashError as refused:
+            await self._embedded.check()
+            raise self._named(refused) from None
+        except Exception:
+            await self._embedded.check()
+            raise
+        if isinstance(reply, Accepted):  # nothing is acknowledged that is lost already
+            await self._embedded.check()
+        return self._told(reply), attached
+
+    def disconnected(self, session: Session) -> None:
+        self._service.disconnected(session)
+
+    def _named(self, refused: MLDashError) -> MLDashError:
+        message = self._embedded.named(refused.message)
+        return refused if message is refused.message else error(refused.code, message, refused.hint)
+
+    def _told(self, reply: Message) -> Message:
+        """The reply, its errors by the names that a user knows."""
+        changes: dict[str, Any] = {}
+        for field in ("records", "blocked", "failed", "files"):
+            if records := getattr(reply, field, ()):
+                changes[field] = tuple(self._told_of(record) for record in records)
+        if message := getattr(reply, "error_message", None):
+            changes["error_message"] = self._embedded.named(message)
+        return replace(reply, **changes) if changes else reply
+
+    def _told_of(self, record: Record) -> Record:
+        if not record.error_message:
+            return record
+        return replace(record, error_message=self._embedded.named(record.error_message))

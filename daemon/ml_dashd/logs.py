@@ -15,6 +15,7 @@ import logging
 import math
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
@@ -30,6 +31,7 @@ log = logging.getLogger(OURS)
 _STANDARD = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 _NEEDS_QUOTES = frozenset(" \"'=\\")
 _INDENT = "    "
+_NAMES: dict[str, Callable[[], str]] = {}
 
 EVENTS = {
     "accept_failed": "a connection could not be taken; the next is, after a pause",
@@ -75,7 +77,7 @@ EVENTS = {
     "ready": "the daemon serves",
     "recovered": "at start: files in the queue, strays removed from the spool",
     "request_failed": "a defect in the answer to a request",
-    "root_gone": "the root of an embedded daemon was removed, which ends it",
+    "root_gone": "the root of an embedded daemon, or its journal or spool, was removed, which ends it",
     "root_lost": "another host holds the root of this embedded daemon, which ends it",
     "root_moved": "the root of an embedded daemon is at another path",
     "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
@@ -102,6 +104,11 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     logging.captureWarnings(capture=True)
     sys.excepthook = _crashed
     threading.excepthook = lambda ended: _crashed(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
+def call_by_name(path: str, name: Callable[[], str]) -> None:
+    """Whatever the log would say of a path, it says of what `name` returns then."""
+    _NAMES[path] = name
 
 
 class HumanFormatter(logging.Formatter):
@@ -145,7 +152,10 @@ def _plain(value: Any) -> Any:
 
 
 def _clean(text: str) -> str:
-    """Without credentials, no longer than LONGEST, and of characters that have a UTF-8 form."""
+    """Without credentials, by the names that people know, no longer than LONGEST, in characters that UTF-8 has."""
+    for path, name in _NAMES.items():
+        if path in text:
+            text = text.replace(path, name())
     text = redact(text).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 

@@ -133,6 +133,59 @@ def test_a_root_that_is_removed_ends_its_daemon(root: Root, what: str) -> None:
             assert names_of(exp) == {"b.txt": "DONE", "c.txt": "DONE"}
 
 
+@pytest.mark.parametrize(
+    ("what", "first", "durability"),
+    [
+        ("", "text", "memory"),
+        ("", "blob", "disk"),
+        ("", "upload", "memory"),
+        (".ml-dashd", "upload", "disk"),
+        (".ml-dashd/spool", "blob", "memory"),
+        (".ml-dashd/spool", "upload", "memory"),
+        (".ml-dashd/spool/slots", "blob", "disk"),
+    ],
+)
+def test_saves_right_after_a_root_was_removed_are_kept(
+    root: Root, tmp_path: Path, what: str, first: str, durability: str
+) -> None:
+    """Its daemon still lives. What it acknowledged now would be lost with it: the next one takes it."""
+    digests = {f"{number}.bin": make_file(tmp_path / f"{number}.bin", LARGE, number) for number in range(3)}
+    saves = {
+        "text": lambda: exp.files.save_text("text", to="text.txt"),
+        "blob": lambda: exp.files.save_blob((tmp_path / "0.bin").read_bytes(), to="0.bin"),
+        "upload": lambda: exp.files.upload(tmp_path / "1.bin"),
+        "copy": lambda: exp.files.upload(tmp_path / "2.bin", snapshot="copy"),
+    }
+    with root.experiment(durability=durability).run as exp:
+        exp.files.save_blob(bytes(LARGE), to="before.bin").wait(30)
+        shutil.rmtree(root.path / what)
+        saves[first]()
+        for name, save in saves.items():
+            if name != first:
+                save()
+        exp.files.flush(60)
+        root.end(signal.SIGKILL)
+        stored = {each["filename"]: each["checksum"] for each in exp.files().list() if each["state"] == "DONE"}
+    assert {name: stored[name] for name in digests} == digests
+    assert "text.txt" in stored
+
+
+def test_an_error_names_the_root_as_its_user_knows_it(make_root: Callable[..., Root]) -> None:
+    """Also once it was moved; its daemon reaches it through its working folder."""
+    before, after = make_root("before"), make_root("after")
+    with held(before), before.experiment(wait=False).run as exp:
+        exp.files.save_text("x", to="a.txt")
+        eventually(lambda: before.status().blocked)
+        named = [before.status().blocked[0].error_message, before.log()]
+        before.path.rename(after.path)
+        named += [after.status().blocked[0].error_message]
+        after.end()
+    for text in named:
+        assert "/proc/self" not in str(text)
+    assert str(before.path / "alice") in str(named[0])
+    assert str(after.path / "alice") in str(named[-1])
+
+
 def test_a_root_that_is_copied_has_a_daemon_of_its_own(make_root: Callable[..., Root], tmp_path: Path) -> None:
     """With what was on its way, which is stored in both."""
     original, copy = make_root("original"), make_root("copy")

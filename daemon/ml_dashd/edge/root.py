@@ -8,6 +8,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from ml_dashd.config import WORKING
+from ml_dashd.edge.slots import SLOT_FOLDER
 from ml_dashd.edge.system import sync_folder
 
 _ADOPTED = ("catalog.sqlite-wal", "catalog.sqlite", "journal.sqlite-wal", "journal.sqlite")
@@ -48,11 +49,27 @@ class RootFolder:
 
     def where(self) -> Path:
         """Its path now."""
-        return WORKING.readlink()
+        return Path(str(WORKING.readlink()).removesuffix(" (deleted)"))
 
     def _inode(self) -> tuple[int, int]:
         status = self._mark.stat()
         return status.st_dev, status.st_ino
+
+
+class StateFolder:
+    """Where the daemon keeps what it was given. `lock` is the descriptor of its lock."""
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self._lock = lock
+        self._needed = (folder / "journal.sqlite", folder / "spool" / SLOT_FOLDER)
+
+    def is_removed(self) -> bool:
+        """Whether the lock has no name any more, or another daemon's has it."""
+        return os.fstat(self._lock).st_nlink == 0
+
+    def is_whole(self) -> bool:
+        """Whether all is there that must be for anything to be kept."""
+        return not self.is_removed() and not any(map(_is_missing, self._needed))
 
 
 def adopt(home: Path, state_dir: Path) -> bool:
@@ -78,6 +95,17 @@ def adopt(home: Path, state_dir: Path) -> bool:
     for name in (*reversed(_ADOPTED), *_WORTHLESS):
         (home / name).unlink(missing_ok=True)
     return True
+
+
+def _is_missing(path: Path) -> bool:
+    """A file system that does not answer says nothing."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _sync_file(path: Path) -> None:
