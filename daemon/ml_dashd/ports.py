@@ -375,6 +375,12 @@ class Pins(Protocol):
     def release(self, pin: Pin, file_id: int) -> None:
         """Lets the source go; the user's own file is never touched. Idempotent."""
 
+    def note_failed(self, pin: Pin) -> None:
+        """Notes that the source is kept for a file that failed, until it is opened for another try or released.
+
+        Who is refused for want of room is told how much is kept so. Idempotent.
+        """
+
     def rebase(self, job: Job) -> Pin | None:
         """The pin with a new baseline, where its file in the spool is the same in another place; else None. Blocks.
 

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 
 from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
 from tests.doubles.disks import failing_disk, fill, tmpfs
-from tests.harness import DaemonProcess, Folder, assert_whole, eventually, make_file
+from tests.harness import DaemonProcess, Folder, StoreUnderTest, assert_whole, eventually, make_file
 
 KIB, MIB = 1 << 10, 1 << 20
 PAGE = 4096
@@ -104,6 +106,70 @@ def test_the_quota_counts_what_an_earlier_daemon_left(tmp_path: Path) -> None:
             gate.unlink()
             exp.files.flush(timeout=60)
             exp.files.save_blob(content(2, 4 * MIB), to="2.bin").wait(60)
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """An S3 server that takes no object, for good."""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b"<Error><Code>InvalidRequest</Code><Message>not here</Message></Error>"
+        self.send_response(400 if self.command == "PUT" else 204)
+        self.send_header("Content-Length", str(len(body) if self.command == "PUT" else 0))
+        self.end_headers()
+        if self.command == "PUT":
+            self.wfile.write(body)
+
+    do_PUT = do_DELETE = answer  # noqa: N815 as http.server asks for them
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+class Refusing(StoreUnderTest):
+    url = "s3://bucket/key"
+    credentials: ClassVar[dict[str, str]] = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+
+    def __init__(self, port: int) -> None:
+        self.endpoint = f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def refusing() -> Iterator[Refusing]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        serving = Thread(target=server.serve_forever)
+        serving.start()
+        yield Refusing(server.server_address[1])
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_is_refused_is_told_what_failed_files_hold(tmp_path: Path, refusing: Refusing, restarted: bool) -> None:
+    """They keep their bytes, to be tried again; whoever deletes them has the room."""
+    settings = f'region = "us-east-1"\nchecksum = "md5"\n[spool]\nquota = {8 * MIB}\n'
+    with (
+        DaemonProcess(tmp_path / "daemon", refusing, settings=settings) as daemon,
+        daemon.experiment(on_full="raise").run as exp,
+    ):
+        failed = exp.files.save_blob(content(0, 6 * MIB), to="failed.bin")
+        with pytest.raises(MLDashError) as ended:
+            failed.wait(60)
+        assert ended.value.code is Code.STORE_REFUSED
+        if restarted:
+            daemon.kill()
+            daemon.start()
+        with pytest.raises(MLDashError) as refused:
+            exp.files.save_blob(content(1, 4 * MIB), to="b.bin")
+        assert refused.value.code is Code.RETRY_LATER
+        assert f"{6 * MIB} of them for files that failed" in refused.value.message
+        assert "`ml-dash rm --id ID` frees what they hold" in refused.value.hint
+        assert failed["id"] in str(daemon.status().failed[0].id)
+        exp.files(file_id=failed["id"]).delete()
+        eventually(lambda: attempt(lambda: exp.files.save_blob(content(1, 4 * MIB), to="b.bin")) is None)
+        with pytest.raises(MLDashError) as refused:  # what was freed is not said to be held
+            exp.files.save_blob(content(1, 6 * MIB), to="c.bin")
+        assert f"{6 * MIB} of them" not in refused.value.message
 
 
 @pytest.mark.parametrize("on_full", ["", "Wait", 5])

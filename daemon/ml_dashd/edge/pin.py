@@ -20,6 +20,7 @@ from pathlib import Path
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
+from ml_dashd.core.states import State
 from ml_dashd.edge.cloning import changed, copy_range, disk_error, link, reflink
 from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
 from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
@@ -197,6 +198,7 @@ class SpoolPins:
     def open(self, job: Job, content: bytes) -> Source:
         if job.pin.kind is PinKind.INLINE:
             return InlineSource(content)
+        self._room.note(self._path(job.pin), failed=job.state is State.FAILED)
         source = FileSource(self._open(job), job)
         try:
             source.check()
@@ -233,6 +235,7 @@ class SpoolPins:
 
     def release(self, pin: Pin, file_id: int) -> None:
         if pin.kind is PinKind.SLOT:
+            self._room.note(self._path(pin), failed=False)  # it may be kept, for the next save
             self._slots.release(pin.name)
         elif pin.kind is PinKind.FD:
             with self._lock:
@@ -241,6 +244,9 @@ class SpoolPins:
             self._keeper.drop(file_id)
         elif pin.name:
             self._unlink(self._path(pin))
+
+    def note_failed(self, pin: Pin) -> None:
+        self._room.note(self._path(pin), failed=True)
 
     def sweep(self, jobs: Sequence[Job]) -> int:
         self._take_back({job.id: job.pin.fingerprint for job in jobs if job.pin.kind is PinKind.FD})
@@ -264,6 +270,7 @@ class SpoolPins:
                 path = self._path(job.pin)
                 with suppress(FileNotFoundError):
                     self._room.found(path, Path(path).stat().st_blocks * 512)
+                    self._room.note(path, failed=job.state is State.FAILED)
 
     def _take_back(self, marks: Mapping[int, Fingerprint | None]) -> None:
         """Holds again what outlived the last process, where it is the very file that the journal means."""

@@ -6,6 +6,8 @@ import threading
 
 from ml_dash.errors import Code, error
 
+FREE_FAILED = "`ml-dash status` names files that failed, and `ml-dash rm --id ID` frees what they hold"
+
 
 class Room:
     """How much the spool may take. Calls come from several threads."""
@@ -14,12 +16,19 @@ class Room:
         self._quota = quota_bytes
         self._taken: dict[str, int] = {}
         self._used = 0
+        self._failed: set[str] = set()
         self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
         """What slots and copies take."""
         return self._used
+
+    @property
+    def failed_bytes(self) -> int:
+        """What of it is kept for files that failed, to be tried again or deleted."""
+        with self._lock:
+            return self._failed_bytes()
 
     def take(self, path: str, size_bytes: int, *, spare: bool = False) -> None:
         """Sets bytes aside for a file of the spool. `spare`: nobody waits for it, so half of the quota is left alone.
@@ -29,7 +38,9 @@ class Room:
         with self._lock:
             most = self._quota // 2 if spare else self._quota
             if self._quota and self._used + size_bytes > most:
-                raise _refusal(size_bytes, self._used, self._quota)
+                failed = self._failed_bytes()
+                enough = self._used - failed + size_bytes <= most
+                raise _refusal(size_bytes, self._used, self._quota, failed, enough=enough)
             self._count(path, size_bytes)
 
     def found(self, path: str, size_bytes: int) -> None:
@@ -41,15 +52,30 @@ class Room:
         """The file is gone. Idempotent."""
         with self._lock:
             self._used -= self._taken.pop(path, 0)
+            self._failed.discard(path)
+
+    def note(self, path: str, *, failed: bool) -> None:
+        """Whether the file is kept for one that failed. Idempotent."""
+        with self._lock:
+            if failed and path in self._taken:
+                self._failed.add(path)
+            else:
+                self._failed.discard(path)
+
+    def _failed_bytes(self) -> int:
+        return sum(self._taken[path] for path in self._failed)
 
     def _count(self, path: str, size_bytes: int) -> None:
         self._used += size_bytes - self._taken.get(path, 0)
         self._taken[path] = size_bytes
 
 
-def _refusal(size_bytes: int, used: int, quota: int) -> Exception:
+def _refusal(size_bytes: int, used: int, quota: int, failed: int, *, enough: bool) -> Exception:
+    """`enough`: it would fit if the files that failed were deleted."""
     if size_bytes > quota:
         what = f"{size_bytes} bytes are more than the spool may hold, {quota}"
         return error(Code.DISK_FULL, what, "raise spool.quota, or upload the file from its own place")
-    what = f"the spool holds {used} of {quota} bytes, and {size_bytes} more do not fit"
-    return error(Code.RETRY_LATER, what, "it goes on when files are stored: see `ml-dash status`; or raise spool.quota")
+    kept = f", {failed} of them for files that failed" if failed else ""
+    what = f"the spool holds {used} of {quota} bytes{kept}, and {size_bytes} more do not fit"
+    hint = "it goes on when files are stored: see `ml-dash status`; or raise spool.quota"
+    return error(Code.RETRY_LATER, what, f"{FREE_FAILED}; {hint}" if enough and failed else hint)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
 from ml_dashd.edge.descriptors import FOR_SLOTS, DescriptorBudget
-from ml_dashd.edge.room import Room
+from ml_dashd.edge.room import FREE_FAILED, Room
 from ml_dashd.ports import Slot
 
 SLOT_FOLDER = "slots"
@@ -180,9 +180,9 @@ class SlotFiles:
         """The disk is full. Where files of ours are on it, room comes by itself."""
         what = f"the spool's disk has no room for {capacity} bytes"
         if self._room.used_bytes:
-            return error(
-                Code.RETRY_LATER, what, "it goes on when files are stored, or space is freed: see `ml-dash status`"
-            )
+            hint = "it goes on when files are stored, or space is freed: see `ml-dash status`"
+            hint = f"{FREE_FAILED}; {hint}" if self._room.failed_bytes >= capacity else hint
+            return error(Code.RETRY_LATER, what, hint)
         return error(Code.DISK_FULL, what)
 
     def _remove_free(self) -> bool:

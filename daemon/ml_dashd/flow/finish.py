@@ -91,6 +91,8 @@ class Finish:
             return
         if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             await self._release([failed])
+        else:
+            self._pins.note_failed(failed.pin)
         self._meter.failed(trouble.code)
         event = {"id": job.id, "code": trouble.code, "path": job.record.path, "error": trouble.message}
         log.warning("file_failed", extra=event)
