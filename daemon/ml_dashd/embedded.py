@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash.errors import MLDashError, error
-from ml_dash.messages import Accepted, CommitSlot, Message, Put, Record, Upload
+from ml_dash.messages import Accepted, AcceptedMany, CommitSlot, Message, Put, PutMany, Record, Upload
 from ml_dashd import logs
 from ml_dashd.config import HOME, WORKING, Config
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
@@ -32,6 +32,7 @@ REMOVING_S = 2.0
 """Who removes a root has this long to come to its end before the next daemon is let into it."""
 CARRY_S = 60.0
 """Between copies of the catalog into a root whose state lies elsewhere: each costs as much as the catalog is long."""
+HAND_OFFS = (Upload, Put, PutMany, CommitSlot)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -145,7 +146,7 @@ class EmbeddedService:
     async def handle(
         self, session: Session, message: Message, descriptors: Sequence[int], send: Send
     ) -> tuple[Message, Sequence[int]]:
-        if isinstance(message, Upload | Put | CommitSlot):
+        if isinstance(message, HAND_OFFS):
             await self._embedded.check()
         try:
             reply, attached = await self._service.handle(session, message, descriptors, send)
@@ -155,7 +156,7 @@ class EmbeddedService:
         except Exception:
             await self._embedded.check()
             raise
-        if isinstance(reply, Accepted):  # nothing is acknowledged that is lost already
+        if isinstance(reply, Accepted | AcceptedMany):  # nothing is acknowledged that is lost already
             await self._embedded.check()
         return self._told(reply), attached
 

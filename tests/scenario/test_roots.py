@@ -137,6 +137,7 @@ def test_a_root_that_is_removed_ends_its_daemon(root: Root, what: str) -> None:
     ("what", "first", "durability"),
     [
         ("", "text", "memory"),
+        ("", "many", "memory"),
         ("", "blob", "disk"),
         ("", "upload", "memory"),
         (".ml-dashd", "upload", "disk"),
@@ -155,7 +156,10 @@ def test_saves_right_after_a_root_was_removed_are_kept(
         "blob": lambda: exp.files.save_blob((tmp_path / "0.bin").read_bytes(), to="0.bin"),
         "upload": lambda: exp.files.upload(tmp_path / "1.bin"),
         "copy": lambda: exp.files.upload(tmp_path / "2.bin", snapshot="copy"),
+        "many": lambda: exp.files.upload_many(small),
     }
+    small = [tmp_path / f"{number}.txt" for number in range(3)]
+    digests |= {path.name: make_file(path, 100) for path in small}
     with root.experiment(durability=durability).run as exp:
         exp.files.save_blob(bytes(LARGE), to="before.bin").wait(30)
         shutil.rmtree(root.path / what)
