@@ -243,7 +243,12 @@ def test_the_number_of_descriptors_is_part_of_the_schema(schema: type[m.Message]
 
 def test_which_messages_carry_descriptors():
     carrying = {schema.__name__: schema.descriptors for schema in KINDS.values() if schema.descriptors != range(1)}
-    assert carrying == {"Upload": range(1, 2), "Fetch": range(1, 2), "SlotGranted": range(2)}
+    assert carrying == {
+        "Upload": range(1, 2),
+        "Fetch": range(1, 2),
+        "SlotGranted": range(2),
+        "Branched": range(1, 2),
+    }
 
 
 # ---- the tables
