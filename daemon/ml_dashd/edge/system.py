@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -103,7 +103,7 @@ class Pool:
             thread.start()
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """A caller that is cancelled still waits for its work: buffers and descriptors are not taken from under it."""
+        """A caller that is cancelled, even twice, still waits: buffers and descriptors are not taken from under it."""
         if self._closed:
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         loop = asyncio.get_running_loop()
@@ -112,7 +112,9 @@ class Pool:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait([future])
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
             future.exception()  # it was cancelled: nobody is left to be told
             raise
 
