@@ -52,7 +52,7 @@ from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.worker import Worker
-from ml_dashd.observe import Observer, Shared, disks_of, journal_check, spool_check, store_check
+from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
 from ml_dashd.ports import Faults, Meter, Store
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class Daemon:
         )
         batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
         self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter)
-        self._health = Health(self._journal)
+        self._health = Health(self._journal, self._catalog)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._copies = Copies(
             journal=self._journal,
@@ -371,6 +371,7 @@ class Daemon:
             checks={
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),
+                "catalog": catalog_check(self._catalog.trouble),
                 "store": store_check(backlog),
                 "spool": spool_check(self._health.spool_trouble, disks.ask),
             },
