@@ -31,7 +31,16 @@ from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
-from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool, SystemClock, TestFaults, raise_descriptor_limit
+from ml_dashd.edge.system import (
+    BufferPool,
+    NoFaults,
+    NoMeter,
+    Pool,
+    SystemClock,
+    TestFaults,
+    ignore_lease_signals,
+    raise_descriptor_limit,
+)
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.accept import Accept
@@ -444,6 +453,7 @@ def _policy(config: Config) -> Policy:
 def run(config: Config, ready: Callable[[Recovered], None]) -> None:
     """Runs a daemon in this process until it ends."""
     raise_descriptor_limit()
+    ignore_lease_signals()
     _run_loop(Daemon(config).run(ready))
 
 

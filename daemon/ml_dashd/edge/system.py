@@ -83,6 +83,11 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def ignore_lease_signals() -> None:
+    """Leases are asked for to learn something, and given back at once: nobody has to tell us that one is in the way."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+
+
 async def breathe() -> None:
     """Lets the loop look at others."""
     await asyncio.sleep(0)
