@@ -45,6 +45,7 @@ class Ground:
         path, _ = self.sources[kind]
         calls: dict[str, Callable[[], FileResult]] = {
             "inline": lambda: self.exp.files.save_blob(path.read_bytes(), to=to),
+            "many": lambda: self.exp.files.upload_many({to: path})[0],
             "slot": lambda: self.exp.files.save_blob(path.read_bytes(), to=to),
             "synced": lambda: self.exp.files.save_blob(path.read_bytes(), to=to, durability="disk"),
             "linked": lambda: self.exp.files.upload(path, to=to),
@@ -115,7 +116,14 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
     daemon.daemon_settings = "drain_timeout = 1"
     daemon.module = ["tests.doubles.refusals", str(refusals.path)]
     daemon.environment["ML_DASHD_FAULT_LOG"] = ""  # else its lines were calls, too
-    sizes = {"inline": 60 * KIB, "linked": 100 * KIB, "slot": 2 * MIB, "synced": 2 * MIB, "copied": 300 * KIB}
+    sizes = {
+        "inline": 60 * KIB,
+        "many": 5,
+        "linked": 100 * KIB,
+        "slot": 2 * MIB,
+        "synced": 2 * MIB,
+        "copied": 300 * KIB,
+    }
     sources = {}
     for seed, (kind, size) in enumerate((sizes | {"parts": PART + 1}).items()):
         path = tmp_path / f"{kind}.bin"
