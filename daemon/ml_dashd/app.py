@@ -31,7 +31,16 @@ from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
-from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool, SystemClock, TestFaults, raise_descriptor_limit
+from ml_dashd.edge.system import (
+    BufferPool,
+    NoFaults,
+    NoMeter,
+    Pool,
+    SystemClock,
+    TestFaults,
+    ignore_lease_signals,
+    raise_descriptor_limit,
+)
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.accept import Accept
@@ -52,7 +61,7 @@ from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.worker import Worker
-from ml_dashd.observe import Observer, Shared, disks_of, journal_check, spool_check, store_check
+from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
 from ml_dashd.ports import Faults, Meter, Store
 
 if TYPE_CHECKING:
@@ -267,7 +276,7 @@ class Daemon:
         )
         batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
         self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter)
-        self._health = Health(self._journal)
+        self._health = Health(self._journal, self._catalog)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._copies = Copies(
             journal=self._journal,
@@ -372,6 +381,7 @@ class Daemon:
             checks={
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),
+                "catalog": catalog_check(self._catalog.trouble),
                 "store": store_check(backlog),
                 "spool": spool_check(self._health.spool_trouble, disks.ask),
             },
@@ -444,6 +454,7 @@ def _policy(config: Config) -> Policy:
 def run(config: Config, ready: Callable[[Recovered], None]) -> None:
     """Runs a daemon in this process until it ends."""
     raise_descriptor_limit()
+    ignore_lease_signals()
     _run_loop(Daemon(config).run(ready))
 
 

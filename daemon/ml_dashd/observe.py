@@ -177,6 +177,15 @@ def journal_check(journal: Journal) -> Check:
     return check
 
 
+def catalog_check(trouble: Callable[[], Trouble | None]) -> Check:
+    """Whether stored files can be listed: until then they are kept, and wait."""
+
+    async def check() -> Trouble | None:
+        return trouble()
+
+    return check
+
+
 def store_check(backlog: Shared[Backlog]) -> Check:
     """Whether files wait for an operator. Their names are their owners' business, so they are only counted."""
 

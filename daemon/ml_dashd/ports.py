@@ -211,6 +211,9 @@ class Journal(Protocol):
     def trouble(self) -> Trouble | None:
         """Why the journal takes nothing more in: its disk is full, or has failed."""
 
+    def unsure(self) -> bool:
+        """Whether changes that were refused may be there at the next start: a sync failed after they were written."""
+
     async def probe(self) -> None:
         """Commits something, as a hand-off does; raises JournalError where that would be refused."""
 
@@ -304,6 +307,9 @@ class Catalog(Protocol):
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         """Marks records as deleted; returns the ids that are now. Idempotent: the first time stays."""
+
+    def trouble(self) -> Trouble | None:
+        """Why nothing can be listed now, and not by itself in a moment: its disk is full, or has failed."""
 
     async def close(self) -> None:
         """Lets go of files and connections."""

@@ -87,6 +87,32 @@ async def test_a_stored_file_that_is_opened_too_late_is_closed(tmp_path: Path, m
     threads.close()
 
 
+async def test_who_is_cancelled_twice_still_waits_for_its_work(tmp_path: Path) -> None:
+    """First because its file was given up, then because the daemon is stopped: a thread reads from what it has open."""
+    threads = Pool(1, "test")
+    door = Door(os.fstat)
+    seen: list[object] = []
+
+    async def read() -> None:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            await threads.run(lambda: seen.append(door(descriptor)))
+        finally:
+            os.close(descriptor)
+
+    task = asyncio.create_task(read())
+    await asyncio.to_thread(door.reached.wait, 20)
+    for _ in range(3):
+        task.cancel()
+        await turn_over()
+    assert not task.done()
+    door.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(seen) == 1
+    threads.close()
+
+
 class Work:
     """Tasks that keep their turn until the test ends them."""
 

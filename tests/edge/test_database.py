@@ -345,3 +345,46 @@ async def test_what_lets_files_go_on_has_the_reserve(path: Path, others: int) ->
         assert await opened.call(put(70), spare=True) == 70, "the disk has room again"
         assert opened.failure() is None
     assert numbers(path) == [*range(others), 50, 70]
+
+
+class Refusing:
+    """A disk that refuses every commit, whatever is given up for it, with this code of SQLite's."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def at(self, point: str) -> None:
+        if point == "test.before_commit":
+            refusal = sqlite3.OperationalError("refused")
+            refusal.sqlite_errorcode = self._code
+            raise refusal
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE], ids=["no space", "quota"])
+async def test_a_full_disk_can_be_read(path: Path, code: int) -> None:
+    """Who asks beside somebody whose change finds no room is answered; a quota is called what it is."""
+    with database(path, Refusing(code)) as opened:
+        async with held(opened):
+            changes = [asyncio.create_task(opened.call(put(number))) for number in range(2)]
+            asked = asyncio.create_task(opened.call(lambda connection: connection.execute("SELECT 5").fetchone()))
+        refused = await asyncio.gather(*changes, return_exceptions=True)
+        assert tuple(await asked) == (5,)
+        for refusal in refused:
+            assert isinstance(refusal, JournalError)
+            assert refusal.code is Code.DISK_FULL
+            assert str(path) in str(refusal)
+    assert numbers(path) == []
+
+
+async def test_a_disk_that_refused_a_sync_can_be_read(path: Path) -> None:
+    """Who asks beside the change that was refused is answered, as is everybody after it."""
+    with database(path, Refusing(sqlite3.SQLITE_IOERR_FSYNC)) as opened:
+        async with held(opened):
+            changed = asyncio.create_task(opened.call(put(1)))
+            asked = asyncio.create_task(opened.call(lambda connection: connection.execute("SELECT 5").fetchone()))
+        assert tuple(await asked) == (5,)
+        for refused in (changed, opened.call(put(2))):
+            with pytest.raises(JournalError) as refusal:
+                await refused
+            assert refusal.value.code is Code.DISK_FAILED
+        assert opened.unsure()

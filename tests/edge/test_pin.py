@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 import socket
@@ -754,3 +755,43 @@ def test_a_failed_hand_off_keeps_nothing(spool: Spool, path: Path, monkeypatch: 
         spool.take(path)
     assert spool.files() == []
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_times_are_trusted_while_nobody_can_write(spool: Spool, path: Path, how: str) -> None:
+    """What is mapped may be written to without a trace."""
+    job = spool.take(written(path))
+    file = path.open("r+b")
+    mapping = mmap.mmap(file.fileno(), 0)
+    if how == "mapped":
+        file.close()
+    else:
+        mapping.close()
+    source = spool.pins.open(job, b"")
+    assert not source.check()
+    source.close()
+    file.close()
+    mapping.close()
+    source = spool.pins.open(job, b"")
+    assert source.check()
+    source.close()
+
+
+def test_a_copy_of_what_is_written_to_without_a_trace_is_none(
+    spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that is not synced yet is written to through a mapping, which moves no time, while others are copied."""
+    written(path)
+    copy_range = cloning.copy_range
+
+    def write_after(descriptor: int, copy: int, size: int, source: str) -> None:
+        copy_range(descriptor, copy, size, source)
+        mapping[0] ^= 1
+
+    monkeypatch.setattr(pin, "copy_range", write_after)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[0] ^= 1
+        before = path.stat().st_mtime_ns
+        refused(Code.SOURCE_CHANGED, lambda: spool.take(path, Protection.COPY))
+        assert path.stat().st_mtime_ns == before
+    assert spool.files() == []

@@ -17,7 +17,7 @@ from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Journal, SyncRefusedError
+from ml_dashd.ports import Catalog, Journal, SyncRefusedError
 
 
 class Watched(SpoolPins):
@@ -59,15 +59,15 @@ def take(pins: Watched, folder: Path, number: int) -> Pin:
     return pin
 
 
-class WellJournal:
-    """A journal of which only its health is asked."""
+class Well:
+    """A journal, or a catalog, of which only its health is asked."""
 
     def trouble(self) -> None:
         return None
 
 
 def settling(pins: Watched, disk: Pool) -> Settle:
-    return Settle(pins, disk, Health(cast("Journal", WellJournal())), NoFaults())
+    return Settle(pins, disk, Health(cast("Journal", Well()), cast("Catalog", Well())), NoFaults())
 
 
 async def test_many_share_few_syncs_and_each_is_covered(pins: Watched, disk: Pool, tmp_path: Path) -> None:

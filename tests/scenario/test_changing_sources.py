@@ -21,18 +21,25 @@ from ml_dash.errors import Code
 from ml_dash.result import FileResult
 from tests.doubles.disks import ext4, tmpfs, with_reflinks
 from tests.doubles.meddling import CHANGES, HARMLESS, Meddling
-from tests.harness import DaemonProcess, Folder, file_sha256, make_file
+from tests.harness import PREFIX, DaemonProcess, Folder, eventually, file_sha256, make_file
 
 MIB = 1 << 20
 KIB = 1 << 10
 
 pytestmark = pytest.mark.slow
 
+READING = "upload.before_part"
+"""Where the first of three parts is read, and the last is not."""
 UNREAD = ("accept.journaled", "upload.before_begin", "upload.after_part")
 """Where the daemon has yet to read the source, or to look whether what it read was one content."""
-READ = ("upload.before_completing", "finish.before_release")
+READ = ("upload.before_completing", "upload.before_complete", "upload.after_complete", "finish.before_release")
+"""From the last but one on the journal says COMPLETING, then VERIFIED and DONE."""
+COPYING = ("copies.copied", "copies.before_repin", "copies.after_repin")
+"""Before and after its copy takes its place."""
 OF_ITS_OWN = ("accept.journaled", "upload.after_part", "finish.before_release")
 """Enough for pins that nobody else can reach."""
+NO_COPIES = "[spool]\ncopy_below = 0\n"
+"""Copies in the background protect what is small: without them the pins show what they are worth."""
 STAGES = {
     "link": UNREAD + READ,
     "fd": UNREAD + READ,
@@ -66,6 +73,42 @@ class Ground:
             left.unlink()
         return record, sha256, ended
 
+    def write_through(
+        self, exp: Experiment, name: str, *, dirty: bool
+    ) -> tuple[dict[str, Any], list[str], Code | None]:
+        """Hands a file over that is mapped already, and writes to two places of it each time that the daemon stops.
+
+        `dirty`: once, to pages that were written to just before, so that it moves no time until they are synced.
+        Returns its record, the SHA-256 of every content that it had, and its end.
+        """
+        path = self.folder / name
+        make_file(path, self.size, seed=len(name))
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping, ThreadPoolExecutor(1) as trainer:
+            contents: list[str] = []
+
+            def write() -> None:
+                for place in (min(self.size, 16 * MIB) - 1, -1):
+                    mapping[place] = (mapping[place] + 1) % 256
+                contents.append(hashlib.sha256(mapping).hexdigest())
+
+            if dirty:
+                write()
+            else:
+                contents.append(hashlib.sha256(mapping).hexdigest())
+            trained = trainer.submit(self._train, exp, path, name)
+            self.daemon.wait_until_hung()
+
+            def done() -> bool:
+                if self.daemon.hangs() and not (dirty and len(contents) > 1):
+                    write()
+                return trained.done()
+
+            self.daemon.let_go_until(done)
+            record, ended = trained.result()
+            write()  # once it is over, it is nobody's business
+        path.unlink()
+        return record, contents, ended
+
     def _train(self, exp: Experiment, path: Path, name: str) -> tuple[dict[str, Any], Code | None]:
         result = exp.files.upload(path, to=name, **self.options)
         assert result["pin"] == self.pin
@@ -77,27 +120,29 @@ class Ground:
 
 
 @contextmanager
-def ground(tmp_path: Path, pin: str, stage: str) -> Iterator[Ground]:
-    size = 40 * KIB if pin == "inline" else 17 * MIB  # two parts
+def ground(tmp_path: Path, pin: str, stage: str, settings: str = NO_COPIES) -> Iterator[Ground]:
+    size = 40 * KIB if pin == "inline" else 33 * MIB if stage == READING else 17 * MIB  # three parts, or two
     options = {"snapshot": "copy"} if pin == "copy" else {}
     if pin == "reflink":
-        with with_reflinks(tmp_path / "disk") as disk, hanging(disk / "daemon", tmp_path / "store", stage) as daemon:
+        with (
+            with_reflinks(tmp_path / "disk") as disk,
+            hanging(disk / "daemon", tmp_path / "store", stage, settings) as daemon,
+        ):
             yield Ground(daemon, disk, size, pin, options)
     elif pin == "fd":
         with (
             ext4(tmp_path / "disk") as disk,
-            hanging(tmp_path / "daemon", tmp_path / "store", stage) as daemon,
+            hanging(tmp_path / "daemon", tmp_path / "store", stage, settings) as daemon,
         ):
             yield Ground(daemon, disk, size, pin, options)
     else:
-        with hanging(tmp_path / "daemon", tmp_path / "store", stage) as daemon:
+        with hanging(tmp_path / "daemon", tmp_path / "store", stage, settings) as daemon:
             yield Ground(daemon, tmp_path, size, pin, options)
 
 
 @contextmanager
-def hanging(folder: Path, store: Path, stage: str) -> Iterator[DaemonProcess]:
-    """Without copies in the background, which protect what is small: they have tests of their own."""
-    daemon = DaemonProcess(folder, Folder(store), settings="[spool]\ncopy_below = 0\n")
+def hanging(folder: Path, store: Path, stage: str, settings: str = NO_COPIES) -> Iterator[DaemonProcess]:
+    daemon = DaemonProcess(folder, Folder(store), settings=settings)
     try:
         daemon.start(faults=f"{stage}=hang@*")
         yield daemon
@@ -128,6 +173,59 @@ def test_whatever_happens_to_a_source(tmp_path: Path, pin: str, stage: str) -> N
         assert here.daemon.store.open_uploads() == []
 
 
+@pytest.mark.parametrize("stage", [*UNREAD, *READ])
+@pytest.mark.parametrize("pin", ["link", "fd"])
+def test_whatever_happens_to_a_source_by_default(tmp_path: Path, pin: str, stage: str, full_size: bool) -> None:
+    """With copies in the background, which come or do not come in time: the right bytes, or SOURCE_CHANGED."""
+    short = pin == "link" and stage in ("accept.journaled", "upload.after_part", "upload.before_complete")
+    events = CHANGES | HARMLESS if full_size or short else {what: CHANGES[what] for what in ("overwritten",)}
+    with ground(tmp_path, pin, stage, settings="") as here, here.daemon.experiment().run as exp:
+        for what, change in events.items():
+            record, sha256, ended = here.meddle(exp, what, change)
+            if ended is not None:
+                assert ended is Code.SOURCE_CHANGED, what
+                assert what in CHANGES
+                assert stage in UNREAD
+                assert record["pin"] == pin, "a copy is what no write reaches"
+            else:
+                assert record["checksum"] == sha256, what
+                assert stored(here.daemon, record) == sha256, what
+        here.daemon.let_go_until(lambda: True)
+        assert here.daemon.store.open_uploads() == []
+
+
+@pytest.mark.parametrize("stage", COPYING)
+@pytest.mark.parametrize("pin", ["link", "fd"])
+def test_whatever_happens_to_a_source_while_it_is_copied(tmp_path: Path, pin: str, stage: str) -> None:
+    """The store is away meanwhile. Once there is a copy, every file is stored as it was handed over."""
+    events = CHANGES | HARMLESS
+    with ground(tmp_path, pin, stage, settings="") as here, here.daemon.experiment().run as exp:
+        assert isinstance(here.daemon.store, Folder)
+        gate = here.daemon.store.root / PREFIX.partition("/")[0]
+        gate.touch()  # the store can make no folder there
+        expected = {what: make_file(here.folder / what, MIB, seed) for seed, what in enumerate(events)}
+        with ThreadPoolExecutor(1) as trainer:
+            handed = trainer.submit(lambda: [exp.files.upload(here.folder / what, to=what) for what in events])
+            for what, change in events.items():  # they are copied in the order in which they came
+                here.daemon.wait_until_hung()
+                change(here.folder / what)
+                here.daemon.resume()
+            results = handed.result(60)
+        assert {result["pin"] for result in results} == {pin}
+        gate.unlink()
+        exp.files.save_text("x", to="first.txt").wait(60)  # once it is stored the others are not kept waiting
+        for what, result in zip(events, results, strict=True):
+            ended = attempt_to_wait(result)
+            if ended is None:
+                assert result["checksum"] == expected[what]
+                assert stored(here.daemon, dict(result)) == expected[what]
+            else:
+                assert ended is Code.SOURCE_CHANGED, what
+                assert what in CHANGES
+                assert stage != "copies.after_repin"
+        eventually(lambda: here.daemon.spool() == [])
+
+
 def stored(daemon: DaemonProcess, record: dict[str, Any]) -> str:
     assert isinstance(daemon.store, Folder)
     return file_sha256(daemon.store.root / daemon.store.key_of(record))
@@ -136,7 +234,10 @@ def stored(daemon: DaemonProcess, record: dict[str, Any]) -> str:
 @pytest.mark.parametrize("where", [0, -1], ids=["what was read", "the last byte"])
 def test_a_write_that_moves_no_time_makes_no_mixture(tmp_path: Path, where: int) -> None:
     """On a file system in memory no write through a mapping ever shows, and this one was made before the hand-off."""
-    with tmpfs(tmp_path / "disk", 64 * MIB) as disk, hanging(tmp_path / "daemon", tmp_path / "store", STAGE) as daemon:
+    with (
+        tmpfs(tmp_path / "disk", 64 * MIB) as disk,
+        hanging(tmp_path / "daemon", tmp_path / "store", READING) as daemon,
+    ):
         path = disk / "a.bin"
         before = make_file(path, 17 * MIB)
         with (
@@ -160,7 +261,24 @@ def test_a_write_that_moves_no_time_makes_no_mixture(tmp_path: Path, where: int)
                 assert daemon.store.keys() == []
 
 
-STAGE = "upload.before_part"
+@pytest.mark.parametrize(("pin", "stage"), [("link", READING), ("fd", READING), *CASES], ids=lambda value: value)
+def test_a_mapping_from_before_the_hand_off(tmp_path: Path, pin: str, stage: str) -> None:
+    """What it writes at the stage, and each time after it, is in the object as a whole, or not at all."""
+    with ground(tmp_path, pin, stage) as here, here.daemon.experiment().run as exp:
+        for dirty in (False, True):
+            record, contents, ended = here.write_through(exp, f"dirty-{dirty}.bin", dirty=dirty)
+            assert len(contents) > 1
+            if ended is not None:
+                assert ended is Code.SOURCE_CHANGED
+                assert pin in ("link", "fd")
+                assert dirty or stage in (READING, *UNREAD)
+                continue
+            assert stored(here.daemon, record) == record["checksum"]
+            unread = pin in ("link", "fd") and stage in (READING, *UNREAD)
+            assert record["checksum"] in (contents if unread else contents[:1])
+            assert dirty or not unread
+        here.daemon.let_go_until(lambda: True)
+        assert here.daemon.store.open_uploads() == []
 
 
 def attempt_to_wait(result: FileResult) -> Code | None:

@@ -146,12 +146,12 @@ def test_a_journal_that_can_not_be_written_is_a_reason_and_nothing_is_taken(daem
     # Writes beyond two pages of a file fail, as on a disk that is full. (What the fault points note is shorter.)
     prlimit(daemon.process.pid, RLIMIT_FSIZE, (8192, most))
     reason = eventually(lambda: client.reasons().get("journal"))
-    assert reason["code"] == Code.DISK_FAILED
+    assert reason["code"] == Code.DISK_FULL
     assert client.metrics()["ml_dashd_check_ok[journal]"] == 0
     with daemon.experiment().run as exp:
         with pytest.raises(MLDashError) as refused:
             exp.files.save_text("x", to="a.txt")
-        assert refused.value.code is Code.DISK_FAILED
+        assert refused.value.code is Code.DISK_FULL
         prlimit(daemon.process.pid, RLIMIT_FSIZE, (most, most))
         eventually(lambda: client.reasons() == {})
         exp.files.save_text("x", to="a.txt").wait(30)

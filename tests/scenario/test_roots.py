@@ -471,6 +471,45 @@ def test_a_daemon_that_was_started_in_a_namespace(root: Root, kind: str) -> None
     assert same == ("--pid" not in NAMESPACES[kind])  # it ends with a process namespace; the next one goes on
 
 
+AT_ONCE = """
+    import sys
+    from ml_dash import Experiment
+    from ml_dash.messages import Status, StatusReport
+    run = Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run
+    print("ready", flush=True)
+    sys.stdin.readline()
+    exp = run.start()
+    made = [exp.files.save_text("x", to=f"{sys.argv[2]}-{count}.txt")["id"] for count in range(3)]
+    print(exp._connection.call(StatusReport, lambda number: Status(request=number)).started_ms, *made)
+"""
+
+
+@AS_ROOT
+def test_ranks_of_several_namespaces_that_start_at_once(make_root: Callable[..., Root], full_size: bool) -> None:
+    """Four mount and four network namespaces: one daemon, every id distinct, all listed."""
+    for attempt in range(20 if full_size else 2):
+        root = make_root(f"root-{attempt}")
+        kinds = [NAMESPACES[kind] for kind in ("mount", "network")] * 4
+        ranks = [trainer(AT_ONCE, str(root.path), str(number), before=kind) for number, kind in enumerate(kinds)]
+        for rank in ranks:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "ready\n"
+        for rank in ranks:
+            assert rank.stdin is not None
+            rank.stdin.write("go\n")
+            rank.stdin.flush()
+        said = [rank.communicate(timeout=60) for rank in ranks]
+        assert [err for _, err in said] == [""] * 8
+        heard = [out.split() for out, _ in said]
+        assert {started for started, *_ in heard} == {str(root.status().started_ms)}
+        with root.experiment().run as exp:
+            exp.files.flush(30)
+            listed = exp.files().list()
+        ids = [each for _, *made in heard for each in made]
+        assert len(set(ids)) == 24
+        assert sorted(each["id"] for each in listed) == sorted(ids)
+
+
 @AS_ROOT
 def test_two_containers_on_one_network_root(hosts: Callable[[str], None], root: Root) -> None:
     """Each has a host name and a disk of its own: the second is told who the first is."""

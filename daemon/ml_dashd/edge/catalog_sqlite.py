@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ml_dash.errors import MLDashError
-from ml_dashd.core.model import FileRecord, Selection
+from ml_dashd.core.model import FileRecord, Selection, Trouble
 from ml_dashd.edge.database import Database, open_database
 from ml_dashd.edge.rows import insert, marks, read_record, record_values, selection_where
 from ml_dashd.ports import Faults, JournalError
@@ -64,6 +64,9 @@ class SqliteCatalog:
         return await self._database.call(
             lambda connection: [row["id"] for row in connection.execute(statement, [at_ms, *ids]).fetchall()]
         )
+
+    def trouble(self) -> Trouble | None:
+        return self._database.trouble()
 
     async def highest(self) -> int:
         """The largest id that is listed, deleted files included; 0 where there is none."""

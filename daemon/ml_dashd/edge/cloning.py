@@ -19,7 +19,10 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOENT, errno.EMLINK, 
 
 def reflink(descriptor: int, name: str) -> int | None:
     """Why this file can't share its blocks with the spool, as an errno; None where it does now."""
-    copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as failure:
+        raise disk_error(failure) from None
     try:
         fcntl.ioctl(copy, FICLONE, descriptor)
     except OSError as failure:

@@ -23,7 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ml_dash.errors import Code, MLDashError, error
+from ml_dash.errors import TABLE, Code, MLDashError, error
+from ml_dashd.core.model import Trouble
 from ml_dashd.edge.reserve import Reserve
 from ml_dashd.ports import Faults, JournalError
 
@@ -109,6 +110,15 @@ class Database:
             return self._full()
         return self._failed
 
+    def trouble(self) -> Trouble | None:
+        """`failure`, as it is shown."""
+        failure = self.failure()
+        return None if failure is None else Trouble(failure.code, str(failure), TABLE[failure.code].hint)
+
+    def unsure(self) -> bool:
+        """Whether the disk has refused a sync: what was written before it is in the log, and may be on the disk."""
+        return self._failed is not None
+
     def close(self) -> None:
         """Finishes what was asked for, folds the log back and closes. Blocks. Idempotent."""
         self._closed = True
@@ -140,7 +150,10 @@ class Database:
 
     def _run(self, batch: list[_Call]) -> None:
         self._refill(asked=any(call.spare for call in batch))
+        failed = self._failed
         outcomes = self._transact(batch)
+        if self._failed is not failed:  # what only reads is answered all the same
+            outcomes = self._transact(batch)
         if self._failed is None and any(_is_full(failure) for _, failure in outcomes):
             outcomes = self._run_again(batch, outcomes)
         _resolve(batch, [(result, self._named(failure)) for result, failure in outcomes])
@@ -181,17 +194,25 @@ class Database:
         return (None, self._full()) if call.spare and not self._reserve.held and self._failed is None else None
 
     def _run_again(self, batch: Sequence[_Call], outcomes: list[Outcome]) -> list[Outcome]:
-        """The disk is full: what lets files go on is tried again without the rest, and then with the reserve."""
+        """The disk is full: what lets files go on is tried again without the rest, and then with the reserve.
+
+        Where that does not help, each by itself: what only reads is answered.
+        """
         left = [at for at, (_, failure) in enumerate(outcomes) if _is_full(failure) and not batch[at].spare]
         while left:
             again = dict(zip(left, self._transact([batch[at] for at in left]), strict=True))
             outcomes = [again.get(at, outcome) for at, outcome in enumerate(outcomes)]
             left = [at for at in left if _is_full(outcomes[at][1])]
             if left and not self._reserve.release():
+                outcomes = self._run_alone(batch, outcomes, left)
                 break
             if left:
                 log.warning("disk_full", extra={"database": self._name, "path": self._path})
         return outcomes
+
+    def _run_alone(self, batch: Sequence[_Call], outcomes: Sequence[Outcome], left: Sequence[int]) -> list[Outcome]:
+        alone = {at: self._transact([batch[at]])[0] for at in left}
+        return [alone.get(at, outcome) for at, outcome in enumerate(outcomes)]
 
     def _refill(self, *, asked: bool) -> None:
         """Takes the reserve back as soon as there is room: at once where somebody needs to know."""
@@ -207,7 +228,7 @@ class Database:
         self._connection.execute("PRAGMA query_only=ON")
 
     def _full(self) -> JournalError:
-        return JournalError(f"the disk of {self._path} is full", Code.DISK_FULL)
+        return JournalError(f"the disk of {self._path} is full, or a quota on it is used up", Code.DISK_FULL)
 
     def _named(self, failure: Exception | None) -> Exception | None:
         """What the machine is to blame for, as a JournalError; anything else as it is."""
@@ -216,7 +237,7 @@ class Database:
             return failure
         if self._failed is not None:
             return self._failed
-        if code == sqlite3.SQLITE_FULL:
+        if _is_full(failure):
             return self._full()
         named = JournalError(f"the {self._name} can't be used now: {failure}", Code.DISK_FAILED)
         named.__cause__ = failure
@@ -295,7 +316,7 @@ def open_database(path: Path, migrations: list[str], reserve: Reserve | None = N
 def _unusable(path: Path, failure: sqlite3.Error) -> MLDashError:
     """By the path that a user knows: an embedded daemon's own goes through its working folder."""
     if _is_full(failure):
-        return error(Code.DISK_FULL, f"the disk of {path.resolve()} is full")
+        return error(Code.DISK_FULL, f"the disk of {path.resolve()} is full, or a quota on it is used up")
     return error(Code.DISK_FAILED, f"{path.resolve()}: {failure}", "put a copy of it back, or move it away")
 
 

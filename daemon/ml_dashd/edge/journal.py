@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ml_dash.errors import TABLE, Code, error
+from ml_dash.errors import Code, error
 from ml_dashd.core.model import (
     EVERYBODY,
     Backlog,
@@ -337,8 +337,10 @@ class SqliteJournal:
         )
 
     def trouble(self) -> Trouble | None:
-        failure = self._database.failure()
-        return None if failure is None else Trouble(failure.code, str(failure), TABLE[failure.code].hint)
+        return self._database.trouble()
+
+    def unsure(self) -> bool:
+        return self._database.unsure()
 
     async def probe(self) -> None:
         await self._database.call(

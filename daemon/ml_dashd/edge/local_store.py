@@ -1,8 +1,9 @@
 """A store that is a folder: {namespace}/{project}/{experiment}/files/{prefix}/{id}/{filename} below a root.
 
 An object appears under its name only when it is whole and on stable storage: temporary name, fdatasync, rename, fsync
-of the folders. The temporary name is the file's id, so a name of 255 bytes works. What `head` states it reads from the
-bytes on disk.
+of the folders. A sync that the disk refused is never tried again, because it would then succeed: the bytes are written
+anew. The temporary name is the file's id, so a name of 255 bytes works. What `head` states it reads from the bytes on
+disk.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class LocalStore:
             try:
                 if os.fstat(descriptor).st_size != whole.size_bytes:
                     raise StoreError(Fault.GONE, f"the temporary file of {target.key} has another size")
-                sync_content(descriptor)
+                _sync_parts(descriptor, target.key)
             finally:
                 os.close(descriptor)
             self._publish(self._temporary(upload_id), target.key)
@@ -138,6 +139,7 @@ class LocalStore:
                 checksum = encode_crc(crc64_of_range(descriptor, 0, size), 8)
             finally:
                 os.close(descriptor)
+            self._sync_names(self._root / key)  # a daemon that died in between has left them to chance
             return Evidence(size, "", checksum, int(Path(key).parent.name))
 
         return await self._run(work)
@@ -199,12 +201,20 @@ class LocalStore:
             raise StoreError(Fault.GONE, f"there is no temporary file {upload_id}") from None
 
     def _publish(self, temporary: Path, key: str) -> None:
-        """Gives a finished file its name, and brings every folder entry on the way to stable storage."""
+        """Gives a finished file its name. Where that may be lost with the machine, it is taken back."""
         path = self._root / key
         path.parent.mkdir(parents=True, exist_ok=True, mode=self._folder_mode)
         self._faults.at("local.before_rename")
         temporary.rename(path)
         self._faults.at("local.after_rename")
+        try:
+            self._sync_names(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _sync_names(self, path: Path) -> None:
+        """Brings every folder entry on the way to an object to stable storage."""
         sync_folder(path.parent)
         sync_folder(path.parent.parent)
         for folder in path.parent.parent.parents:
@@ -224,6 +234,14 @@ def _write(descriptor: int, body: memoryview, offset: int) -> None:
     done = 0
     while done < len(body):
         done += os.pwrite(descriptor, body[done:], offset + done)
+
+
+def _sync_parts(descriptor: int, key: str) -> None:
+    """Any refusal spoils them all: the kernel may have dropped pages of any part."""
+    try:
+        sync_content(descriptor)
+    except OSError as failure:
+        raise StoreError(Fault.CORRUPT, f"the store's disk did not keep the parts of {key}: {failure}") from failure
 
 
 def _sorted(failure: OSError) -> StoreError:

@@ -132,15 +132,19 @@ class SpoolPins:
 
     def _copy(self, descriptor: int, name: str, source: str, *, spare: bool = False) -> str:
         path = self._pools[0] / name
-        before = fingerprint(descriptor)
+        before, tells = fingerprint(descriptor), tells_of_writes(descriptor, PinKind.LINK)
         self._room.take(str(path), before.size_bytes, spare=spare)
         copy = -1
         try:
-            copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
             copy_range(descriptor, copy, before.size_bytes, source)
-            if not fingerprint(descriptor).same_content(before):
+            # Where no time tells of a write, both are read and compared: the copy is of one content.
+            same = tells or crc64_of_range(copy, 0, before.size_bytes) == crc64_of_range(
+                descriptor, 0, before.size_bytes
+            )
+            if not same or not fingerprint(descriptor).same_content(before):
                 raise changed(source)
         except (OSError, MLDashError) as failure:
             self._unlink(str(path))
@@ -158,22 +162,12 @@ class SpoolPins:
             self._leave_room(job.record.size_bytes)
             name = self._copy(source, f"{job.id}.copy", job.pin.source, spare=True)
             pin = Pin(PinKind.COPY, name, job.pin.source)
-            if not (fingerprint(source).same_content(_baseline(job)) and self._is_copy(pin, source, job)):
+            if not fingerprint(source).same_content(_baseline(job)):
                 self.release(pin, job.id)
                 raise changed(job.pin.source)
         finally:
             os.close(source)
         return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
-
-    def _is_copy(self, pin: Pin, source: int, job: Job) -> bool:
-        """Whether a copy is of one content: where no time tells of a write, both are read and compared."""
-        if tells_of_writes(source, job.pin.kind):
-            return True
-        copy = os.open(self._path(pin), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return crc64_of_range(copy, 0, job.record.size_bytes) == crc64_of_range(source, 0, job.record.size_bytes)
-        finally:
-            os.close(copy)
 
     def _leave_room(self, size_bytes: int) -> None:
         """A copy that nobody asked for is not what fills the disk."""

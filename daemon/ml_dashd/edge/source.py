@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 
@@ -88,12 +89,26 @@ class FileSource:
 def tells_of_writes(descriptor: int, kind: PinKind) -> bool:
     """Whether a write to this source shows in its times, or nobody can write to it.
 
-    A slot's client may keep its mapping, and write through it to pages that are not synced yet; on file systems in
-    memory no write through a mapping ever moves a time.
+    A write through a mapping moves no time while the page is not synced that it goes to: a slot's client may keep its
+    mapping, and the owner of a file may have had one before the hand-off. On file systems in memory none ever does.
     """
     if kind in (PinKind.COPY, PinKind.REFLINK):
         return True
-    return kind is not PinKind.SLOT and file_system(descriptor) not in IN_MEMORY
+    return kind is not PinKind.SLOT and file_system(descriptor) not in IN_MEMORY and not _has_writers(descriptor)
+
+
+def _has_writers(descriptor: int) -> bool:
+    """Whether somebody has the file open, or mapped, to write to it; True where the kernel does not say.
+
+    It grants a read lease only where nobody has. The lease is given back at once: whoever opens the file in this very
+    moment waits for that, and the signal by which the kernel asks for it is ignored (edge/system.py).
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return True
+    return False
 
 
 def crc64_of_range(descriptor: int, offset: int, size: int) -> int:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -98,6 +98,11 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def ignore_lease_signals() -> None:
+    """Leases are asked for to learn something, and given back at once: nobody has to tell us that one is in the way."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+
+
 async def breathe() -> None:
     """Lets the loop look at others."""
     await asyncio.sleep(0)
@@ -118,7 +123,7 @@ class Pool:
             thread.start()
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """A caller that is cancelled still waits for its work: buffers and descriptors are not taken from under it."""
+        """A caller that is cancelled, even twice, still waits: buffers and descriptors are not taken from under it."""
         if self._closed:
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         loop = asyncio.get_running_loop()
@@ -127,7 +132,9 @@ class Pool:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait([future])
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
             future.exception()  # it was cancelled: nobody is left to be told
             raise
 

@@ -166,7 +166,8 @@ class Accept:
             handed = Handed(replace(taken, on_disk=on_disk), key, content)
             ((job, new),) = await self._journal.accept_all([handed])
         except Exception:  # not CancelledError: the journal goes on, and may take the file after all
-            await self._disk.run(self._pins.release, pin, file_id)
+            if not self._journal.unsure():  # else the next start may find it there; if not, it removes the pin
+                await self._disk.run(self._pins.release, pin, file_id)
             raise
         if new:
             self._meter.accepted(job.record.size_bytes)

@@ -66,6 +66,13 @@ class Batch:
         contents = await self._journal.contents([job.id for job in jobs])
         jobs = await self._begin(jobs, algorithm)
         stumbled: list[Stumble] = []
+        try:
+            await self._send_all(jobs, contents, stumbled)
+        except ExceptionGroup as failures:  # of one: the senders keep theirs to themselves
+            raise failures.exceptions[0] from None
+        return stumbled
+
+    async def _send_all(self, jobs: Sequence[Job], contents: Mapping[int, bytes], stumbled: list[Stumble]) -> None:
         proved: list[tuple[Job, dict[str, Any]]] = []
         left = iter(jobs)
         async with asyncio.TaskGroup() as group:
@@ -77,7 +84,6 @@ class Batch:
                 wave = proved.copy()
                 proved.clear()
                 await self._settle(wave)
-        return stumbled
 
     async def _begin(self, jobs: Sequence[Job], algorithm: Algorithm) -> list[Job]:
         """Rule 2: what may be in the store is known to the journal, whatever happens."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.core.model import Job
+from ml_dashd.core.model import Job, Pin
 from ml_dashd.core.schedule import copy_delay_s
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Clock, Faults, Journal, Pins, Superseded, Threads
+from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Superseded, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -116,20 +116,11 @@ class Copies:
     async def _copy(self, job: Job) -> None:
         try:
             pin = await self._disk.run(self._pins.copy, job)
-        except (MLDashError, OSError) as refused:
-            self._after_refusal(job, refused)
+            await self._take_over(job, pin)
+        except Superseded:
             return
-        try:
-            self._faults.at("copies.copied")
-            await self._settle.settle(pin, job.id)
-            self._faults.at("copies.before_repin")
-            await self._journal.repin(job, pin)
-        except BaseException as failure:
-            await self._disk.run(self._pins.release, pin, job.id)
-            if isinstance(failure, OSError):
-                self._after_refusal(job, failure)
-            elif not isinstance(failure, Superseded):
-                raise
+        except (MLDashError, JournalError, OSError) as refused:
+            self._after_refusal(job, refused)
             return
         self._faults.at("copies.after_repin")
         await self._disk.run(self._pins.release, job.pin, job.id)
@@ -137,10 +128,23 @@ class Copies:
         log.info("file_copied", extra=event)
         self._bell.ring()
 
-    def _after_refusal(self, job: Job, refused: MLDashError | OSError) -> None:
-        code = refused.code if isinstance(refused, MLDashError) else Code.RETRY_LATER
+    async def _take_over(self, job: Job, pin: Pin) -> None:
+        """The copy in place of the old pin. What may be in the journal stays, for the next start to decide."""
+        try:
+            self._faults.at("copies.copied")
+            await self._settle.settle(pin, job.id)
+            self._faults.at("copies.before_repin")
+            await self._journal.repin(job, pin)
+        except BaseException:
+            if not self._journal.unsure():
+                await self._disk.run(self._pins.release, pin, job.id)
+            raise
+
+    def _after_refusal(self, job: Job, refused: MLDashError | JournalError | OSError) -> None:
+        code = refused.code if isinstance(refused, MLDashError | JournalError) else Code.RETRY_LATER
         if code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             return  # its sender finds out, and says so
-        event = {"id": job.id, "code": code, "error": getattr(refused, "message", refused)}
+        message = refused.message if isinstance(refused, MLDashError) else str(refused)
+        event = {"id": job.id, "code": code, "error": message}
         log.warning("copy_postponed", extra=event)
         self._lane(job).put(job.id, RETRY_S)

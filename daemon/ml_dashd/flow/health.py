@@ -10,7 +10,7 @@ import logging
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Trouble
-from ml_dashd.ports import Journal
+from ml_dashd.ports import Catalog, Journal
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -20,13 +20,14 @@ READ_ONLY = "nothing is taken in until the daemon is restarted on a disk that wo
 class Health:
     """The daemon's own disk."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, catalog: Catalog) -> None:
         self._journal = journal
+        self._catalog = catalog
         self._failed: Trouble | None = None
 
     def trouble(self) -> Trouble | None:
-        """Why nothing can be taken in now; None where all is well."""
-        return self._failed or self._journal.trouble()
+        """Why nothing can be taken in or listed now; None where all is well."""
+        return self._failed or self._journal.trouble() or self._catalog.trouble()
 
     def spool_trouble(self) -> Trouble | None:
         """What the spool's disk has refused; None where it is trusted."""
