@@ -80,26 +80,36 @@ class Connection:
 
     async def _body(self, request: Request) -> Body:
         headers = request.headers
-        if "transfer-encoding" in headers:
-            raise ConnectionError("a body without a Content-Length is not understood")
         if headers.get("expect", "").lower() == "100-continue":
             await self._send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-        length = int(headers.get("content-length", 0))
+        framed = "transfer-encoding" in headers
+        length, end = await self._unframed() if framed else (int(headers.get("content-length", 0)), b"")
         if request.method == "POST":
             return Body(0, stated(headers), await self._exactly(length))
-        if length > self._read_limit:
-            return await self._believed(headers, length)
-        return await self._verified(headers, length)
-
-    async def _believed(self, headers: dict[str, str], length: int) -> Body:
-        """A body that is dropped, but for the trailers at its end."""
-        if not _is_chunked(headers):
-            await self._discard(length)
+        if length <= self._read_limit:
+            self._ahead[:0] = end
+            return await self._verified(headers, length)
+        chunked = _is_chunked(headers)
+        if not framed:
+            await self._discard(length - TAIL if chunked else length)
+            end = await self._exactly(TAIL) if chunked else b""
+        if not chunked:
             return Body(length, stated(headers))
-        await self._discard(length - TAIL)
-        tail = await self._exactly(TAIL)
-        trailers = dict(map(_field, tail[tail.rfind(b"\r\n0") :].split(b"\r\n")[2:]))
+        trailers = dict(map(_field, end[end.rfind(b"\r\n0") :].split(b"\r\n")[2:]))
         return Body(int(headers["x-amz-decoded-content-length"]), stated(headers | trailers))
+
+    async def _unframed(self) -> tuple[int, bytes]:
+        """A body in HTTP's own chunks: its length, and all of it, or its end where it is only to be believed."""
+        length, end = 0, bytearray()
+        while size := int((await self._until(b"\r\n")).partition(b";")[0], 16):
+            length += size
+            await self._discard(max(0, size - self._read_limit))
+            end += await self._exactly(min(size, self._read_limit))
+            del end[: -self._read_limit]
+            await self._until(b"\r\n")
+        while await self._until(b"\r\n"):
+            pass
+        return length, bytes(end)
 
     async def _verified(self, headers: dict[str, str], length: int) -> Body:
         """A body that is really read. Raises Refused, after its end, where it is not what its sender says."""
@@ -243,7 +253,7 @@ def serve(listener: socket.socket, begin: Callable[[socket.socket], Coroutine[in
 
 def certified(ca_file: Path) -> ssl.SSLContext:
     """A certificate by an authority of its own, whose certificate is written to a file."""
-    import trustme  # noqa: PLC0415 not needed without TLS
+    import trustme  # not needed without TLS
 
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
