@@ -13,8 +13,8 @@ others do not compute, and its journal and catalog. Its time runs
   handed over and the daemon is killed and started again.
 
 The time of the other Python libraries begins when they are imported and ends with the last answer; s5cmd's is the
-command's. CPU is a process's own and its children's, user and system; memory is the most that was resident. awscrt
-sends a CRC64NVME, and over TLS everybody verifies the server's certificate.
+command's, which prints no line a file. CPU is a process's own and its children's, user and system; memory is the most
+that was resident. awscrt sends a CRC64NVME, and over TLS everybody verifies the server's certificate.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -207,6 +208,7 @@ def main() -> None:
     with rig.workplace(options.folder) as folder:
         found: dict[str, Any] = {
             "machine": rig.machine(folder),
+            "versions": {name: version(name) for name in PEERS},
             "seed": options.seed,
             "rounds": options.rounds,
             "workloads": {},
@@ -337,11 +339,16 @@ def verdicts(found: dict[str, Any]) -> list[Verdict]:
 
 
 def caption(found: dict[str, Any]) -> str:
-    return f"{found['machine']}; medians of {found['rounds']}"
+    return f"{found['machine']}; medians of {found['rounds']}; {peers(found)}"
+
+
+def peers(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in found["versions"].items())
 
 
 def show(found: dict[str, Any]) -> None:
     print(f"{found['machine']}; seed {found['seed']}; medians of {found['rounds']} (GB = 1e9 bytes)")
+    print(peers(found))
     print("every byte of every client verified by the server in a first round")
     for workload in found["workloads"].values():
         show_workload(workload)
