@@ -189,16 +189,9 @@ def opened() -> Any:
 
 
 def handing(run: Any, files: Files) -> Send:
-    """The quickest way that the library has for so many files."""
+    """The library's call for one file, or for many."""
     place, paths = run.files(_name(files)), [path for path, _ in files]
-    if len(paths) > 1 and (many := getattr(place, "upload_many", None)) is not None:
-        return partial(many, paths)
-
-    def send() -> None:
-        for path in paths:
-            place.upload(path)
-
-    return send
+    return partial(place.upload, paths[0]) if len(paths) == 1 else partial(place.upload_many, paths)
 
 
 def _name(files: Files) -> str:
