@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import math
 import os
 import platform
 import random
 import re
+import select
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +31,9 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB}
 PREFIX = "bench/marks/run"
 FOLDER = Path(__file__).resolve().parent.parent / ".cache"
+NULL_SINK = Path(__file__).with_name("null_sink.py")
+LOOK_S = 0.02
+"""How often a child's memory is looked at. ru_maxrss would not do: it holds what this process had when it forked."""
 BLOCK = memoryview(random.Random(0).randbytes(MIB))
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_REGION": "us-east-1"}
 
@@ -32,20 +41,38 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "
 class Daemon:
     """ml-dashd as its users run it, with settings that are all default. It and its folder are gone afterwards."""
 
-    def __init__(self, folder: Path, store_url: str = "", endpoint: str = "") -> None:
+    def __init__(self, folder: Path, store_url: str = "", endpoint: str = "", ca_bundle: str = "") -> None:
         self._folder = folder
         self._socket = folder / "socket"
         self._settings = (
             f'[daemon]\nsocket = "{self._socket}"\nstate_dir = "{folder / "state"}"\nlog_level = "warning"\n'
             f'[store]\nurl = "{store_url or (folder / "store").as_uri()}"\nendpoint_url = "{endpoint}"\n'
+            f'ca_bundle = "{ca_bundle}"\n'
         )
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True)
-        config = self._folder / "ml-dashd.toml"
-        config.write_text(self._settings)
+        (self._folder / "ml-dashd.toml").write_text(self._settings)
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        shutil.rmtree(self._folder)
+
+    def restart(self) -> None:
+        """Kills it, and returns once another one is ready to go on."""
+        self._kill()
+        self._start()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> None:
+        config = str(self._folder / "ml-dashd.toml")
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "ml_dashd", "run", "--config", str(config), "--ready-fd", str(writing)]
+        command = [sys.executable, "-m", "ml_dashd", "run", "--config", config, "--ready-fd", str(writing)]
         self._process = subprocess.Popen(command, env=environment(self._folder), pass_fds=[writing])
         os.close(writing)
         try:
@@ -53,12 +80,6 @@ class Daemon:
         except BaseException:
             self.__exit__()
             raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._folder)
 
     def _wait_until_ready(self, reading: int) -> None:
         with os.fdopen(reading) as pipe:
@@ -78,6 +99,101 @@ class Daemon:
         return Experiment(PREFIX, socket=self._socket)
 
 
+class NullSink:
+    """A null S3 server as a process of its own. With `ca_file` it speaks TLS, and writes its authority there."""
+
+    def __init__(self, *, verify: bool = False, ca_file: Path | None = None) -> None:
+        self._ca_file = ca_file
+        self._options = ["--verify"] * verify + (["--tls", str(ca_file)] if ca_file else [])
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, str(NULL_SINK), *self._options]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.port = int(self._process.stdout.readline())
+        self.endpoint = f"{'https' if self._ca_file else 'http'}://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # closes its stdin, which ends it
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ca_file(self) -> str:
+        return str(self._ca_file or "")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """It answers nobody: what is sent to it waits."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def stored(self, name: str) -> Counter[tuple[int, str | None]]:
+        """Sizes and CRC64NVMEs (None: not known) of what lies below a folder of that name, wherever it is."""
+        if self._ca_file:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=context)
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with closing(connection):
+            connection.request("GET", "/_objects")
+            objects = json.load(connection.getresponse())
+        return Counter((size, crc64) for key, (size, crc64) in objects.items() if f"/{name}/" in key)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process took."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
+class Meter:
+    """What a process uses from now on; of memory the most that it has had resident."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        with suppress(OSError):  # it is reset where the kernel lets us; else it holds the process's whole life
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+        self._cpu_s = cpu_seconds(pid)
+        self._begun = time.monotonic()
+
+    def read(self) -> Usage:
+        wall_s = time.monotonic() - self._begun
+        return Usage(wall_s, cpu_seconds(self._pid) - self._cpu_s, peak_bytes(self._pid))
+
+    def until_end(self, child: subprocess.Popen[bytes]) -> Usage:
+        """Until a child ends, with its own children. Raises where it failed; it has said why on stderr."""
+        peak = peak_bytes(child.pid)
+        with os.fdopen(os.pidfd_open(child.pid), "rb", buffering=0) as ended:
+            while not select.select([ended], [], [], LOOK_S)[0]:
+                peak = max(peak, peak_bytes(child.pid))
+        wall_s = time.monotonic() - self._begun
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, child.args)
+        return Usage(wall_s, usage.ru_utime + usage.ru_stime - self._cpu_s, peak)
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive us."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """What a measured process gets: nothing of the user's own AWS settings."""
     return {"PATH": os.environ["PATH"], "HOME": str(home), "AWS_EC2_METADATA_DISABLED": "true"} | CREDENTIALS | more
@@ -94,14 +210,22 @@ def peak_bytes(pid: int) -> int:
     return int(found[1]) * KIB if found else 0
 
 
-def write_file(path: Path, size: int) -> Path:
-    """A file that does not compress, and in which every MiB is another, so that mixed-up parts are found."""
+def write_file(path: Path, size: int, number: int = 0) -> Path:
+    """A file that does not compress, and in which every MiB is another, so that mixed-up parts are found.
+
+    Those of different numbers differ, too.
+    """
     with path.open("wb") as file:
         for start in range(0, size, MIB):
             left = size - start
-            file.write(start.to_bytes(8, "big")[:left])
+            file.write((number << 44 | start).to_bytes(8, "big")[:left])
             file.write(BLOCK[8 : max(8, min(left, MIB))])
     return path
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def settle() -> None:

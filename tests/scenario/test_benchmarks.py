@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib
 import json
+import ssl
 import subprocess
 import sys
 import zlib
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import boto3
 import pytest
@@ -32,10 +35,10 @@ def checksum(data: bytes) -> str:
     return base64.b64encode(crc64nvme(data).to_bytes(8, "big")).decode()
 
 
-def figures(script: str, folder: Path) -> Any:
+def figures(script: str, folder: Path, *options: str) -> Any:
     """What a benchmark prints with --json; it must leave nothing behind."""
-    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", "--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", "--folder", str(folder), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
     return json.loads(done.stdout)
@@ -52,14 +55,49 @@ def test_handoff_gives_figures(tmp_path: Path) -> None:
     assert all(each["seconds"] > 0 for each in found["acks"])
 
 
-def test_pipeline_gives_figures_and_every_byte_is_verified(tmp_path: Path) -> None:
-    found = figures("pipeline.py", tmp_path)
-    assert found["verified"] == {"daemon": True, "boto3": True, "s5cmd": True}
-    assert list(found["clients"]) == list(found["verified"])
-    for each in found["clients"].values():
-        assert len(each["wall_s"]) == len(each["cpu_s"]) == found["rounds"]
-        assert min(each["gb_per_s"], each["cpu_s_per_gb"], each["peak_mb"], each["sink_cpu_s_per_gb"]) > 0
-    assert min(found["daemon_to_s5cmd"].values()) > 0
+def test_peers_give_figures_and_a_picture_once_every_byte_is_verified(tmp_path: Path) -> None:
+    folder, picture = tmp_path / "work", tmp_path / "peers.svg"
+    options = ["--size", "20M", "--files", "8", "--seed", "7", "--profile", "--picture", str(picture)]
+    found = figures("peers.py", folder, "--only", "http", "tls", "small", *options)
+    assert (found["seed"], found["rounds"]) == (7, 1)
+    peers = ["s5cmd", "awscrt", "obstore", "boto3", "aiobotocore"]
+    ours = {"http": ["ml-dashd"], "tls": ["ml-dashd"], "small": ["ml-dashd, full queue", "ml-dashd, from hand-off"]}
+    assert {name: list(each["clients"]) for name, each in found["workloads"].items()} == {
+        name: some + peers for name, some in ours.items()
+    }
+    for workload in found["workloads"].values():
+        for each in workload["clients"].values():
+            assert len(each["all_wall_s"]) == len(each["all_cpu_s"]) == 1
+            assert min(each[name] for name in ("wall_s", "cpu_s_per_gb", "peak_mb", "files_per_s", "sink_cpu_s")) > 0
+    http = found["workloads"]["http"]
+    assert list(http["floor"]) == ["read", "SHA-256", "CRC64NVME", "send"]
+    assert min(http["floor"].values()) > 0
+    assert sum(http["clients"]["ml-dashd"]["threads_s_per_gb"].values()) > 0
+    assert {goal["workload"] for goal in found["goals"]} == {"http", "tls", "small"}
+    drawn = ET.fromstring(picture.read_text())  # noqa: S314 our own
+    words = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {*peers, "ml-dashd", "must: 0.5 × s5cmd", "CPU, seconds a GB", "files a second"} <= words  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "at_least", "met", "stretch_met"),
+    [
+        (0.5, 1, False, True, False),
+        (0.51, 1, False, False, False),
+        (2, 1, True, True, True),
+        (0.8, 2, True, False, False),
+    ],
+)
+def test_a_goal_is_met_up_to_its_bound(
+    monkeypatch: pytest.MonkeyPatch, ours: float, theirs: float, at_least: bool, met: bool, stretch_met: bool
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    goals = importlib.import_module("goals")
+    goal = goals.Goal("", "http", "ours", "cpu", "theirs", 0.5, 1.5 if at_least else 0.4, at_least=at_least)
+    workloads = {"http": {"clients": {"ours": {"cpu": ours}, "theirs": {"cpu": theirs}}}}
+    verdict = goal.verdict(workloads)
+    assert (verdict.value, verdict.met, verdict.stretch_met) == (ours / theirs, met, stretch_met)
+    assert goal.mark(workloads).value == 0.5 * theirs
 
 
 # ---- the server that they send to
@@ -194,3 +232,47 @@ def test_an_aws_chunked_body_is_decoded_and_its_trailer_verified(
         connection.request("GET", "/_stats")  # the next request is read where the body ended
         stats = json.loads(connection.getresponse().read())
         assert {"bytes", "requests", "objects", "uploads", "cpu_s"} <= set(stats)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_trailer_in_chunks_of_http_counts_whether_its_body_is_read_or_dropped(
+    s3: Any, sink: tuple[str, int], right: bool
+) -> None:
+    stated = checksum(PART) if right else WRONG
+    body = b"%x\r\n%b\r\n0\r\nx-amz-checksum-crc64nvme:%b\r\n\r\n" % (len(PART), PART, stated.encode())
+    headers = {
+        "Content-Encoding": "aws-chunked",
+        "Transfer-Encoding": "chunked",
+        "x-amz-decoded-content-length": str(len(PART)),
+        "x-amz-trailer": "x-amz-checksum-crc64nvme",
+    }
+    pieces = (body[start : start + 300_000] for start in range(0, len(body), 300_000))
+    with closing(http.client.HTTPConnection("127.0.0.1", sink[1], timeout=30)) as connection:
+        connection.request("PUT", "/b/framed", pieces, headers, encode_chunked=True)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == (200 if right or sink[0] == "timed" else 400)
+        connection.request("GET", "/_objects")
+        stored = json.loads(connection.getresponse().read())
+    if answer.status == 200:
+        assert stored["/b/framed"] == [len(PART), stated]
+        assert s3.head_object(Bucket="b", Key="framed", ChecksumMode="ENABLED")["ChecksumCRC64NVME"] == stated
+
+
+def test_over_tls_it_is_certified_by_the_authority_that_it_writes(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    command = [sys.executable, str(BENCHMARKS / "null_sink.py"), "--tls", str(authority)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        port = int(process.stdout.readline())
+        with (
+            closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=30)) as stranger,
+            pytest.raises(ssl.SSLCertVerificationError),
+        ):
+            stranger.request("GET", "/_stats")
+        trusting = ssl.create_default_context(cafile=str(authority))
+        for host in ("127.0.0.1", "localhost"):
+            with closing(http.client.HTTPSConnection(host, port, timeout=30, context=trusting)) as connection:
+                connection.request("PUT", "/b/k", PART)
+                assert connection.getresponse().status == 200
+        process.stdin.close()
+        assert process.wait(30) == 0
