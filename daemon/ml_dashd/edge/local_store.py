@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from typing import TypeVar
 from ml_dashd.core.checksum import Digest, encode_crc
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
 from ml_dashd.core.names import local_key
-from ml_dashd.core.plan import MIB, PART_BYTES, Part
+from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
@@ -142,22 +142,19 @@ class LocalStore:
 
         return await self._run(work)
 
-    async def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
-        opened: list[int] = []
-        try:
-            await self._threads.run(lambda: opened.append(os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)))
-            end = offset + size
-            while offset < end:
-                piece = await self._threads.run(os.pread, opened[0], min(MIB, end - offset), offset)
-                if not piece:
-                    return
-                yield piece
-                offset += len(piece)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
-        finally:
-            for descriptor in opened:  # a caller who goes away while it is opened leaves it open, too
+    async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
+        def work() -> None:
+            try:
+                descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
+            try:
+                _fill(descriptor, into, offset, key)
+            finally:
                 os.close(descriptor)
+
+        await self._run(work)
+        arrived(len(into))
 
     async def delete(self, key: str) -> None:
         def work() -> None:
@@ -224,6 +221,15 @@ def _write(descriptor: int, body: memoryview, offset: int) -> None:
     done = 0
     while done < len(body):
         done += os.pwrite(descriptor, body[done:], offset + done)
+
+
+def _fill(descriptor: int, into: memoryview, offset: int, key: str) -> None:
+    done = 0
+    while done < len(into):
+        count = os.preadv(descriptor, [into[done:]], offset + done)
+        if not count:
+            raise StoreError(Fault.CORRUPT, f"{key} ends after {offset + done} bytes")
+        done += count
 
 
 def _sorted(failure: OSError) -> StoreError:
