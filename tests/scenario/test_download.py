@@ -19,7 +19,16 @@ from ml_dash.errors import Code
 from tests.doubles.counting_proxy import CountingProxy
 from tests.doubles.disks import tmpfs
 from tests.doubles.raw_client import RawClient
-from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, eventually, file_sha256, make_file
+from tests.harness import (
+    Bucket,
+    DaemonProcess,
+    Folder,
+    StoreUnderTest,
+    assert_whole,
+    eventually,
+    file_sha256,
+    make_file,
+)
 from tests.scenario.conftest import path_in_store
 from tests.servers.s3server import S3Server
 
@@ -240,6 +249,18 @@ def test_a_request_that_makes_no_sense_is_refused(
     os.close(descriptor)
     assert answer.code == Code.INVALID_ARGUMENT
     assert (tmp_path / "back").read_text() == "mine"
+
+
+def test_without_any_checksum_an_object_is_read_back(swift: S3Server, tmp_path: Path) -> None:
+    """A server that verifies nothing: what is listed has been read there."""
+    bucket = Bucket(swift)
+    settings = f'{SETTINGS}checksum = "none"\n'
+    with DaemonProcess(tmp_path / "daemon", bucket, settings) as daemon, daemon.experiment().run as exp:
+        expected = {f"{size}.bin": make_file(tmp_path / f"{size}.bin", size) for size in (0, 70_000, 3 * RANGE + 1)}
+        for name in expected:
+            exp.files.upload(tmp_path / name)
+        exp.files.flush(timeout=60)
+        assert_whole(daemon, exp, expected)
 
 
 # ---- several at once

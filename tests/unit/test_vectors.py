@@ -101,9 +101,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Waited(request=9, reached=1, pending=2, failed=(RECORD,)), 0),
         (m.Deleted(request=10, ids=(1, 2), deleted_ms=1_750_000_000_000), 0),
         (
-            m.Progress(
-                request=11, done_bytes=1, total_bytes=2, have=(0, 1), done_files=3, total_files=5, held_files=1
-            ),
+            m.Progress(request=11, done_bytes=1, total_bytes=2, have=(0, 1), done_files=3, total_files=5, held_files=1),
             0,
         ),
         (
