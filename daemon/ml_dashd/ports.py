@@ -280,6 +280,9 @@ class Store(Protocol):
         breaks off is Fault.TRANSIENT, and what came of it counts for nothing.
         """
 
+    async def share(self, key: str, descriptor: int) -> bool:
+        """Gives an open file the object's very blocks, without a copy; False, and nothing done, where it can't."""
+
     async def delete(self, key: str) -> None:
         """Removes an object. Idempotent."""
 

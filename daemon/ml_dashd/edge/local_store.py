@@ -19,6 +19,7 @@ from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, Sen
 from ml_dashd.core.names import local_key
 from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.cloning import share_blocks
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.ports import Faults, Threads
@@ -155,6 +156,14 @@ class LocalStore:
 
         await self._run(work)
         arrived(len(into))
+
+    async def share(self, key: str, descriptor: int) -> bool:
+        def work() -> bool:
+            with suppress(OSError), (self._root / key).open("rb") as object_:
+                return share_blocks(object_.fileno(), descriptor)
+            return False
+
+        return await self._run(work)
 
     async def delete(self, key: str) -> None:
         def work() -> None:

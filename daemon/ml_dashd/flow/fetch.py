@@ -116,6 +116,9 @@ class Fetch:
         self, session: Session, job: Job, descriptor: int, spans: Spans, report: Report
     ) -> tuple[int, str]:
         size, stored = job.record.size_bytes, job.state is State.DONE
+        if stored and not spans and size > self._range_bytes:
+            shared = await self._store.share(job.record.key or "", descriptor)
+            spans = ((0, size),) if shared else ()  # the bytes are there, and only read
         kept = await self._threads.run(partial(resize, descriptor, size, keep=stored and bool(spans)))
         if stored:
             digest = await self._from_store(job, descriptor, spans if kept else (), report)
