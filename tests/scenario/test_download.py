@@ -74,7 +74,7 @@ class Watched:
         self.told: list[int] = []
 
     def __call__(self, file: Any, done: int, total: int) -> None:
-        if not done:
+        if file["filename"] not in self.begun:
             self.begun.append(file["filename"])
         self.told.append(done)
 
@@ -85,9 +85,14 @@ class Watched:
 
 
 @contextmanager
-def downloading(exp: Experiment, to: Path, watch: Watched, pattern: str = "a.bin") -> Iterator[Future[list[str]]]:
+def downloading(
+    exp: Experiment, proxy: CountingProxy, to: Path, watch: Watched, pattern: str = "a.bin"
+) -> Iterator[Future[list[str]]]:
     with ThreadPoolExecutor(1) as caller:
-        yield caller.submit(lambda: [got.path for got in exp.files().fetch(pattern, to=to, watch=watch)])
+        try:
+            yield caller.submit(lambda: [got.path for got in exp.files().fetch(pattern, to=to, watch=watch)])
+        finally:
+            proxy.go_on()
 
 
 def refused(call: Callable[[], Any]) -> MLDashError:
@@ -116,7 +121,7 @@ def test_a_lost_connection_costs_one_range(far: DaemonProcess, proxy: CountingPr
         digest, watch = stored(exp, tmp_path), Watched()
         before = proxy.returned
         proxy.stall_after(SIZE // 2)
-        with downloading(exp, tmp_path / "back", watch) as got:
+        with downloading(exp, proxy, tmp_path / "back", watch) as got:
             proxy.wait_for_stall()
             proxy.cut()
             proxy.go_on()
@@ -133,7 +138,7 @@ def test_a_restart_of_the_daemon_costs_what_was_on_its_way(
         digest, watch = stored(exp, tmp_path), Watched()
         before = proxy.returned
         proxy.stall_after(SIZE - 2 * RANGE)
-        with downloading(exp, tmp_path / "back", watch) as got:
+        with downloading(exp, proxy, tmp_path / "back", watch) as got:
             proxy.wait_for_stall()
             watch.wait_for_more(3)
             if how == "kill -9":
@@ -156,7 +161,7 @@ def test_a_network_that_is_down_for_a_while_is_waited_for(
         digest, watch = stored(exp, tmp_path), Watched()
         before = proxy.returned
         proxy.stall_after(SIZE // 2)
-        with downloading(exp, tmp_path / "back", watch) as got:
+        with downloading(exp, proxy, tmp_path / "back", watch) as got:
             proxy.wait_for_stall()
             proxy.__exit__()
             watch.wait_for_more(8)
@@ -275,7 +280,7 @@ def test_files_of_a_glob_come_at_once_and_in_order(far: DaemonProcess, proxy: Co
         listed = [f"{record['path']}/{record['filename']}" for record in exp.files("m").list(latest=True)]
         watch = Watched()
         proxy.stall()
-        with downloading(exp, tmp_path / "out", watch, "m/**") as got:
+        with downloading(exp, proxy, tmp_path / "out", watch, "m/**") as got:
             eventually(lambda: len(watch.begun) == 4)
             assert not got.done()
             proxy.go_on()
