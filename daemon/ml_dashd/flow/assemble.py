@@ -36,12 +36,19 @@ class Assembly:
         self._next = 1
         """The range that is hashed next, or now."""
         self._moved = asyncio.Condition()
-        self._there = {part.number for part in self._plan.values() if _covers(have, part)}
+        self._coming: dict[int, int] = {}
+        """How much of a range that is being fetched has come."""
+        self._there: set[int] = set()
+        self._there_bytes = 0
+        self._ends: dict[int, int] = {}
+        self._starts: dict[int, int] = {}
+        """What is in the file, as spans: the end of each by its start, and the other way round."""
+        for part in self._plan.values():
+            if any(start <= part.offset and part.offset + part.size_bytes <= end for start, end in have):
+                self._settle(part)
         self._written = set(self._there)
         """Ranges that are in the file and not hashed."""
         self._came = set(self._there)
-        self._coming: dict[int, int] = {}
-        """How much of a range that is being fetched has come."""
 
     @property
     def digest(self) -> str:
@@ -51,7 +58,7 @@ class Assembly:
     @property
     def done_bytes(self) -> int:
         """What is there or has come."""
-        return sum(self._plan[number].size_bytes for number in self._there) + sum(self._coming.values())
+        return self._there_bytes + sum(self._coming.values())
 
     def missing(self) -> Iterator[Part]:
         """The ranges that are not there, in order."""
@@ -59,12 +66,7 @@ class Assembly:
 
     def spans(self) -> list[tuple[int, int]]:
         """What is in the file, in order; what touches is one."""
-        found: list[tuple[int, int]] = []
-        for number in sorted(self._there):
-            part = self._plan[number]
-            start = found.pop()[0] if found and found[-1][1] == part.offset else part.offset
-            found.append((start, part.offset + part.size_bytes))
-        return found
+        return sorted(self._ends.items())
 
     def note(self, part: Part, count: int) -> None:
         """So many more bytes of a range have come."""
@@ -101,6 +103,10 @@ class Assembly:
     def _settle(self, part: Part) -> None:
         self.forget(part)
         self._there.add(part.number)
+        self._there_bytes += part.size_bytes
+        start = self._starts.pop(part.offset, part.offset)
+        end = self._ends.pop(part.offset + part.size_bytes, part.offset + part.size_bytes)
+        self._starts[end], self._ends[start] = start, end
 
     async def _advance(self) -> None:
         async with self._moved:
@@ -161,7 +167,3 @@ def _hash(descriptor: int, part: Part, sha256: hashlib._Hash) -> None:
             raise error(Code.INVALID_ARGUMENT, "the destination became shorter meanwhile", "leave it to the daemon")
         sha256.update(room[:count])
         done += count
-
-
-def _covers(spans: Spans, part: Part) -> bool:
-    return any(start <= part.offset and part.offset + part.size_bytes <= end for start, end in spans)

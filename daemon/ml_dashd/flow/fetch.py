@@ -140,7 +140,7 @@ class Fetch:
         assembly = Assembly(descriptor, size, self._range_bytes, spans, self._threads)
         source = _Stream(job, assembly, last_s=self._clock.monotonic() if spans else None)
         missing, reported = assembly.missing(), self._clock.monotonic()
-        running = {asyncio.create_task(assembly.catch_up())}
+        running, ended = {asyncio.create_task(assembly.catch_up())}, set[asyncio.Task[None]]()
         try:
             while running:
                 while len(running) < RANGES_AT_ONCE and (part := next(missing, None)) is not None:
@@ -154,7 +154,7 @@ class Fetch:
         finally:
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*running, *ended, return_exceptions=True)
         return assembly.digest
 
     async def _fetch(self, source: _Stream, part: Part) -> None:
