@@ -20,6 +20,7 @@ from ml_dash import messages, wire
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Failed, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
+from ml_dash.persistence import LOSSES, PASSING, Persistence, away
 from ml_dash.reach import Endpoint, adopt, connect, daemon_of, reach, socket_of
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
@@ -27,19 +28,11 @@ M = TypeVar("M", bound=Message)
 
 RECEIVE_BYTES = 64 * 1024
 ANCILLARY_BYTES = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
-RECONNECT_S = 30.0
-"""How long a lost daemon is looked for, at a stretch: a restart takes drain_timeout (10 s) and a few seconds."""
-LOSSES = 10
-"""How often a request is asked again after the connection broke before its answer: one that kills the daemon each time
-is given up."""
-PASSING = (Code.CONNECTION_LOST, Code.DAEMON_UNAVAILABLE, Code.SHUTTING_DOWN, Code.RETRY_LATER)
-"""Failures that end when the daemon is back, or has room again."""
-LOOK_S = 0.05
 KEEP_MAPPED = 4
 """Slots whose mapping is kept for the next save; the least recently granted goes first."""
 
 _CONNECTIONS: weakref.WeakSet[Connection] = weakref.WeakSet()
-_CHANNELS: weakref.WeakSet[_Channel] = weakref.WeakSet()
+_CHANNELS: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
@@ -70,7 +63,7 @@ class Connection:
         """Whether the daemon passes further connections through one that there is."""
         self.welcome: Welcome | None = None
         self._lock = threading.RLock()
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._slots: dict[int, mmap.mmap] = {}
         _CONNECTIONS.add(self)
 
@@ -109,7 +102,7 @@ class Connection:
             try:
                 with self._lock:
                     answer = self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors), silent_s))
-                    return _expect(reply, answer)
+                    return expect(reply, answer)
             except MLDashError as refused:
                 patience.wait(refused)
 
@@ -130,7 +123,17 @@ class Connection:
             finally:
                 channel.close()
 
-        return _expect(reply, self._persist(ask))
+        return expect(reply, self._persist(ask))
+
+    def begin_aside(self, build: Callable[[int], Message], descriptors: Sequence[int]) -> Channel:
+        """Sends a request on a connection of its own, for who waits for several answers; the caller closes it."""
+        channel = self._open(None)
+        try:
+            channel.begin(build, descriptors)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
 
     def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
         """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
@@ -160,10 +163,10 @@ class Connection:
                     if self._channel is granted_by:
                         try:
                             answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
-                            return _expect(messages.Accepted, answer)
+                            return expect(messages.Accepted, answer)
                         except (ConnectionError, EOFError) as lost:
                             losses += 1
-                            if (failure := _away(lost, self.endpoint)).code not in PASSING or losses > LOSSES:
+                            if (failure := away(lost, self.endpoint)).code not in PASSING or losses > LOSSES:
                                 raise failure from None
             finally:
                 self._writing -= 1
@@ -176,7 +179,7 @@ class Connection:
         """
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001 as Condition does
 
-    def _give_back(self, slot: int, granted_by: _Channel | None) -> None:
+    def _give_back(self, slot: int, granted_by: Channel | None) -> None:
         """Lets go of a slot that will not be committed: a connection has only so many at once."""
         with self._lock:
             if self._channel is granted_by:
@@ -189,13 +192,13 @@ class Connection:
             self._drop()
 
     def _grant(self, size: int) -> tuple[int, mmap.mmap]:
-        def ask(channel: _Channel) -> Message:
+        def ask(channel: Channel) -> Message:
             held = tuple(self._slots)
             return channel.ask(
                 lambda number: messages.RequestSlot(request=number, size_bytes=size, held=held), keep=True
             )
 
-        granted = _expect(messages.SlotGranted, self._persist(lambda: self._ask(ask)))
+        granted = expect(messages.SlotGranted, self._persist(lambda: self._ask(ask)))
         if self._channel is not None and (received := self._channel.take_received()):
             self._slots[granted.slot] = mmap.mmap(received[0], granted.capacity_bytes)
             _close(received)
@@ -207,24 +210,16 @@ class Connection:
 
     def _persist(self, ask: Callable[[], Message]) -> Message:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
-        losses, away_since = 0, float("inf")
+        persistence = Persistence(self.endpoint)
         while True:
             try:
                 return ask()
             except SilentError:
                 raise
             except (ConnectionError, EOFError) as lost:
-                failure = _away(lost, self.endpoint)
-                was_there = failure.code is not Code.DAEMON_UNAVAILABLE or self.welcome is not None
-                now = time.monotonic()
-                if failure.code is Code.CONNECTION_LOST:  # it was there until now, however long the answer took
-                    losses, away_since = losses + 1, now
-                away_since = min(away_since, now)
-                if failure.code not in PASSING or not was_there or losses > LOSSES or now - away_since >= RECONNECT_S:
-                    raise failure from None
-            threading.Event().wait(LOOK_S)
+                persistence.wait(lost, was_there=self.welcome is not None)
 
-    def _ask(self, ask: Callable[[_Channel], Message], silent_s: float | None = None) -> Message:
+    def _ask(self, ask: Callable[[Channel], Message], silent_s: float | None = None) -> Message:
         """Asks on the kept connection; one that was left in the middle of an answer is not used again."""
         channel = self._connected(silent_s)
         try:
@@ -233,7 +228,7 @@ class Connection:
             self._drop()
             raise
 
-    def _connected(self, silent_s: float | None) -> _Channel:
+    def _connected(self, silent_s: float | None) -> Channel:
         if self._channel is None:
             self._channel = self._open(silent_s)
         self._channel.silence.patience_s = silent_s
@@ -264,22 +259,22 @@ class Connection:
             self._branches = False
             self._drop()
             return None
-        _expect(messages.Branched, answer)
+        expect(messages.Branched, answer)
         (received,) = self._channel.take_received()
         return adopt(received)
 
-    def _open(self, silent_s: float | None) -> _Channel:
+    def _open(self, silent_s: float | None) -> Channel:
         return self._greet(connect(self.endpoint), silent_s)
 
-    def _greet(self, peer: socket.socket, silent_s: float | None) -> _Channel:
-        channel = _Channel(peer, Silence(partial(socket_of, self.endpoint), silent_s))
+    def _greet(self, peer: socket.socket, silent_s: float | None) -> Channel:
+        channel = Channel(peer, Silence(partial(socket_of, self.endpoint), silent_s))
         try:
             answer = channel.ask(
                 lambda number: Hello(
                     request=number, min_version=wire.VERSION, max_version=wire.VERSION, client=f"ml-dash {_version()}"
                 )
             )
-            self.welcome = _expect(Welcome, answer)
+            self.welcome = expect(Welcome, answer)
         except BaseException:
             channel.close()
             raise
@@ -292,7 +287,7 @@ class Connection:
         self._slots = {}
 
 
-class _Channel:
+class Channel:
     """One socket, after connecting; not safe among threads."""
 
     def __init__(self, peer: socket.socket, silence: Silence) -> None:
@@ -318,11 +313,22 @@ class _Channel:
 
         Descriptors that come with it are kept for `take_received` only with `keep`.
         """
+        self.begin(build, descriptors)
+        while isinstance(answer := self.receive(keep=keep), Progress):
+            if progress is not None:
+                progress(answer)
+        return answer
+
+    def begin(self, build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> None:
+        """Sends a request; what is received from here on belongs to it."""
         _close(self._received)  # nobody took them: Ctrl-C came in between, and they are not the next answer's
         self._received = []
         self._number += 1
         self.silence.heard()
         self._send(_encode(build(self._number), len(descriptors)), descriptors)
+
+    def receive(self, *, keep: bool = False) -> Message:
+        """The request's answer, or some Progress before it."""
         while True:
             frame = self._next()
             answer = messages.decode(frame, messages.REPLIES)
@@ -331,12 +337,20 @@ class _Channel:
             else:
                 _close(frame.descriptors)
             if isinstance(answer, Progress):
-                if progress is not None:
-                    progress(answer)
-            elif answer.request in (self._number, 0):
+                return answer
+            if answer.request in (self._number, 0):
                 if isinstance(answer, Failed) and answer.code == Code.SHUTTING_DOWN:
                     raise error(Code.SHUTTING_DOWN, answer.message)
                 return answer
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a message has arrived that nobody has received yet; poll sees only what comes after it."""
+        return bool(self._frames)
+
+    def fileno(self) -> int:
+        """The socket's, for poll."""
+        return self._socket.fileno()
 
     def take_received(self) -> list[int]:
         """The descriptors of the last answer, for the caller to close."""
@@ -403,19 +417,13 @@ def _encode(message: Message, descriptors: int) -> bytes:
         raise error(Code.INVALID_PATH, what, "use text that UTF-8 can hold") from None
 
 
-def _expect(reply: type[M], answer: Message) -> M:
+def expect(reply: type[M], answer: Message) -> M:
+    """The answer, where it is of that kind. Raises what the daemon refused with."""
     if isinstance(answer, Failed):
         raise error(parse_code(answer.code), answer.message, answer.hint)
     if not isinstance(answer, reply):
         raise error(Code.PROTOCOL, f"{type(answer).__name__} came where {reply.__name__} was due")
     return answer
-
-
-def _away(lost: ConnectionError | EOFError, endpoint: Endpoint) -> MLDashError:
-    """A broken connection in our own words; an error that has its code already is left as it is."""
-    if isinstance(lost, MLDashError):
-        return lost
-    return error(Code.CONNECTION_LOST, f"the daemon at {endpoint.socket} went away: {lost}")
 
 
 def _close(descriptors: Sequence[int] | array.array[int]) -> None:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_dash import messages as m
 from ml_dash import serialize
 from ml_dash.connection import Connection, new_key
+from ml_dash.download import Downloads
 from ml_dash.errors import Code, error
 from ml_dash.many import Basket, read_small
 from ml_dash.result import FileResult, failure_of, iso_time, records_of
@@ -228,7 +226,7 @@ class FileSet:
         return map(self._result, self._records(self._place, pattern, latest=latest))
 
     def download(self, pattern: str | None = None, *, to: PathLike | None = None) -> str | Paths:
-        """Writes files here, their SHA-256 checked, each under a temporary name until it is whole.
+        """Writes files here, their SHA-256 checked; a file has no name here until it is whole.
 
         Without a pattern (or with a plain name) the newest version of that file goes to `to`, a path or a folder, by
         default the working directory; returns its path. With a glob the newest version of each file that fits goes
@@ -242,13 +240,14 @@ class FileSet:
     def fetch(
         self, pattern: str | None = None, *, to: PathLike | None = None, watch: Watch | None = None
     ) -> Iterator[Fetched]:
-        """`download`, file by file: each is whole when it is yielded. `watch` is told of its start, way and end."""
-        for record, target in self._targets(pattern, to):
-            tell = partial(watch or _unwatched, self._result(record))
-            tell(0, record.size_bytes)
-            fetched = self._fetch(record, target, tell)
-            tell(fetched.size_bytes, fetched.size_bytes)
-            yield Fetched(str(target), self._result(replace(record, sha256=fetched.sha256)))
+        """`download`, file by file, each whole when it is yielded; of a glob, the next are on their way meanwhile.
+
+        `watch` is told of the start, the way and the end of each.
+        """
+        tell = watch or _unwatched
+        downloads = Downloads(self._connection, lambda record, done, size: tell(self._result(record), done, size))
+        for got in downloads.run(self._targets(pattern, to)):
+            yield Fetched(str(got.target), self._result(replace(got.record, sha256=got.sha256)))
 
     def delete(self, pattern: str | None = None) -> Receipt | Receipts:
         """Deletes all versions of a file, or of each that fits a glob; with `files(file_id=…)` that version alone.
@@ -357,28 +356,6 @@ class FileSet:
             yield record, target / record.path.removeprefix(prefix).strip("/") / record.filename
         if not found:
             raise self._no_match(pattern)
-
-    def _fetch(self, record: m.Record, target: Path, progress: Callable[[int, int], None]) -> m.Fetched:
-        """One version into a file. The destination is opened here, so the daemon needs no right to the folder."""
-        _refuse_escape(record)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".ml-dash-{record.id}-{secrets.token_hex(4)}"
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fetched = self._connection.call_aside(
-                m.Fetched,
-                lambda number: m.Fetch(request=number, id=record.id),
-                (descriptor,),
-                lambda seen: progress(seen.done_bytes, seen.total_bytes),
-            )
-            temporary.replace(target)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
-        finally:
-            os.close(descriptor)
-        return fetched
 
     def _delete(self, versions: Sequence[m.Record]) -> dict[str, Any]:
         ids = tuple(record.id for record in versions)
@@ -545,16 +522,6 @@ def _is_glob(pattern: str) -> bool:
 def _escape(name: str) -> str:
     """A pattern that only this name fits."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _refuse_escape(record: m.Record) -> None:
-    """The daemon checks every name; here it is checked again before anything is written by it."""
-    if any(
-        part in ("", ".", "..") for part in (*record.path.strip("/").split("/"), record.filename) if record.path != "/"
-    ):
-        raise error(Code.INVALID_PATH, f"the stored name {record.path}/{record.filename} leaves the destination")
-    if "/" in record.filename or record.filename in ("", ".", ".."):
-        raise error(Code.INVALID_PATH, f"the stored name {record.filename!r} is no file name")
 
 
 def _saver_for(content: Any) -> str:

@@ -47,6 +47,8 @@ MANY = 256
 Tags = Annotated[tuple[Annotated[str, Max(256)], ...], Max(128)]
 Key = Annotated[bytes, Max(16)]
 """An idempotency key: 16 random bytes; a request that comes again with the same key has the same answer."""
+Ranges = Annotated[tuple[int, ...], Max(64)]
+"""Ranges of a file: offsets that rise, from and up to in turn."""
 
 PRIORITIES = Within(-100, 100)
 Priority = Annotated[int, PRIORITIES]
@@ -254,11 +256,15 @@ class Delete(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch(Message):
-    """Asks for a file's bytes to be written into the descriptor beside it, from offset 0, and verified."""
+    """Asks for a file's bytes to be written into the descriptor beside it, from offset 0, and verified.
+
+    `have` is what the last Progress of an earlier Fetch into the same file said: it is verified, and not fetched again.
+    """
 
     kind: ClassVar[int] = 12
     descriptors: ClassVar[range] = range(1, 2)
     id: int
+    have: Ranges = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,12 +395,13 @@ class Deleted(Message):
 class Progress(Message):
     """How far a Fetch or a Drain has come; any number of them come before its answer. The files are a Drain's.
 
-    `held_files` wait for an operator, or for their next try.
+    `held_files` wait for an operator, or for their next try. `have` is what of a Fetch is written.
     """
 
     kind: ClassVar[int] = 72
     done_bytes: int
     total_bytes: int
+    have: Ranges = ()
     done_files: int = 0
     total_files: int = 0
     held_files: int = 0

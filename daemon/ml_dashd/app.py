@@ -251,7 +251,7 @@ class Daemon:
 
     def _wire_flow(self) -> None:
         config, clock, faults = self._config, self._clock, self._faults
-        buffers = BufferPool(config.limits.memory, config.store.part_size)
+        self._buffers = buffers = BufferPool(config.limits.memory, config.store.part_size)
         common: dict[str, Any] = {
             "journal": self._journal,
             "store": self._store,
@@ -265,7 +265,7 @@ class Daemon:
         shared: dict[str, Any] = {
             "finish": finish,
             "checksums": Checksums(self._journal, self._store),
-            "verify": Verify(self._store, self._threads, clock),
+            "verify": Verify(self._store, self._threads, buffers, clock),
         }
         uploader = Uploader(
             buffers=buffers,
@@ -337,7 +337,9 @@ class Daemon:
             store=self._store,
             pins=self._pins,
             threads=self._threads,
+            buffers=self._buffers,
             clock=self._clock,
+            part_bytes=config.store.part_size,
         )
         identity = Identity(
             version=version("ml-dash"),

@@ -5,7 +5,7 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -280,8 +280,15 @@ class Store(Protocol):
     async def head(self, key: str) -> Evidence | None:
         """What the store states of an object; None when there is none."""
 
-    def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
-        """The bytes of a range, in pieces. Closed early, it lets go of what it holds."""
+    async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
+        """Fills the buffer with the bytes from an offset on, and tells how many came, as they come.
+
+        Raises Fault.MISSING when there is no such object, and Fault.CORRUPT when it ends before that. An answer that
+        breaks off is Fault.TRANSIENT, and what came of it counts for nothing.
+        """
+
+    async def share(self, key: str, descriptor: int) -> bool:
+        """Gives an open file the object's very blocks, without a copy; False, and nothing done, where it can't."""
 
     async def delete(self, key: str) -> None:
         """Removes an object. Idempotent."""

@@ -71,7 +71,10 @@ async def upload(store: Store, target: Target, pieces: list[bytes]) -> tuple[str
 
 
 async def body_of(store: Store, key: str, offset: int, size: int) -> bytes:
-    return b"".join([piece async for piece in store.get(key, offset, size)])
+    body, counts = bytearray(size), []
+    await store.read(key, offset, memoryview(body), counts.append)
+    assert sum(counts) == size
+    return bytes(body)
 
 
 @pytest.mark.parametrize("size", [0, 1, 70_000])

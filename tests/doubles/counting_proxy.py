@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that counts what passes towards the server, and stalls when it is told to."""
+"""A TCP proxy on loopback that counts what passes, and stalls, cuts and damages when it is told to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Self
 from urllib.parse import urlsplit
 
 PIECE = 1 << 18
+HEAD = 1 << 13
+"""No answer's head is longer."""
 
 
 class CountingProxy:
-    """Passes everything through; `received` counts the bytes that clients have sent."""
+    """Passes everything through; `received` counts the bytes that clients have sent, `returned` the server's."""
 
     def __init__(self, endpoint: str, port: int = 0) -> None:
         parts = urlsplit(endpoint)
@@ -20,6 +22,10 @@ class CountingProxy:
         self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.received = 0
+        self.returned = 0
+        self._stall_at = self._flip_at = float("inf")
+        self._returning: list[socket.socket] = []
+        """The servers whose bytes are waiting, or on their way, to a client."""
         self._changed = threading.Condition()
         self._flows = threading.Event()
         self._flows.set()
@@ -51,8 +57,27 @@ class CountingProxy:
         """Passes nothing on; connections stay open, and new ones are taken, as by a server that hangs."""
         self._flows.clear()
 
+    def stall_after(self, count: int) -> None:
+        """Stalls once the server has sent so many more bytes."""
+        self._stall_at = self.returned + count
+
+    def wait_for_stall(self, timeout: float = 60) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self._flows.is_set(), timeout)
+
+    def flip_after(self, count: int) -> None:
+        """Flips a bit, once, when the server has sent so many more bytes."""
+        self._flip_at = self.returned + count
+
+    def cut(self) -> None:
+        """Ends one of the connections in which the server is sending."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._returning, 60)
+            self._returning.pop(0).shutdown(socket.SHUT_RDWR)
+
     def go_on(self) -> None:
-        """Ends a stall: what came meanwhile is passed on."""
+        """Ends a stall: what came meanwhile is passed on, but to who was cut off."""
+        self._stall_at = float("inf")
         self._flows.set()
 
     def _accept(self) -> None:
@@ -71,19 +96,34 @@ class CountingProxy:
     def _pass(self, source: socket.socket, sink: socket.socket, both: threading.Barrier, counted: bool) -> None:
         with suppress(OSError):
             while piece := source.recv(PIECE):
-                if counted:
-                    with self._changed:
-                        self.received += len(piece)
-                        self._changed.notify_all()
+                piece = self._count(source, piece, counted)
                 self._flows.wait()
                 sink.sendall(piece)
+                with self._changed:
+                    self._returning = [each for each in self._returning if each is not source]
         for peer in (source, sink):
             with suppress(OSError):
                 peer.shutdown(socket.SHUT_RDWR)
         both.wait()
         with self._changed:
+            self._returning = [each for each in self._returning if each is not source]
             self._open.discard(source)
         source.close()
+
+    def _count(self, source: socket.socket, piece: bytes, counted: bool) -> bytes:
+        with self._changed:
+            if counted:
+                self.received += len(piece)
+            else:
+                self.returned += len(piece)
+                self._returning.append(source)
+                if self.returned >= self._stall_at:
+                    self._flows.clear()
+                if self.returned >= self._flip_at and len(piece) > HEAD:
+                    self._flip_at = float("inf")
+                    piece = piece[:-1] + bytes([piece[-1] ^ 1])
+            self._changed.notify_all()
+        return piece
 
     def _run(self, work, *args) -> None:
         thread = threading.Thread(target=work, args=args, daemon=True)

@@ -434,6 +434,21 @@ def test_bars_on_a_terminal(shell: Shell) -> None:
     assert ended.out == "back/big[1].bin\n"
 
 
+def test_one_bar_for_all_files_of_a_glob(shell: Shell) -> None:
+    """The daemon sends four at once: they share a bar, and what a program reads stands alone."""
+    for number in range(5):
+        make_file(shell.folder / f"{number}.bin", 2 * MIB)
+        shell("put", f"{number}.bin", "--prefix", PREFIX, "--wait")
+    put(shell, "empty.bin", b"")
+    ended = shell.on_a_terminal("get", "*.bin", "--prefix", PREFIX, "-o", "back", run=WITHOUT_RICH)
+    assert ended.out == "".join(f"back/{name}.bin\n" for name in (0, 1, 2, 3, 4, "empty"))
+    assert "\r6 files  100 %  10.0 MiB of 10.0 MiB" in ended.err
+    assert "\r1.bin" not in ended.err
+    ended = shell.on_a_terminal("get", "*.bin", "--prefix", PREFIX, "-o", "back", "--json", run=WITHOUT_RICH)
+    assert ended.err == ""
+    assert len(json.loads(ended.out)) == 6
+
+
 def test_bars_without_rich(shell: Shell) -> None:
     make_file(shell.folder / "big.bin", 8 * MIB)
     words = ("big.bin", "--prefix", PREFIX)

@@ -133,13 +133,23 @@ def test_a_download_that_is_broken_off_is_no_defect(daemon: DaemonProcess, tmp_p
     with daemon.experiment().run as exp:
         exp.files.upload(tmp_path / "big.bin").wait(60)
         command = [sys.executable, "-m", "ml_dash.cli", "get", "big.bin", "--prefix", PREFIX, "--socket"]
+        (tmp_path / "big.bin").unlink()
+        (tmp_path / "big.bin").write_text("mine")
         getting = subprocess.Popen([*command, str(daemon.socket)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""})
-        eventually(lambda: list(tmp_path.glob(".ml-dash-*")))
+        eventually(lambda: destination_of(getting.pid, tmp_path))
         getting.kill()
         getting.wait()
         eventually(lambda: daemon.status().connections <= 2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["big.bin", "daemon", "store"]
+    assert (tmp_path / "big.bin").read_text() == "mine"
     assert "ERROR" not in daemon.log()
     assert "Traceback" not in daemon.log()
+
+
+def destination_of(pid: int, folder: Path) -> list[str]:
+    """The files without a name that a process has open in a folder."""
+    links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if link.startswith(f"{folder}/#") and link.endswith("(deleted)")]
 
 
 def test_a_tidied_store_is_made_again(daemon: DaemonProcess) -> None:

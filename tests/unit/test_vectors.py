@@ -88,7 +88,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Get(request=8, ids=(1, 2**63 - 1)), 0),
         (m.Wait(request=9, until="stored", timeout_ms=60_000, ids=(1,), place=PLACE), 0),
         (m.Delete(request=10, ids=(1, 2)), 0),
-        (m.Fetch(request=11, id=1), 1),
+        (m.Fetch(request=11, id=1, have=(0, 16, 32, 48)), 1),
         (m.Status(request=2**63 - 1), 0),
         (m.Drain(request=12, deadline_ms=90_000, stop=True), 0),
         (m.Branch(request=13), 0),
@@ -102,7 +102,10 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Page(request=7, records=(RECORD, LEAST_RECORD), cursor="models/best.pt\n1"), 0),
         (m.Waited(request=9, reached=1, pending=2, failed=(RECORD,)), 0),
         (m.Deleted(request=10, ids=(1, 2), deleted_ms=1_750_000_000_000), 0),
-        (m.Progress(request=11, done_bytes=1, total_bytes=2, done_files=3, total_files=5, held_files=1), 0),
+        (
+            m.Progress(request=11, done_bytes=1, total_bytes=2, have=(0, 1), done_files=3, total_files=5, held_files=1),
+            0,
+        ),
         (
             m.Drained(
                 request=12, left_files=2, left_bytes=3, failed_files=1, manifest="/state/drain.json", files=(RECORD,)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ml_dash import messages as m
-from ml_dash.cli import completion, draining, parser, report, show, waiting
+from ml_dash.cli import completion, draining, fetching, parser, report, show, waiting
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
@@ -68,14 +68,10 @@ def ls(options: Namespace) -> int:
 
 def get(options: Namespace) -> int:
     """Downloads files."""
-    with _connected(options) as connection, show.Bar() as bar:
-
-        def watch(file: FileResult, done: int, total: int) -> None:
-            bar.update(show.path(file), done, total)
-
-        written = []
+    written = []
+    with _connected(options) as connection, fetching.Watch(quiet=options.json) as watch:
         for fetched in _chosen(options, connection).fetch(options.path, to=options.output, watch=watch):
-            bar.close()
+            watch.pause()
             if options.json:
                 written.append(show.plain(fetched.file) | {"localPath": str(Path(fetched.path).absolute())})
             else:

@@ -35,6 +35,15 @@ def reflink(descriptor: int, name: str) -> int | None:
     return None
 
 
+def share_blocks(descriptor: int, other: int) -> bool:
+    """Makes another open file share the blocks of this one; False where their file systems can't."""
+    try:
+        fcntl.ioctl(other, FICLONE, descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def link(descriptor: int, name: str) -> bool:
     """A hard link to an open file. Without src_dir_fd the call would link the symlink in /proc and fail with EXDEV."""
     folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

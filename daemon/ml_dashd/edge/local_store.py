@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +18,9 @@ from typing import TypeVar
 from ml_dashd.core.checksum import Digest, encode_crc
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
 from ml_dashd.core.names import local_key
-from ml_dashd.core.plan import MIB, PART_BYTES, Part
+from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.cloning import share_blocks
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.ports import Faults, Threads
@@ -144,22 +145,27 @@ class LocalStore:
 
         return await self._run(work)
 
-    async def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
-        opened: list[int] = []
-        try:
-            await self._threads.run(lambda: opened.append(os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)))
-            end = offset + size
-            while offset < end:
-                piece = await self._threads.run(os.pread, opened[0], min(MIB, end - offset), offset)
-                if not piece:
-                    return
-                yield piece
-                offset += len(piece)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
-        finally:
-            for descriptor in opened:  # a caller who goes away while it is opened leaves it open, too
+    async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
+        def work() -> None:
+            try:
+                descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
+            try:
+                _fill(descriptor, into, offset, key)
+            finally:
                 os.close(descriptor)
+
+        await self._run(work)
+        arrived(len(into))
+
+    async def share(self, key: str, descriptor: int) -> bool:
+        def work() -> bool:
+            with suppress(OSError), (self._root / key).open("rb") as object_:
+                return share_blocks(object_.fileno(), descriptor)
+            return False
+
+        return await self._run(work)
 
     async def delete(self, key: str) -> None:
         def work() -> None:
@@ -242,6 +248,15 @@ def _sync_parts(descriptor: int, key: str) -> None:
         sync_content(descriptor)
     except OSError as failure:
         raise StoreError(Fault.CORRUPT, f"the store's disk did not keep the parts of {key}: {failure}") from failure
+
+
+def _fill(descriptor: int, into: memoryview, offset: int, key: str) -> None:
+    done = 0
+    while done < len(into):
+        count = os.preadv(descriptor, [into[done:]], offset + done)
+        if not count:
+            raise StoreError(Fault.CORRUPT, f"{key} ends after {offset + done} bytes")
+        done += count
 
 
 def _sorted(failure: OSError) -> StoreError:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from ml_dashd.core.checksum import Digest, combine, digest
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
 from ml_dashd.core.names import RESERVED, s3_key
-from ml_dashd.core.plan import MIB, Part
+from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.s3_client import Clients, S3Settings
 from ml_dashd.edge.s3_errors import code_of, sorted_error
@@ -171,21 +171,17 @@ class S3Store:
 
         return await self._ask(ask, f"head {key}")
 
-    async def get(self, key: str, offset: int, size: int) -> AsyncGenerator[bytes]:
-        if size == 0:
+    async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
+        if not into:
             return
         what = f"get {key}"
         try:
-            answer = await (await self._clients.data()).get_object(
-                **self._at(key), Range=f"bytes={offset}-{offset + size - 1}"
-            )
-            async with answer["Body"] as stream:
-                while piece := await stream.read(MIB):
-                    yield piece
+            await self._sender.get(key, offset, into, arrived, what)
         except Exception as failure:
-            if code_of(failure) == "NoSuchKey":
-                raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
             raise await self._failed(failure, what) from failure
+
+    async def share(self, key: str, descriptor: int) -> bool:
+        return False
 
     async def delete(self, key: str) -> None:
         async def ask() -> None:

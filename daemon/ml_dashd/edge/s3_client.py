@@ -1,4 +1,4 @@
-"""Clients for S3: settings, credentials, and the sockets under it all. botocore's own retries are off."""
+"""The client for S3: settings, credentials, and the sockets under it all. botocore's own retries are off."""
 
 from __future__ import annotations
 
@@ -65,19 +65,14 @@ def bucket_url(endpoint: str, bucket: str, addressing: str) -> str:
 
 
 class Clients:
-    """Two clients of one session, so that Complete and ListParts never wait behind parts."""
+    """The client of control calls, which never wait behind parts, and its credentials."""
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
         self._lock = asyncio.Lock()
         self._open: AsyncExitStack | None = None
-        self._data: Any = None
         self._control: Any = None
         self._credentials: Any = None
-
-    async def data(self) -> Any:
-        await self._ensure()
-        return self._data
 
     async def control(self) -> Any:
         await self._ensure()
@@ -106,16 +101,15 @@ class Clients:
                 return
             stack, session = AsyncExitStack(), get_session()
             self._credentials = await session.get_credentials()
-            self._data = await stack.enter_async_context(self._make(session, DATA_READ_TIMEOUT_S))
-            self._control = await stack.enter_async_context(self._make(session, CONTROL_READ_TIMEOUT_S))
+            self._control = await stack.enter_async_context(self._make(session))
             self._open = stack
 
     @asynccontextmanager
-    async def _make(self, session: Any, read_timeout: int) -> AsyncIterator[Any]:
+    async def _make(self, session: Any) -> AsyncIterator[Any]:
         settings = self._settings
         config = AioConfig(
             connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=read_timeout,
+            read_timeout=CONTROL_READ_TIMEOUT_S,
             max_pool_connections=settings.connections + 2,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

@@ -1,4 +1,4 @@
-"""The data path to S3: objects and parts, signed here and sent by aiohttp. Everything else is aiobotocore's.
+"""The data path to S3: objects and parts, signed here, sent and fetched by aiohttp. The rest is aiobotocore's.
 
 aiobotocore takes 0.9 ms of CPU a request before the first byte leaves; this takes 0.14 ms, which is what makes small
 files quick. Credentials and the endpoint are botocore's own.
@@ -30,12 +30,16 @@ STALL_S = 60.0
 """A body of which nothing could be sent for this long is given up: aiohttp has no timeout of its own while it sends."""
 DIRECT_BYTES = 256 * 1024
 """Up to here a body is given to the transport at once; a larger one in slices, so that the loop can look at others."""
-GONE_UPLOAD = ("NoSuchUpload", "NoSuchKey")
+PUT_FAULTS = {"NoSuchUpload": Fault.GONE, "NoSuchKey": Fault.GONE}
 """The second is Ceph's word for it: a PUT of an object is never told that."""
+GET_FAULTS = {"NoSuchKey": Fault.MISSING, "InvalidRange": Fault.CORRUPT}
+"""The second is said of an object that ends before the range."""
+RECEIVE_BYTES = 256 * 1024
+"""What may wait to be taken off a connection, twice: as much as uvloop reads at a time."""
 MOVED = (301, 307, 400)
 """How a bucket of another region answers."""
 ERROR_BYTES = 64 * 1024
-"""As much as is read of an answer: none that S3 gives to a PUT is longer."""
+"""As much as is read of a refusal: none that S3 gives is longer."""
 
 
 class Sender:
@@ -53,25 +57,32 @@ class Sender:
         self, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: memoryview, what: str
     ) -> Mapping[str, str]:
         """PUTs a body; returns the answer's headers. Raises StoreError."""
-        access = await self._access()
-        base = urlsplit(access.bucket_url)
-        path = f"{base.path}/{encode_key(key)}"
-        at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        given = {**headers, "host": base.netloc}
-        signed = self._signer_of(access.region).headers(access.keys, "PUT", path, query, given, at)
+        url, signed = await self._sign("PUT", key, query, headers)
         signed["content-length"] = str(len(body))
-        text = canonical_query(query)
-        url = URL(f"{base.scheme}://{base.netloc}{path}" + (f"?{text}" if text else ""), encoded=True)
         try:
             async with asyncio.timeout(STALL_S) as limit:
                 data = bytes(body) if len(body) <= DIRECT_BYTES else _slices(body, limit)
                 async with self._open().put(url, data=data, headers=signed, allow_redirects=False) as answer:
-                    refusal = None if answer.status == HTTPStatus.OK else await self._refusal(answer, what)
+                    refusal = None if answer.status == HTTPStatus.OK else await self._refusal(answer, what, PUT_FAULTS)
         except Exception as failure:
             raise sorted_error(failure, what) from failure
         if refusal is not None:
             raise refusal
         return answer.headers
+
+    async def get(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None], what: str) -> None:
+        """GETs a range, which is not empty, into a buffer; tells how many bytes came. Raises StoreError."""
+        asked = {"range": f"bytes={offset}-{offset + len(into) - 1}"}
+        url, signed = await self._sign("GET", key, {}, asked)
+        try:
+            async with self._open().get(url, headers=signed, allow_redirects=False) as answer:
+                refusal = await self._unfit(answer, offset, len(into), what)
+                if refusal is None:
+                    await _receive(answer.content, into, arrived)
+        except Exception as failure:
+            raise sorted_error(failure, what) from failure
+        if refusal is not None:
+            raise refusal
 
     async def close(self) -> None:
         """Ends the connections. What is called afterwards begins new ones."""
@@ -79,13 +90,35 @@ class Sender:
         if session is not None:
             await session.close()
 
-    async def _refusal(self, answer: aiohttp.ClientResponse, what: str) -> StoreError:
+    async def _sign(
+        self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> tuple[URL, dict[str, str]]:
+        access = await self._access()
+        base = urlsplit(access.bucket_url)
+        path = f"{base.path}/{encode_key(key)}"
+        at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        given = {**headers, "host": base.netloc}
+        signed = self._signer_of(access.region).headers(access.keys, method, path, query, given, at)
+        text = canonical_query(query)
+        return URL(f"{base.scheme}://{base.netloc}{path}" + (f"?{text}" if text else ""), encoded=True), signed
+
+    async def _unfit(self, answer: aiohttp.ClientResponse, offset: int, size: int, what: str) -> StoreError | None:
+        """Why an answer is not the range; None where it is. A server that knows no ranges sends the whole object."""
+        if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+            return await self._refusal(answer, what, GET_FAULTS)
+        if answer.status == HTTPStatus.OK and offset:
+            return StoreError(Fault.REFUSED, f"{what}: the server sends no ranges")
+        if answer.content_length is not None and answer.content_length < size:
+            return StoreError(Fault.CORRUPT, f"{what}: it ends after {offset + answer.content_length} bytes")
+        return None
+
+    async def _refusal(self, answer: aiohttp.ClientResponse, what: str, faults: Mapping[str, Fault]) -> StoreError:
         code, message = _error_of(await answer.content.read(ERROR_BYTES))
         region = answer.headers.get("x-amz-bucket-region", "")
         if region and region != self._region and answer.status in MOVED:
             self._region = region
             return StoreError(Fault.TRANSIENT, f"{what}: the bucket is in {region}")
-        fault = Fault.GONE if code in GONE_UPLOAD else fault_of(code, answer.status)
+        fault = faults.get(code) or fault_of(code, answer.status)
         return StoreError(fault, redact(f"{what}: {code or answer.status} {message}".rstrip()))
 
     def _signer_of(self, region: str) -> Signer:
@@ -106,6 +139,7 @@ class Sender:
                     total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=DATA_READ_TIMEOUT_S
                 ),
                 auto_decompress=False,
+                read_bufsize=RECEIVE_BYTES,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             )
         return self._session
@@ -117,6 +151,19 @@ async def _slices(body: memoryview, limit: asyncio.Timeout) -> AsyncIterator[mem
         yield body[start : start + SLICE_BYTES]
         limit.reschedule(asyncio.get_running_loop().time() + STALL_S)
         await breathe()
+
+
+async def _receive(content: aiohttp.StreamReader, into: memoryview, arrived: Callable[[int], None]) -> None:
+    """Piece by piece as the transport has them: none is joined with another before it goes into the buffer."""
+    done = 0
+    async for piece, _ in content.iter_chunks():
+        taken = min(len(piece), len(into) - done)
+        into[done : done + taken] = piece[:taken] if taken < len(piece) else piece
+        done += taken
+        arrived(taken)
+        if done == len(into):
+            return  # of a whole object, the rest is not wanted
+    raise ConnectionError(f"the answer broke off after {done} of {len(into)} bytes")
 
 
 def _error_of(content: bytes) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from ml_dashd.core.access import Policy
 from ml_dashd.core.model import Job
 from ml_dashd.core.states import State
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.assemble import Spans
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
@@ -28,6 +29,8 @@ REPORTS = (1, 2)
 _NOTHING_TAKEN = {Code.DISK_FAILED: "see the daemon's log; nothing was taken, so try again"}
 NAMED = 50
 """Files that the answer to a Drain names; the manifest has the rest."""
+MAX_SPANS = 32
+"""Ranges of a download that Progress names. There are more only where a daemon with smaller ones has begun it."""
 SENT = (State.COMPLETING, State.VERIFIED, State.DONE)
 Reply = tuple[m.Message, Sequence[int]]
 
@@ -183,10 +186,11 @@ class Serve:
         return m.Deleted(request=message.request, ids=tuple(ids), deleted_ms=at_ms), ()
 
     async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
-        async def report(done: int, total: int) -> None:
-            await send(m.Progress(request=message.request, done_bytes=done, total_bytes=total))
+        async def report(done: int, total: int, spans: Spans) -> None:
+            have = tuple(offset for span in spans[:MAX_SPANS] for offset in span)
+            await send(m.Progress(request=message.request, done_bytes=done, total_bytes=total, have=have))
 
-        size, sha256 = await self._fetch.run(session, message.id, descriptors[0], report)
+        size, sha256 = await self._fetch.run(session, message.id, descriptors[0], message.have, report)
         return m.Fetched(request=message.request, size_bytes=size, sha256=sha256), ()
 
     async def _status(self, session: Session, message: m.Status, *_: Any) -> Reply:
