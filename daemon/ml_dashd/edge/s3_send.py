@@ -7,10 +7,10 @@ files quick. Credentials and the endpoint are botocore's own.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
@@ -20,8 +20,8 @@ from yarl import URL
 from ml_dashd.core.redact import redact
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sigv4 import Signer, canonical_query, encode_key
-from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, Access, S3Settings, make_socket
-from ml_dashd.edge.s3_errors import fault_of, sorted_error
+from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, Clients, S3Settings, Way, make_socket
+from ml_dashd.edge.s3_errors import clock_difference, fault_of, sorted_error
 from ml_dashd.edge.system import breathe
 
 SLICE_BYTES = 1024 * 1024
@@ -41,32 +41,34 @@ ERROR_BYTES = 64 * 1024
 class Sender:
     """Sends bodies. One session of connections, kept while it is used."""
 
-    def __init__(self, settings: S3Settings, access: Callable[[], Awaitable[Access]]) -> None:
+    def __init__(self, settings: S3Settings, clients: Clients) -> None:
         self._settings = settings
-        self._access = access
+        self._clients = clients
         self._session: aiohttp.ClientSession | None = None
         self._signer: Signer | None = None
-        self._region = ""
-        """Where the bucket says that it is, if that is not where it was looked for."""
 
     async def put(
         self, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: memoryview, what: str
     ) -> Mapping[str, str]:
         """PUTs a body; returns the answer's headers. Raises StoreError."""
-        access = await self._access()
-        base = urlsplit(access.bucket_url)
+        access = await self._clients.access()
+        way = access.way
+        base = urlsplit(way.bucket_url)
         path = f"{base.path}/{encode_key(key)}"
         at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         given = {**headers, "host": base.netloc}
-        signed = self._signer_of(access.region).headers(access.keys, "PUT", path, query, given, at)
+        signed = self._signer_of(way.region).headers(access.keys, "PUT", path, query, given, at)
         signed["content-length"] = str(len(body))
         text = canonical_query(query)
         url = URL(f"{base.scheme}://{base.netloc}{path}" + (f"?{text}" if text else ""), encoded=True)
         try:
             async with asyncio.timeout(STALL_S) as limit:
                 data = bytes(body) if len(body) <= DIRECT_BYTES else _slices(body, limit)
-                async with self._open().put(url, data=data, headers=signed, allow_redirects=False) as answer:
-                    refusal = None if answer.status == HTTPStatus.OK else await self._refusal(answer, what)
+                given_way: dict[str, Any] = {"proxy": way.proxy, "ssl": way.tls or True}
+                async with self._open().put(
+                    url, data=data, headers=signed, allow_redirects=False, **given_way
+                ) as answer:
+                    refusal = None if answer.status == HTTPStatus.OK else await self._refusal(answer, way, what)
         except Exception as failure:
             raise sorted_error(failure, what) from failure
         if refusal is not None:
@@ -79,17 +81,18 @@ class Sender:
         if session is not None:
             await session.close()
 
-    async def _refusal(self, answer: aiohttp.ClientResponse, what: str) -> StoreError:
-        code, message = _error_of(await answer.content.read(ERROR_BYTES))
-        region = answer.headers.get("x-amz-bucket-region", "")
-        if region and region != self._region and answer.status in MOVED:
-            self._region = region
+    async def _refusal(self, answer: aiohttp.ClientResponse, way: Way, what: str) -> StoreError:
+        said = _error_of(await answer.content.read(ERROR_BYTES))
+        region = answer.headers.get("x-amz-bucket-region") or said.region
+        if answer.status in MOVED and region not in ("", way.region) and await self._clients.relocate(region):
             return StoreError(Fault.TRANSIENT, f"{what}: the bucket is in {region}")
-        fault = Fault.GONE if code in GONE_UPLOAD else fault_of(code, answer.status)
-        return StoreError(fault, redact(f"{what}: {code or answer.status} {message}".rstrip()))
+        fault = Fault.GONE if said.code in GONE_UPLOAD else fault_of(said.code, answer.status)
+        message = f"{what}: {said.code or answer.status} {said.message}".rstrip()
+        if fault is Fault.SKEWED:
+            message += clock_difference(answer.headers.get("date"))
+        return StoreError(fault, redact(message))
 
     def _signer_of(self, region: str) -> Signer:
-        region = self._region or region
         if self._signer is None or self._signer.region != region:
             self._signer = Signer(region)
         return self._signer
@@ -99,7 +102,6 @@ class Sender:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._settings.connections,
-                    ssl=ssl.create_default_context(cafile=self._settings.ca_bundle),
                     socket_factory=make_socket,
                 ),
                 timeout=aiohttp.ClientTimeout(
@@ -119,10 +121,17 @@ async def _slices(body: memoryview, limit: asyncio.Timeout) -> AsyncIterator[mem
         await breathe()
 
 
-def _error_of(content: bytes) -> tuple[str, str]:
-    """The code and the message of an error's XML; empty where it is none."""
+class _Said(NamedTuple):
+    """What an error's XML says; empty where it is none."""
+
+    code: str = ""
+    message: str = ""
+    region: str = ""
+
+
+def _error_of(content: bytes) -> _Said:
     try:
         root = ET.fromstring(content)  # noqa: S314 expat bounds entities; the store is the operator's
     except ET.ParseError:
-        return "", ""
-    return root.findtext("{*}Code") or root.findtext("Code") or "", root.findtext("{*}Message") or ""
+        return _Said()
+    return _Said(*(root.findtext(f"{{*}}{name}") or "" for name in ("Code", "Message", "Region")))
