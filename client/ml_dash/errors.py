@@ -154,8 +154,7 @@ TABLE: dict[Code, Entry] = {
     ),
     Code.STORE_UNTRUSTED: Entry(
         NetworkError,
-        "name the certificates of the endpoint's authority in store.ca_bundle, or add them to the system's; check that "
-        "store.endpoint_url has the host that the certificate names; then restart the daemon",
+        "name the endpoint's authority in store.ca_bundle, check the host in store.endpoint_url; restart the daemon",
     ),
     Code.STORE_CREDENTIALS: Entry(
         AccessError,
@@ -175,8 +174,7 @@ TABLE: dict[Code, Entry] = {
     Code.STORE_FULL: Entry(StorageError, "free space in the store, or raise its quota; the daemon goes on by itself"),
     Code.STORE_UNSUPPORTED: Entry(
         StorageError,
-        "the store does not know what the message names: change or remove store.sse, store.sse_kms_key_id, "
-        "store.storage_class or store.checksum, and restart the daemon",
+        "change or remove store.sse, store.sse_kms_key_id, store.storage_class or store.checksum; restart the daemon",
     ),
     Code.STORE_CORRUPTED: Entry(StorageError, "the bytes arrived damaged several times: check memory and network"),
     Code.STORE_REFUSED: Entry(StorageError, "the store will not take this file; see the message"),

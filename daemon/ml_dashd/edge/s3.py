@@ -253,6 +253,8 @@ class S3Store:
             async with asyncio.timeout(CALL_DEADLINE_S):
                 return await call()
         except Exception as failure:
+            if await self._clients.follow(failure):
+                raise StoreError(Fault.TRANSIENT, f"{what}: the bucket is in another region") from failure
             raise self._failed(failure, what, generation) from failure
 
     def _failed(self, failure: Exception, what: str, generation: int) -> StoreError:

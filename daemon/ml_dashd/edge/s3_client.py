@@ -19,6 +19,7 @@ from botocore.utils import get_environ_proxies
 from ml_dashd.core.model import Algorithm
 from ml_dashd.core.sigv4 import Keys
 from ml_dashd.edge.s3_credentials import Chain
+from ml_dashd.edge.s3_errors import sorted_error
 from ml_dashd.edge.tls import SystemTrust, trusting
 
 USER_TIMEOUT_MS = 30_000
@@ -27,6 +28,8 @@ DEFAULT_REGION = "us-east-1"
 """What is signed for where nothing names a region, as every SDK does."""
 DIRECT = "direct"
 """In place of a proxy's URL: none, whatever the environment says."""
+MOVED = (301, 307, 400)
+"""How a bucket of another region answers."""
 MAX_MOVES = 3
 """A bucket is in one region: a server that names ever others is not followed."""
 AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
@@ -182,6 +185,12 @@ class Clients:
                 self._open = None
             return True
 
+    async def follow(self, failure: Exception) -> bool:
+        """Relocates where that is what a call's failure says, and botocore has not followed it by itself."""
+        about = getattr(failure, "response", {}).get("ResponseMetadata", {})
+        region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region", self._way.region)
+        return about.get("HTTPStatusCode") in MOVED and region != self._way.region and await self.relocate(region)
+
     async def close(self) -> None:
         """Ends the connections. What is called afterwards begins new ones."""
         async with self._lock:
@@ -194,20 +203,25 @@ class Clients:
         if self._open is not None:
             return
         async with self._lock:
-            if self._open is not None:
-                return
-            settings, session = self._settings, self._chain.session()
-            endpoint = settings.endpoint_url or await _configured_endpoint(session)
-            ca_bundle = settings.ca_bundle or session.get_config_variable("ca_bundle")
-            async with AsyncExitStack() as stack:
-                make = (session, endpoint, ca_bundle)
-                self._data = await stack.enter_async_context(self._make(*make, DATA_READ_TIMEOUT_S))
-                self._control = await stack.enter_async_context(self._make(*make, CONTROL_READ_TIMEOUT_S))
-                meta = self._control.meta
-                url = bucket_url(meta.endpoint_url, settings.bucket, settings.style(endpoint))
-                tls = await asyncio.to_thread(trusting, ca_bundle) if url.startswith("https:") else None
-                self._way = Way(meta.region_name or DEFAULT_REGION, url, settings.proxy_for(url), tls)
-                self._open = stack.pop_all()
+            if self._open is None:
+                try:
+                    await self._begin()
+                except Exception as failure:
+                    raise sorted_error(failure, f"open {self._settings.bucket}") from failure
+
+    async def _begin(self) -> None:
+        settings, session = self._settings, self._chain.session()
+        endpoint = settings.endpoint_url or await _configured_endpoint(session)
+        ca_bundle = settings.ca_bundle or session.get_config_variable("ca_bundle")
+        async with AsyncExitStack() as stack:
+            make = (session, endpoint, ca_bundle)
+            self._data = await stack.enter_async_context(self._make(*make, DATA_READ_TIMEOUT_S))
+            self._control = await stack.enter_async_context(self._make(*make, CONTROL_READ_TIMEOUT_S))
+            meta = self._control.meta
+            url = bucket_url(meta.endpoint_url, settings.bucket, settings.style(endpoint))
+            tls = await asyncio.to_thread(trusting, ca_bundle) if url.startswith("https:") else None
+            self._way = Way(meta.region_name or DEFAULT_REGION, url, settings.proxy_for(url), tls)
+            self._open = stack.pop_all()
 
     @asynccontextmanager
     async def _make(

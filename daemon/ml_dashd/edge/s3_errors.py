@@ -70,6 +70,8 @@ def sorted_error(failure: Exception, what: str) -> StoreError:
     """Whatever a call raised, as a StoreError. An endpoint's URL may hold a password, and owners read the message."""
     fault = _fault_of(failure)
     message = f"{what}: {str(failure) or type(failure).__name__}"
+    if isinstance(failure, boto.ProxyConnectionError):
+        message += f": {failure.kwargs.get('error')}"  # botocore leaves out what the proxy said
     if fault is Fault.SKEWED and isinstance(failure, boto.ClientError):
         message += clock_difference(_date_of(failure))
     return StoreError(fault, redact(message))

@@ -20,7 +20,7 @@ from yarl import URL
 from ml_dashd.core.redact import redact
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sigv4 import Signer, canonical_query, encode_key
-from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, Clients, S3Settings, Way, make_socket
+from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, MOVED, Clients, S3Settings, Way, make_socket
 from ml_dashd.edge.s3_errors import clock_difference, fault_of, sorted_error
 from ml_dashd.edge.system import breathe
 
@@ -32,8 +32,6 @@ DIRECT_BYTES = 256 * 1024
 """Up to here a body is given to the transport at once; a larger one in slices, so that the loop can look at others."""
 GONE_UPLOAD = ("NoSuchUpload", "NoSuchKey")
 """The second is Ceph's word for it: a PUT of an object is never told that."""
-MOVED = (301, 307, 400)
-"""How a bucket of another region answers."""
 ERROR_BYTES = 64 * 1024
 """As much as is read of an answer: none that S3 gives to a PUT is longer."""
 
