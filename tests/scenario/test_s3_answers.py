@@ -155,11 +155,16 @@ def test_a_kms_key_is_asked_for_with_every_object(localstack: LocalStack, tmp_pa
 
 
 @pytest.mark.parametrize("setting", ['storage_class = "REDUCED_PRICE"', 'sse = "AES256"'])
-def test_what_a_server_does_not_know_is_said(setting: str, swift: Swift, tmp_path: Path) -> None:
-    """The files are kept; without the setting they go up."""
-    with DaemonProcess(tmp_path / "daemon", Bucket(swift), f"{setting}\n") as daemon:
+@pytest.mark.parametrize("name", ["swift", "ceph"])
+def test_what_a_server_does_not_know_is_said(
+    name: str, setting: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Swift and Ceph have other words for it. The files are kept; without the setting they go up."""
+    store = Bucket(request.getfixturevalue(name))
+    with DaemonProcess(tmp_path / "daemon", store, f"{setting}\n") as daemon:
         expected = hand_over(daemon, tmp_path)
         said = blocked(daemon, Code.STORE_UNSUPPORTED)
+        assert setting.split('"')[1] in (said.error_message or "") or name == "swift"
         assert "store.sse" in (said.error_hint or "")
         daemon.kill()
         daemon.settings = ""

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.exceptions import ClientError
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
 
@@ -187,7 +188,9 @@ class Clients:
 
     async def follow(self, failure: Exception) -> bool:
         """Relocates where that is what a call's failure says, and botocore has not followed it by itself."""
-        about = getattr(failure, "response", {}).get("ResponseMetadata", {})
+        if not isinstance(failure, ClientError):
+            return False
+        about = failure.response.get("ResponseMetadata", {})
         region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region", self._way.region)
         return about.get("HTTPStatusCode") in MOVED and region != self._way.region and await self.relocate(region)
 
