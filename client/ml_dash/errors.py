@@ -163,7 +163,7 @@ TABLE: dict[Code, Entry] = {
     ),
     Code.STORE_DENIED: Entry(
         AccessError,
-        "allow the S3 actions that docs/s3-servers.md lists, and under SSE-KMS those of the key; it goes on by itself",
+        "allow the S3 actions that docs/s3-servers.md lists, under SSE-KMS those of the key, too; it goes on by itself",
     ),
     Code.STORE_CLOCK: Entry(
         NetworkError, "set this machine's clock, and keep it right (chrony, systemd-timesyncd); it goes on by itself"

@@ -64,6 +64,8 @@ class TlsProxy:
             tasks.add(task)
             try:
                 await self._serve(reader, writer)
+            except asyncio.CancelledError:
+                return  # the double ends; asyncio's streams would log it as a failure
             finally:
                 tasks.discard(task)
 
