@@ -127,7 +127,7 @@ class Connection:
 
     def begin_aside(self, build: Callable[[int], Message], descriptors: Sequence[int]) -> Channel:
         """Sends a request on a connection of its own, for who waits for several answers; the caller closes it."""
-        channel = self._open(None)
+        channel = self._greet(self._beside(None), None)
         try:
             channel.begin(build, descriptors)
         except BaseException:

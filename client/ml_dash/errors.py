@@ -36,10 +36,13 @@ class Code(StrEnum):
     # The store
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     STORE_UNREACHABLE = "STORE_UNREACHABLE"
+    STORE_UNTRUSTED = "STORE_UNTRUSTED"
     STORE_CREDENTIALS = "STORE_CREDENTIALS"
     STORE_DENIED = "STORE_DENIED"
+    STORE_CLOCK = "STORE_CLOCK"
     STORE_NO_BUCKET = "STORE_NO_BUCKET"
     STORE_FULL = "STORE_FULL"
+    STORE_UNSUPPORTED = "STORE_UNSUPPORTED"
     STORE_CORRUPTED = "STORE_CORRUPTED"
     STORE_REFUSED = "STORE_REFUSED"
     OBJECT_MISSING = "OBJECT_MISSING"
@@ -147,20 +150,32 @@ TABLE: dict[Code, Entry] = {
     Code.NOT_STORED_YET: Entry(StateError, "wait for it with .wait() or `ml-dash wait`"),
     Code.STORE_UNAVAILABLE: Entry(NetworkError, "the daemon tries again by itself"),
     Code.STORE_UNREACHABLE: Entry(
-        NetworkError, "check store.endpoint_url and the network; the daemon tries again by itself"
+        NetworkError, "check store.endpoint_url, store.proxy and the network; the daemon tries again by itself"
+    ),
+    Code.STORE_UNTRUSTED: Entry(
+        NetworkError,
+        "name the endpoint's authority in store.ca_bundle, check the host in store.endpoint_url; restart the daemon",
     ),
     Code.STORE_CREDENTIALS: Entry(
         AccessError,
-        "give the daemon valid credentials (AWS_ACCESS_KEY_ID, a profile or a role); it goes on by itself",
+        "give the daemon valid credentials (store.credentials_file, AWS_ACCESS_KEY_ID, a profile or a role); "
+        "it goes on by itself",
     ),
     Code.STORE_DENIED: Entry(
         AccessError,
-        "allow the S3 actions that README.md lists; it goes on by itself",
+        "allow the S3 actions that docs/s3-servers.md lists, under SSE-KMS those of the key, too; it goes on by itself",
+    ),
+    Code.STORE_CLOCK: Entry(
+        NetworkError, "set this machine's clock, and keep it right (chrony, systemd-timesyncd); it goes on by itself"
     ),
     Code.STORE_NO_BUCKET: Entry(
         NetworkError, "create the bucket or mend store.url; the daemon goes on by itself once it is there"
     ),
     Code.STORE_FULL: Entry(StorageError, "free space in the store, or raise its quota; the daemon goes on by itself"),
+    Code.STORE_UNSUPPORTED: Entry(
+        StorageError,
+        "change or remove store.sse, store.sse_kms_key_id, store.storage_class or store.checksum; restart the daemon",
+    ),
     Code.STORE_CORRUPTED: Entry(StorageError, "the bytes arrived damaged several times: check memory and network"),
     Code.STORE_REFUSED: Entry(StorageError, "the store will not take this file; see the message"),
     Code.OBJECT_MISSING: Entry(MissingError, "the store no longer has the bytes; restore them there"),

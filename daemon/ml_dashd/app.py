@@ -235,7 +235,7 @@ class Daemon:
                 root, self._threads, self._faults, int(config.store.mode, 8), config.store.url, config.store.part_size
             )
         from ml_dashd.edge.s3 import S3Store  # noqa: PLC0415 its import takes half a second
-        from ml_dashd.edge.s3_client import S3Settings  # noqa: PLC0415
+        from ml_dashd.edge.s3_client import Placement, S3Settings  # noqa: PLC0415
 
         settings = S3Settings(
             bucket=config.bucket,
@@ -246,6 +246,13 @@ class Daemon:
             ca_bundle=config.store.ca_bundle or None,
             connections=config.limits.connections,
             part_bytes=config.store.part_size,
+            addressing=config.store.addressing,
+            profile=config.store.profile or None,
+            credentials_file=config.store.credentials_file or None,
+            proxy=config.store.proxy or None,
+            placement=Placement(
+                config.store.sse or None, config.store.sse_kms_key_id or None, config.store.storage_class or None
+            ),
         )
         return S3Store(settings)
 

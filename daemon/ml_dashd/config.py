@@ -23,6 +23,7 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core import names
 from ml_dashd.core.listen import FORMS, parse_listen
 from ml_dashd.core.redact import redact
+from ml_dashd.s3_settings import check_s3
 
 MIB = 1024 * 1024
 HOME = ".ml-dashd"
@@ -54,8 +55,15 @@ class StoreConfig:
     url: str = ""
     endpoint_url: str = ""
     region: str = ""
-    checksum: str = "auto"
+    addressing: str = "auto"
+    profile: str = ""
+    credentials_file: str = ""
+    proxy: str = ""
     ca_bundle: str = ""
+    checksum: str = "auto"
+    sse: str = ""
+    sse_kms_key_id: str = ""
+    storage_class: str = ""
     mode: str = "0640"
     part_size: int = 16 * MIB
 
@@ -169,6 +177,8 @@ class Config:
 
 
 CHOICES = {
+    "store.addressing": ("auto", "path", "virtual"),
+    "store.sse": ("", "AES256", "aws:kms", "aws:kms:dsse"),
     "store.checksum": ("auto", "crc64nvme", "crc32c", "md5", "none"),
     "spool.durability": ("memory", "disk"),
     "daemon.log_level": ("debug", "info", "warning", "error"),
@@ -194,12 +204,22 @@ SCHEMES = {
     "store.url": (("file", "s3"), '"file:///folder" or "s3://bucket/key_prefix"'),
     "catalog.url": (("sqlite",), '"sqlite:///file"'),
     "store.endpoint_url": (("http", "https"), '"https://host:port"'),
+    "store.proxy": (("http", "https"), '"http://host:port", or "direct" for none'),
+}
+OTHER = {"store.endpoint_url": ("",), "store.proxy": ("", "direct")}
+"""What may stand in place of a URL."""
+CREDENTIALS_OF = {
+    "store.url": "give them to the AWS chain",
+    "store.endpoint_url": "give them to the AWS chain",
+    "store.proxy": "give the proxy's whole URL in the daemon's environment (HTTPS_PROXY)",
 }
 SYSTEMD_VARIABLES = (
     "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID",
 )  # fmt: skip
 FILE_NAME = "ml-dashd.toml"
-PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "spool.pools")
+GIVEN_CREDENTIALS = "s3"
+"""The name of the credential that systemd's LoadCredential= hands in."""
+PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "store.credentials_file", "spool.pools")
 
 
 def source(path: Path | None) -> Path | None:
@@ -269,10 +289,7 @@ def _checked_together(config: Config) -> Config:
         )
     if config.http.listen == f"unix:{config.daemon.socket}":
         raise error(Code.CONFIG, f"http.listen and daemon.socket are both {config.daemon.socket}", "use two paths")
-    if config.store.ca_bundle and not Path(config.store.ca_bundle).is_file():
-        raise error(
-            Code.CONFIG, f"store.ca_bundle: there is no file {config.store.ca_bundle}", "name a file of certificates"
-        )
+    check_s3(config.store)
     return config
 
 
@@ -280,7 +297,11 @@ def with_defaults(config: Config) -> Config:
     """Fills in the places that depend on who runs the daemon: root gets the system's, others their own."""
     state_dir = config.daemon.state_dir or str(_default_state_dir())
     daemon = replace(config.daemon, state_dir=state_dir, socket=config.daemon.socket or str(_default_socket()))
-    store = replace(config.store, url=config.store.url or (Path(state_dir) / "files").as_uri())
+    store = replace(
+        config.store,
+        url=config.store.url or (Path(state_dir) / "files").as_uri(),
+        credentials_file=config.store.credentials_file or _given_credentials(),
+    )
     catalog = replace(
         config.catalog,
         url=config.catalog.url or (Path(state_dir) / "catalog.sqlite").as_uri().replace("file:", "sqlite:", 1),
@@ -357,10 +378,10 @@ def _check(name: str, value: Any) -> None:
         raise _wrong(name, value, "a finite number")
     if name.endswith("mode") and not re.fullmatch(r"0[0-7]{3}", value):
         raise _wrong(name, value, 'an octal mode such as "0640"')
-    if name in SCHEMES and (value or name != "store.endpoint_url") and not _is_url(value, SCHEMES[name][0]):
+    if name in SCHEMES and value not in OTHER.get(name, ()) and not _is_url(value, SCHEMES[name][0]):
         raise _wrong(name, value, SCHEMES[name][1])
-    if name in ("store.url", "store.endpoint_url") and "@" in urlsplit(value).netloc:
-        raise error(Code.CONFIG, f"{name} holds credentials", "give them to the AWS chain, and leave them out here")
+    if name in CREDENTIALS_OF and "@" in urlsplit(value).netloc:
+        raise error(Code.CONFIG, f"{name} holds credentials", f"{CREDENTIALS_OF[name]}, and leave them out here")
     if name == "http.listen" and value not in ("", "auto"):
         _check_listen(name, value)
     if name in PATHS and (value or name == "spool.pools") and not value.startswith("/"):
@@ -421,6 +442,13 @@ def _unit_folder(name: str) -> Path | None:
     """The first folder that a systemd unit names in that variable (StateDirectory= and the like)."""
     first = os.environ.get(name, "").partition(":")[0]
     return Path(first) if first.startswith("/") else None
+
+
+def _given_credentials() -> str:
+    """The file that systemd hands in with LoadCredential=s3:…; "" where there is none."""
+    folder = _unit_folder("CREDENTIALS_DIRECTORY")
+    given = None if folder is None else folder / GIVEN_CREDENTIALS
+    return str(given) if given is not None and given.is_file() else ""
 
 
 def _default_state_dir() -> Path:

@@ -30,7 +30,7 @@ def threads() -> Iterator[Pool]:
     pool.close()
 
 
-@pytest.fixture(params=["local", "swift", "localstack"])
+@pytest.fixture(params=["local", "swift", "localstack", "ceph"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, threads: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Store]:

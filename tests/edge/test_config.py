@@ -7,13 +7,16 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import botocore
 import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.__main__ import main
 from ml_dashd.config import MIB, WORKING, Config, embedded, load, of_systemd, parse, with_defaults
 
-GOOD = """
+CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
+KMS_KEY = "arn:aws:kms:eu-north-1:123456789012:key/1a2b"
+GOOD = f"""
 [daemon]
 socket = "/run/x/socket"
 state_dir = "/var/lib/x"
@@ -27,8 +30,15 @@ log_format = "json"
 url = "s3://bucket/some/prefix/"
 endpoint_url = "https://[::1]:9000"
 region = "eu-north-1"
+addressing = "path"
+profile = "uploads"
+credentials_file = "/etc/ml-dash/credentials"
+proxy = "http://proxy:3128"
+ca_bundle = "{CERTIFICATES}"
 checksum = "crc32c"
-ca_bundle = "/proc/self/maps"
+sse = "aws:kms"
+sse_kms_key_id = "{KMS_KEY}"
+storage_class = "STANDARD_IA"
 mode = "0600"
 part_size = 8_388_608
 [catalog]
@@ -138,7 +148,20 @@ REFUSED = [
     ("[daemon]\nsocket = 'run/socket'", "daemon.socket is 'run/socket'", "an absolute path"),
     ("[daemon]\nstate_dir = '~/state'", "daemon.state_dir is '~/state'", "an absolute path"),
     ("[store]\nca_bundle = 'ca.pem'", "store.ca_bundle is 'ca.pem'", "an absolute path"),
-    ("[store]\nca_bundle = '/no/ca.pem'", "store.ca_bundle: there is no file /no/ca.pem", "a file of certificates"),
+    ("[store]\nca_bundle = '/no/ca.pem'", "store.ca_bundle: /no/ca.pem: No such file", "a file of certificates"),
+    ("[store]\nca_bundle = '/proc/self/maps'", "store.ca_bundle: /proc/self/maps holds no certificate", "in PEM"),
+    ("[store]\ncredentials_file = '~/.aws/credentials'", "store.credentials_file is", "an absolute path"),
+    ("[store]\nproxy = 'proxy:3128'", "store.proxy is 'proxy:3128'", '"direct" for none'),
+    ("[store]\nproxy = 'http://ann:pw@proxy:3128'", "store.proxy holds credentials", "HTTPS_PROXY"),
+    ("[store]\naddressing = 'host'", "store.addressing is 'host'", "one of 'auto', 'path', 'virtual'"),
+    ("[store]\naddressing='virtual'\nendpoint_url='https://10.0.0.1'", "store.addressing is virtual", '"path"'),
+    ("[store]\naddressing='virtual'\nendpoint_url='https://[::1]:9'", "store.addressing is virtual", '"path"'),
+    ("[store]\nsse = 'aes256'", "store.sse is 'aes256'", "'AES256', 'aws:kms'"),
+    ("[store]\nsse_kms_key_id = 'k'", "store.sse_kms_key_id is set, and store.sse is ''", 'store.sse = "aws:kms"'),
+    ("[store]\nsse='AES256'\nsse_kms_key_id='k'", "store.sse_kms_key_id is set, and", 'store.sse = "aws:kms"'),
+    ('[store]\nsse="aws:kms"\nsse_kms_key_id="a\\nb"', "store.sse_kms_key_id is", "ASCII without spaces"),
+    ("[store]\nstorage_class = 'COLD LINE'", "store.storage_class is 'COLD LINE'", "ASCII without spaces"),
+    ("[store]\nstorage_class = 'GLACIER'", "store.storage_class is GLACIER", "GLACIER_IR"),
     ("[store]\npart_size = 67108864", "limits.memory is 100663296 and store.part_size 67108864", "at least twice"),
     ("[spool]\npools = ['/x', 'spool']", "spool.pools is", "an absolute path"),
     ("[spool]\npools = ['']", "spool.pools is", "an absolute path"),
@@ -231,7 +254,11 @@ def test_every_key_arrives():
     assert config.daemon.peer_timeout == 2.0
     assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
     assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
-    assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", "/proc/self/maps")
+    assert (config.store.addressing, config.store.profile) == ("path", "uploads")
+    assert (config.store.credentials_file, config.store.proxy) == ("/etc/ml-dash/credentials", "http://proxy:3128")
+    assert (config.store.checksum, config.store.ca_bundle) == ("crc32c", str(CERTIFICATES))
+    assert (config.store.sse, config.store.sse_kms_key_id) == ("aws:kms", KMS_KEY)
+    assert config.store.storage_class == "STANDARD_IA"
     assert (config.store.mode, config.store.part_size) == ("0600", 8 * MIB)
     assert config.catalog_path == Path("/var/lib/x/catalog of x.sqlite")
     assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
@@ -241,6 +268,16 @@ def test_every_key_arrives():
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
     assert (config.access.admins, config.access.read) == ((1001,), {"vision": (1002, 1003), "bild größe": ()})
     assert with_defaults(config) == config
+
+
+def test_credentials_that_systemd_hands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """LoadCredential=s3:…; what the settings name goes before it, and another credential is nobody's business here."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert with_defaults(Config()).store.credentials_file == ""
+    (tmp_path / "s3").write_text("[default]")
+    assert with_defaults(Config()).store.credentials_file == str(tmp_path / "s3")
+    named = parse({"store": {"credentials_file": "/etc/keys"}})
+    assert with_defaults(named).store.credentials_file == "/etc/keys"
 
 
 def test_a_test_of_every_key_names_every_key():

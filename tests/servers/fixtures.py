@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import pytest
 
+from tests.servers.ceph import Ceph
+from tests.servers.debian import NotInstallableError
 from tests.servers.localstack import LocalStack
 from tests.servers.s3server import S3Server
 from tests.servers.swift import Swift
@@ -23,6 +25,15 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
 def localstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """LocalStack, started for the first test that asks."""
     yield from _serve(LocalStack(tmp_path_factory.mktemp("localstack")))
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """Ceph's gateway, started for the first test that asks; without it, and without root to install it, they skip."""
+    try:
+        yield from _serve(Ceph(tmp_path_factory.mktemp("ceph")))
+    except NotInstallableError as reason:
+        pytest.skip(f"no Ceph: {reason}")
 
 
 def _serve(server: Server) -> Iterator[Server]:

@@ -10,6 +10,8 @@ from typing import ClassVar
 from tests.servers.environments import server_python
 from tests.servers.s3server import S3Server, ServerError
 
+STORAGE_DOMAIN = "s3.test"
+"""A bucket may stand in front of it in the host's name; nobody resolves it."""
 _BACKENDS = ("account", "container", "object")
 
 # Any value will do, but it must outlive a restart: it decides where each object lies on the disk.
@@ -84,6 +86,7 @@ error_suppression_limit = 1000000
 [filter:s3api]
 use = egg:swift#s3api
 location = {region}
+storage_domain = {domain}
 s3_acl = false
 dns_compliant_bucket_names = false
 allow_multipart_uploads = true
@@ -161,7 +164,9 @@ class Swift(S3Server):
 
     def _proxy_conf(self, user: str) -> str:
         common = _COMMON.format(port=self.ports[0], user=user, state=self.state)
-        proxy = _PROXY.format(pipeline=" ".join(_FILTERS), region=self.region, secret=self.secret_key)
+        proxy = _PROXY.format(
+            pipeline=" ".join(_FILTERS), region=self.region, domain=STORAGE_DOMAIN, secret=self.secret_key
+        )
         plain = (f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in _FILTERS if name not in _CONFIGURED)
         return common + proxy + "".join(plain)
 

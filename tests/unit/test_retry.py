@@ -13,6 +13,7 @@ from ml_dashd.core.retry import (
     BLOCKED_FLOOR_MS,
     CAP_MS,
     MAX_CORRUPT,
+    MAX_EXPIRED,
     Fault,
     Next,
     StoreError,
@@ -26,6 +27,10 @@ DECISIONS = {
     Fault.CORRUPT: (Next.RETRY, Code.STORE_UNAVAILABLE),
     Fault.UNREACHABLE: (Next.BLOCK, Code.STORE_UNREACHABLE),
     Fault.CREDENTIALS: (Next.BLOCK, Code.STORE_CREDENTIALS),
+    Fault.UNTRUSTED: (Next.BLOCK, Code.STORE_UNTRUSTED),
+    Fault.EXPIRED: (Next.RETRY, Code.STORE_UNAVAILABLE),
+    Fault.SKEWED: (Next.BLOCK, Code.STORE_CLOCK),
+    Fault.UNSUPPORTED: (Next.BLOCK, Code.STORE_UNSUPPORTED),
     Fault.DENIED: (Next.BLOCK, Code.STORE_DENIED),
     Fault.NO_BUCKET: (Next.BLOCK, Code.STORE_NO_BUCKET),
     Fault.FULL: (Next.BLOCK, Code.STORE_FULL),
@@ -50,7 +55,7 @@ def test_what_follows_a_fault(fault: Fault, attempt: int):
     assert decision.trouble == Trouble(code, "503 Slow Down", TABLE[code].hint)
 
 
-@pytest.mark.parametrize("fault", set(Fault) - {Fault.CORRUPT})
+@pytest.mark.parametrize("fault", set(Fault) - {Fault.CORRUPT, Fault.EXPIRED})
 def test_no_other_fault_hangs_on_the_attempt(fault: Fault):
     assert {decide(fault, "no", attempt, 0.5).next for attempt in range(1, 30)} == {DECISIONS[fault][0]}
 
@@ -61,6 +66,14 @@ def test_three_damaged_arrivals_block():
     assert [one.trouble.code for one in seen[1:3]] == [Code.STORE_UNAVAILABLE, Code.STORE_CORRUPTED]
     assert seen[2].delay_ms == BLOCKED_FLOOR_MS
     assert MAX_CORRUPT == 3
+
+
+def test_credentials_that_had_ended_three_times_block():
+    seen = [decide(Fault.EXPIRED, "ExpiredToken", attempt, 0.0) for attempt in range(1, 5)]
+    assert [one.next for one in seen] == [Next.RETRY, Next.RETRY, Next.BLOCK, Next.BLOCK]
+    assert [one.trouble.code for one in seen[1:3]] == [Code.STORE_UNAVAILABLE, Code.STORE_CREDENTIALS]
+    assert seen[2].delay_ms == BLOCKED_FLOOR_MS
+    assert MAX_EXPIRED == 3
 
 
 @settings(deadline=None, max_examples=200)

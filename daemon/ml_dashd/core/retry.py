@@ -14,6 +14,8 @@ BLOCKED_FLOOR_MS = 1_000
 """A blocked file asks again at least this much later: nothing mends itself sooner, and the store is spared."""
 MAX_CORRUPT = 3
 """As many damaged arrivals in a row are no accident of the network."""
+MAX_EXPIRED = 3
+"""Where credentials were asked for anew so often, and had ended each time, somebody has to look after them."""
 
 
 class Fault(StrEnum):
@@ -25,11 +27,19 @@ class Fault(StrEnum):
     CORRUPT = "corrupt"
     """The bytes arrived damaged or cut short, and the store refused them."""
     UNREACHABLE = "unreachable"
+    UNTRUSTED = "untrusted"
+    """The endpoint's certificate is of no authority that is trusted, or of another host."""
     CREDENTIALS = "credentials"
+    EXPIRED = "expired"
+    """Temporary credentials have ended; others are asked for."""
+    SKEWED = "skewed"
+    """This machine's clock is too far off for signatures."""
     DENIED = "denied"
     NO_BUCKET = "no_bucket"
     FULL = "full"
     """The store has no room."""
+    UNSUPPORTED = "unsupported"
+    """The store does not know what the settings ask of it, such as a storage class."""
     GONE = "gone"
     """The multipart upload is not there: aborted, expired or completed."""
     MISSING = "missing"
@@ -72,6 +82,9 @@ class Decision:
 
 _BLOCKING = {
     Fault.UNREACHABLE: Code.STORE_UNREACHABLE,
+    Fault.UNTRUSTED: Code.STORE_UNTRUSTED,
+    Fault.SKEWED: Code.STORE_CLOCK,
+    Fault.UNSUPPORTED: Code.STORE_UNSUPPORTED,
     Fault.CREDENTIALS: Code.STORE_CREDENTIALS,
     Fault.DENIED: Code.STORE_DENIED,
     Fault.NO_BUCKET: Code.STORE_NO_BUCKET,
@@ -91,6 +104,8 @@ def decide(fault: Fault, message: str, attempt: int, jitter: float) -> Decision:
         return Decision(Next.FAIL, 0, _trouble(Code.STORE_REFUSED, message))
     if fault is Fault.CORRUPT and attempt >= MAX_CORRUPT:
         return Decision(Next.BLOCK, max(delay, BLOCKED_FLOOR_MS), _trouble(Code.STORE_CORRUPTED, message))
+    if fault is Fault.EXPIRED and attempt >= MAX_EXPIRED:
+        return Decision(Next.BLOCK, max(delay, BLOCKED_FLOOR_MS), _trouble(Code.STORE_CREDENTIALS, message))
     return Decision(Next.RETRY, delay, _trouble(Code.STORE_UNAVAILABLE, message))
 
 

@@ -7,6 +7,7 @@ the probe); of the bucket ListBucketMultipartUploads and ListBucket (else HEAD o
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -34,6 +35,12 @@ CHECKSUM_HEADERS = {
 }
 ALGORITHM_NAMES = {Algorithm.CRC64NVME: "CRC64NVME", Algorithm.CRC32C: "CRC32C"}
 LIST_PAGE = 1000
+CALL_DEADLINE_S = 600.0
+"""For all of one call: a proxy that is asked for a tunnel and says nothing has no timeout of aiohttp's."""
+RENEWED = (Fault.EXPIRED, Fault.CREDENTIALS, Fault.DENIED)
+"""After these the next call asks for credentials anew: they may have been mended. The last is a HEAD's word for all."""
+NOT_UNDERSTOOD = (Fault.REFUSED, Fault.UNSUPPORTED)
+"""How a server answers that does not know a checksum's header."""
 ABORT_TRIES = 5
 """Parts that were on their way when an upload was aborted may appear after it: abort again until none is listed."""
 
@@ -46,7 +53,7 @@ class S3Store:
         self.single_bytes = settings.part_bytes
         self._settings = settings
         self._clients = Clients(settings)
-        self._sender = Sender(settings, self._clients.access)
+        self._sender = Sender(settings, self._clients)
         self._algorithm = settings.checksum
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
@@ -70,7 +77,11 @@ class S3Store:
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         headers = {"content-type": target.content_type, f"x-amz-meta-{ID_FIELD}": str(target.file_id)}
-        answer = await self._send(target.key, {}, headers, body, digest, f"put {target.key}")
+        headers |= self._settings.placement.headers
+        try:
+            answer = await self._send(target.key, {}, headers, body, digest, f"put {target.key}")
+        except StoreError as refused:
+            raise self._as_placed(refused) from refused.__cause__
         return Evidence(len(body), _bare(answer.get("etag")), _stated(answer, digest), target.file_id)
 
     async def begin(self, target: Target) -> str:
@@ -81,11 +92,15 @@ class S3Store:
                 **self._at(target.key),
                 ContentType=target.content_type,
                 Metadata={ID_FIELD: str(target.file_id)},
+                **self._settings.placement.arguments,
                 **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES.get(algorithm)),
             )
             return str(answer["UploadId"])
 
-        return await self._ask(ask, f"begin {target.key}")
+        try:
+            return await self._ask(ask, f"begin {target.key}")
+        except StoreError as refused:
+            raise self._as_placed(refused) from refused.__cause__
 
     async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
         query = {"partNumber": str(part.number), "uploadId": upload_id}
@@ -160,6 +175,8 @@ class S3Store:
             except Exception as failure:
                 if code_of(failure) in ("404", "NoSuchKey", "NotFound"):
                     return None
+                if code_of(failure) == "400":  # a HEAD says no more: most often that temporary credentials have ended
+                    raise StoreError(Fault.EXPIRED, f"head {key}: the store answers 400 and no reason") from failure
                 raise
             file_id = answer.get("Metadata", {}).get(ID_FIELD)
             return Evidence(
@@ -175,10 +192,11 @@ class S3Store:
         if not into:
             return
         what = f"get {key}"
+        generation = self._clients.generation
         try:
             await self._sender.get(key, offset, into, arrived, what)
         except Exception as failure:
-            raise await self._failed(failure, what) from failure
+            raise self._failed(failure, what, generation) from failure
 
     async def share(self, key: str, descriptor: int) -> bool:
         return False
@@ -211,10 +229,11 @@ class S3Store:
     ) -> Mapping[str, str]:
         if digest.proof is not None:
             headers[CHECKSUM_HEADERS[digest.algorithm]] = digest.proof
+        generation = self._clients.generation
         try:
             return await self._sender.put(key, query, headers, body, what)
         except Exception as failure:
-            raise await self._failed(failure, what) from failure
+            raise self._failed(failure, what, generation) from failure
 
     async def _list_uploads(self, key: str, markers: dict[str, str]) -> Any:
         control = await self._clients.control()
@@ -225,18 +244,27 @@ class S3Store:
 
     async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         """A call, its failure sorted into a Fault."""
+        generation = self._clients.generation
         try:
-            return await call()
-        except StoreError:
-            raise
+            async with asyncio.timeout(CALL_DEADLINE_S):
+                return await call()
         except Exception as failure:
-            raise await self._failed(failure, what) from failure
+            if await self._clients.follow(failure):
+                raise StoreError(Fault.TRANSIENT, f"{what}: the bucket is in another region") from failure
+            raise self._failed(failure, what, generation) from failure
 
-    async def _failed(self, failure: Exception, what: str) -> StoreError:
+    def _failed(self, failure: Exception, what: str, generation: int) -> StoreError:
         error = failure if isinstance(failure, StoreError) else sorted_error(failure, what)
-        if error.fault is Fault.CREDENTIALS:
-            await self._clients.close()  # the next call asks for credentials anew: they may have been mended
+        if error.fault in RENEWED:
+            self._clients.renew(generation)
         return error
+
+    def _as_placed(self, refused: StoreError) -> StoreError:
+        """What is refused where the settings ask for encryption or a storage class is refused for them."""
+        if refused.fault is Fault.REFUSED and (asked := self._settings.placement.headers):
+            named = ", ".join(f"{name}: {value}" for name, value in asked.items())
+            return StoreError(Fault.UNSUPPORTED, f"{refused.message} (asked for {named})")
+        return refused
 
     # ---- what the server can do
 
@@ -261,7 +289,7 @@ class S3Store:
         except StoreError as failure:
             if failure.fault is Fault.CORRUPT:
                 return True
-            if failure.fault is Fault.REFUSED:  # the header itself is not understood
+            if failure.fault in NOT_UNDERSTOOD:
                 return False
             raise
         await self.delete(key)
@@ -274,7 +302,9 @@ class S3Store:
 
         async def ask() -> bool:
             begun = await control.create_multipart_upload(
-                **self._at(key), **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES[algorithm])
+                **self._at(key),
+                **self._settings.placement.arguments,
+                **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES[algorithm]),
             )
             upload = self._at(key) | {"UploadId": begun["UploadId"]}
             sent = await control.upload_part(**upload, PartNumber=1, Body=bytes(body), **_checksum_of(right))
@@ -291,7 +321,7 @@ class S3Store:
         try:
             return await self._ask(ask, "probe the bucket")
         except StoreError as failure:
-            if failure.fault in (Fault.REFUSED, Fault.CORRUPT, Fault.GONE):
+            if failure.fault in (*NOT_UNDERSTOOD, Fault.CORRUPT, Fault.GONE):
                 return False
             raise
 
@@ -299,7 +329,8 @@ class S3Store:
         control = await self._clients.control()
 
         async def ask() -> Any:
-            return await control.put_object(**self._at(key), Body=bytes(body), **_checksum_of(checksum))
+            placed = self._settings.placement.arguments  # a bucket's policy may refuse what is not encrypted
+            return await control.put_object(**self._at(key), Body=bytes(body), **placed, **_checksum_of(checksum))
 
         return await self._ask(ask, "probe the bucket")
 

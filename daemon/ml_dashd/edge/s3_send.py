@@ -7,10 +7,10 @@ files quick. Credentials and the endpoint are botocore's own.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
@@ -20,8 +20,8 @@ from yarl import URL
 from ml_dashd.core.redact import redact
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sigv4 import Signer, canonical_query, encode_key
-from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, Access, S3Settings, make_socket
-from ml_dashd.edge.s3_errors import fault_of, sorted_error
+from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, MOVED, Clients, S3Settings, Way, make_socket
+from ml_dashd.edge.s3_errors import clock_difference, fault_of, sorted_error
 from ml_dashd.edge.system import breathe
 
 SLICE_BYTES = 1024 * 1024
@@ -36,8 +36,6 @@ GET_FAULTS = {"NoSuchKey": Fault.MISSING, "InvalidRange": Fault.CORRUPT}
 """The second is said of an object that ends before the range."""
 RECEIVE_BYTES = 256 * 1024
 """What may wait to be taken off a connection, twice: as much as uvloop reads at a time."""
-MOVED = (301, 307, 400)
-"""How a bucket of another region answers."""
 ERROR_BYTES = 64 * 1024
 """As much as is read of a refusal: none that S3 gives is longer."""
 
@@ -45,25 +43,24 @@ ERROR_BYTES = 64 * 1024
 class Sender:
     """Sends bodies. One session of connections, kept while it is used."""
 
-    def __init__(self, settings: S3Settings, access: Callable[[], Awaitable[Access]]) -> None:
+    def __init__(self, settings: S3Settings, clients: Clients) -> None:
         self._settings = settings
-        self._access = access
+        self._clients = clients
         self._session: aiohttp.ClientSession | None = None
         self._signer: Signer | None = None
-        self._region = ""
-        """Where the bucket says that it is, if that is not where it was looked for."""
 
     async def put(
         self, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: memoryview, what: str
     ) -> Mapping[str, str]:
         """PUTs a body; returns the answer's headers. Raises StoreError."""
-        url, signed = await self._sign("PUT", key, query, headers)
+        way, url, signed = await self._sign("PUT", key, query, headers)
         signed["content-length"] = str(len(body))
         try:
             async with asyncio.timeout(STALL_S) as limit:
                 data = bytes(body) if len(body) <= DIRECT_BYTES else _slices(body, limit)
-                async with self._open().put(url, data=data, headers=signed, allow_redirects=False) as answer:
-                    refusal = None if answer.status == HTTPStatus.OK else await self._refusal(answer, what, PUT_FAULTS)
+                async with self._open().put(url, data=data, headers=signed, **_way(way)) as answer:
+                    refused = answer.status != HTTPStatus.OK
+                    refusal = await self._refusal(answer, way, what, PUT_FAULTS) if refused else None
         except Exception as failure:
             raise sorted_error(failure, what) from failure
         if refusal is not None:
@@ -73,10 +70,10 @@ class Sender:
     async def get(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None], what: str) -> None:
         """GETs a range, which is not empty, into a buffer; tells how many bytes came. Raises StoreError."""
         asked = {"range": f"bytes={offset}-{offset + len(into) - 1}"}
-        url, signed = await self._sign("GET", key, {}, asked)
+        way, url, signed = await self._sign("GET", key, {}, asked)
         try:
-            async with self._open().get(url, headers=signed, allow_redirects=False) as answer:
-                refusal = await self._unfit(answer, offset, len(into), what)
+            async with self._open().get(url, headers=signed, **_way(way)) as answer:
+                refusal = await self._unfit(answer, way, offset, len(into), what)
                 if refusal is None:
                     await _receive(answer.content, into, arrived)
         except Exception as failure:
@@ -92,37 +89,43 @@ class Sender:
 
     async def _sign(
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str]
-    ) -> tuple[URL, dict[str, str]]:
-        access = await self._access()
-        base = urlsplit(access.bucket_url)
+    ) -> tuple[Way, URL, dict[str, str]]:
+        access = await self._clients.access()
+        way = access.way
+        base = urlsplit(way.bucket_url)
         path = f"{base.path}/{encode_key(key)}"
         at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         given = {**headers, "host": base.netloc}
-        signed = self._signer_of(access.region).headers(access.keys, method, path, query, given, at)
+        signed = self._signer_of(way.region).headers(access.keys, method, path, query, given, at)
         text = canonical_query(query)
-        return URL(f"{base.scheme}://{base.netloc}{path}" + (f"?{text}" if text else ""), encoded=True), signed
+        return way, URL(f"{base.scheme}://{base.netloc}{path}" + (f"?{text}" if text else ""), encoded=True), signed
 
-    async def _unfit(self, answer: aiohttp.ClientResponse, offset: int, size: int, what: str) -> StoreError | None:
+    async def _unfit(
+        self, answer: aiohttp.ClientResponse, way: Way, offset: int, size: int, what: str
+    ) -> StoreError | None:
         """Why an answer is not the range; None where it is. A server that knows no ranges sends the whole object."""
         if answer.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-            return await self._refusal(answer, what, GET_FAULTS)
+            return await self._refusal(answer, way, what, GET_FAULTS)
         if answer.status == HTTPStatus.OK and offset:
             return StoreError(Fault.REFUSED, f"{what}: the server sends no ranges")
         if answer.content_length is not None and answer.content_length < size:
             return StoreError(Fault.CORRUPT, f"{what}: it ends after {offset + answer.content_length} bytes")
         return None
 
-    async def _refusal(self, answer: aiohttp.ClientResponse, what: str, faults: Mapping[str, Fault]) -> StoreError:
-        code, message = _error_of(await answer.content.read(ERROR_BYTES))
-        region = answer.headers.get("x-amz-bucket-region", "")
-        if region and region != self._region and answer.status in MOVED:
-            self._region = region
+    async def _refusal(
+        self, answer: aiohttp.ClientResponse, way: Way, what: str, faults: Mapping[str, Fault]
+    ) -> StoreError:
+        said = _error_of(await answer.content.read(ERROR_BYTES))
+        region = answer.headers.get("x-amz-bucket-region") or said.region
+        if answer.status in MOVED and region not in ("", way.region) and await self._clients.relocate(region):
             return StoreError(Fault.TRANSIENT, f"{what}: the bucket is in {region}")
-        fault = faults.get(code) or fault_of(code, answer.status)
-        return StoreError(fault, redact(f"{what}: {code or answer.status} {message}".rstrip()))
+        fault = faults.get(said.code) or fault_of(said.code, answer.status)
+        message = f"{what}: {said.code or answer.status} {said.message}".rstrip()
+        if fault is Fault.SKEWED:
+            message += clock_difference(answer.headers.get("date"))
+        return StoreError(fault, redact(message))
 
     def _signer_of(self, region: str) -> Signer:
-        region = self._region or region
         if self._signer is None or self._signer.region != region:
             self._signer = Signer(region)
         return self._signer
@@ -132,7 +135,6 @@ class Sender:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._settings.connections,
-                    ssl=ssl.create_default_context(cafile=self._settings.ca_bundle),
                     socket_factory=make_socket,
                 ),
                 timeout=aiohttp.ClientTimeout(
@@ -143,6 +145,11 @@ class Sender:
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             )
         return self._session
+
+
+def _way(way: Way) -> dict[str, Any]:
+    """How a request gets to the bucket. A redirect is the bucket's word that it is elsewhere: it is not followed."""
+    return {"proxy": way.proxy, "ssl": way.tls or True, "allow_redirects": False}
 
 
 async def _slices(body: memoryview, limit: asyncio.Timeout) -> AsyncIterator[memoryview]:
@@ -166,10 +173,17 @@ async def _receive(content: aiohttp.StreamReader, into: memoryview, arrived: Cal
     raise ConnectionError(f"the answer broke off after {done} of {len(into)} bytes")
 
 
-def _error_of(content: bytes) -> tuple[str, str]:
-    """The code and the message of an error's XML; empty where it is none."""
+class _Said(NamedTuple):
+    """What an error's XML says; empty where it is none."""
+
+    code: str = ""
+    message: str = ""
+    region: str = ""
+
+
+def _error_of(content: bytes) -> _Said:
     try:
         root = ET.fromstring(content)  # noqa: S314 expat bounds entities; the store is the operator's
     except ET.ParseError:
-        return "", ""
-    return root.findtext("{*}Code") or root.findtext("Code") or "", root.findtext("{*}Message") or ""
+        return _Said()
+    return _Said(*(root.findtext(f"{{*}}{name}") or "" for name in ("Code", "Message", "Region")))

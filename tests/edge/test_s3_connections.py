@@ -1,0 +1,146 @@
+"""Connections of the data path, over TLS and by a proxy: none outlives a request that was given up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvloop
+
+from ml_dashd.core.checksum import digest
+from ml_dashd.core.model import Algorithm, Target
+from ml_dashd.core.retry import StoreError
+from ml_dashd.edge import s3_client, s3_send, tls
+from ml_dashd.edge.s3 import S3Store
+from ml_dashd.edge.s3_client import S3Settings
+from tests.doubles.authority import Authority
+from tests.doubles.gate import Gate
+from tests.doubles.tls_proxy import TlsProxy
+
+MIB = 1 << 20
+BODY = memoryview(bytes(32 * MIB))
+"""More than the buffers of both ends hold."""
+USER_TIMEOUT_MS = 1_000
+GIVEN_UP_S = 0.5
+BOUND_S = 90
+"""uvloop gives a peer 30 s to say that it has heard of the end of TLS."""
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"), ["localhost"])
+
+
+@pytest.fixture
+def sink() -> Iterator[str]:
+    """A server that reads what it gets and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stopped = threading.Event()
+
+        def accept() -> None:
+            held = []
+            while not stopped.is_set():
+                try:
+                    held.append(listening.accept()[0])
+                except OSError:
+                    break
+            for peer in held:
+                peer.close()
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        stopped.set()
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+@pytest.fixture
+def front(sink: str, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[TlsProxy]:
+    """TLS ends there, and nothing is read once the connection stands."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr(s3_client, "USER_TIMEOUT_MS", USER_TIMEOUT_MS)
+    monkeypatch.setattr(s3_send, "STALL_S", GIVEN_UP_S)
+    with TlsProxy(sink, authority.server) as proxy:
+        yield proxy
+
+
+def store_at(endpoint: str, authority: Authority, proxy: str | None = None) -> S3Store:
+    settings = S3Settings(
+        "bucket", "", endpoint, "us-east-1", Algorithm.NONE, str(authority.bundle), 4, 5 * MIB, proxy=proxy
+    )
+    return S3Store(settings)
+
+
+async def put(store: S3Store) -> Any:
+    return await store.put(Target("key", 1, len(BODY), "x/y"), BODY, digest(BODY, Algorithm.NONE))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """The sockets of the data path."""
+    sockets: list[socket.socket] = []
+
+    def make(address: tuple[Any, ...]) -> socket.socket:
+        sockets.append(s3_client.make_socket(address))
+        return sockets[-1]
+
+    monkeypatch.setattr(s3_send, "make_socket", make)
+    return sockets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("proxied", [False, True], ids=["straight", "by a proxy"])
+@pytest.mark.parametrize("how", ["stalled", "cancelled"])
+def test_a_peer_that_takes_nothing_keeps_no_connection(
+    how: str, proxied: bool, front: TlsProxy, authority: Authority, made: list[socket.socket]
+) -> None:
+    """On the loop that the daemon runs on."""
+
+    async def give_up(proxy: str | None) -> None:
+        store = store_at(front.endpoint, authority, proxy)
+        sending = asyncio.create_task(put(store))
+        assert await asyncio.to_thread(front.wait_for, lambda: front.open == 1, 30)
+        if how == "cancelled":
+            sending.cancel()
+        with pytest.raises((StoreError, asyncio.CancelledError)) as ended:
+            await sending
+        assert isinstance(ended.value, asyncio.CancelledError if how == "cancelled" else StoreError)
+        async with asyncio.timeout(BOUND_S):
+            while any(each.fileno() >= 0 for each in made):  # noqa: ASYNC110 nobody tells of it
+                await asyncio.sleep(0.02)
+        await store.close()
+
+    front.stall()
+    with Gate(front.endpoint) as gate, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(give_up(gate.endpoint if proxied else None))
+    assert len(made) == 1
+
+
+async def test_certificates_are_read_off_the_loop_and_for_tls_alone(
+    front: TlsProxy, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = tls.ssl.create_default_context
+
+    def create(**options: Any) -> Any:
+        read.append(threading.get_ident())
+        return real(**options)
+
+    monkeypatch.setattr(tls, "ssl", SimpleNamespace(create_default_context=create, SSLContext=tls.ssl.SSLContext))
+    for endpoint, expected in ((front.endpoint.replace("https", "http"), False), (front.endpoint, True)):
+        read.clear()
+        store = store_at(endpoint, authority)
+        with pytest.raises(StoreError):
+            await put(store)
+        with pytest.raises((StoreError, TimeoutError)):
+            await asyncio.wait_for(store.head("key"), GIVEN_UP_S)
+        await store.close()
+        assert bool(read) is expected
+        assert threading.get_ident() not in read
