@@ -55,6 +55,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.recover import Recovered, recover
+from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.sweep import Sweep
@@ -62,7 +63,7 @@ from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Faults, Meter, Store
+from ml_dashd.ports import Faults, Meter, Prober, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
@@ -106,6 +107,7 @@ class Daemon:
         self._phase: Trouble | None = STARTING
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
+        self._prober: Prober | None = None
         self._asked_to_stop = asyncio.Event()
 
     async def run(self, ready: Callable[[Recovered], None]) -> None:
@@ -138,6 +140,7 @@ class Daemon:
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         self._chores.append(asyncio.create_task(self._sweep.run()))
         self._chores.append(asyncio.create_task(self._drain.tidy()))
+        self._chores.append(asyncio.create_task(self._checksums.run()))
         if self._embedded is not None:
             self._chores.append(asyncio.create_task(self._end_when_idle(stop)))
             self._chores.append(
@@ -254,7 +257,10 @@ class Daemon:
                 config.store.sse or None, config.store.sse_kms_key_id or None, config.store.storage_class or None
             ),
         )
-        return S3Store(settings)
+        store = S3Store(settings)
+        if settings.checksum is None:
+            self._prober = store.prober
+        return store
 
     def _wire_flow(self) -> None:
         config, clock, faults = self._config, self._clock, self._faults
@@ -269,9 +275,11 @@ class Daemon:
             "meter": self._meter,
         }
         finish = Finish(catalog=self._catalog, threads=self._disk, **common)
+        self._scratch = Scratch(self._journal, self._store, clock)
+        self._checksums = Checksums(self._journal, self._store, self._scratch, clock, self._prober)
         shared: dict[str, Any] = {
             "finish": finish,
-            "checksums": Checksums(self._journal, self._store),
+            "checksums": self._checksums,
             "verify": Verify(self._store, self._threads, buffers, clock),
         }
         uploader = Uploader(

@@ -35,6 +35,8 @@ _NAMES: dict[str, Callable[[], str]] = {}
 
 EVENTS = {
     "accept_failed": "a connection could not be taken; the next is, after a pause",
+    "capabilities_found": "what the S3 server does with the bucket was found out, and which checksum follows",
+    "capabilities_not_renewed": "what the S3 server does could not be found out anew; what is known holds",
     "catalog_not_exported": "the catalog could not be written into a root on a network file system; it is tried again",
     "catalog_not_merged": "the catalog that came with a root could not be read; what it lists is not shown",
     "check_failed": "a defect in a check of readiness",
@@ -80,6 +82,7 @@ EVENTS = {
     "root_gone": "the root of an embedded daemon, or its journal or spool, was removed, which ends it",
     "root_lost": "another host holds the root of this embedded daemon, which ends it",
     "root_moved": "the root of an embedded daemon is at another path",
+    "scratch_left": "what was made to see what the store does could not be removed now; it is tried again",
     "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
     "stopped": "the daemon has ended in order",
     "stopping": "SIGTERM or SIGINT came, or an embedded daemon was idle",

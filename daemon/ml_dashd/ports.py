@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from ml_dash.errors import Code
 from ml_dash.messages import Message
+from ml_dashd.core.capabilities import Capabilities
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.model import (
     EVERYBODY,
@@ -254,10 +255,13 @@ class Store(Protocol):
     """The largest file that goes in one request."""
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
-        """Finds out, once, which checksum the store really verifies; `known` is what it answered in an earlier life."""
+        """Which checksum to use: what the settings name, else `known`, else what the store is found to verify."""
 
     def key(self, record: FileRecord) -> str:
         """The object's name in the store."""
+
+    def scratch(self, number: int) -> str:
+        """The name of an object that is made only to see what the store does; no file's is like it."""
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         """Stores a whole object in one request. Idempotent: a key only ever gets the same bytes."""
@@ -298,6 +302,16 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Lets go of connections."""
+
+
+class Prober(Protocol):
+    """Finds out what a store's server really does. Raises StoreError."""
+
+    place: str
+    """The endpoint and the bucket: what is found out holds for both together."""
+
+    async def probe(self, key: str, now_ms: int) -> Capabilities:
+        """Asks the server, with what it makes at the key: the caller removes it."""
 
 
 class Catalog(Protocol):

@@ -21,6 +21,8 @@ from ml_dashd.ports import Store
 from tests.harness import Bucket
 
 PART = 5 * MIB
+FOUND = {"swift": Algorithm.MD5, "localstack": Algorithm.CRC64NVME}
+"""What test_probe.py finds each of them to verify."""
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ async def store(
         if request.param == "local"
         else s3_store(request.getfixturevalue(request.param), monkeypatch)
     )
-    await made.prepare()
+    await made.prepare(FOUND.get(request.param))
     yield made
     await made.close()
 
@@ -210,10 +212,3 @@ async def test_a_name_of_255_bytes_and_one_beyond_ascii(store: Store) -> None:
         target = target_of(store, 2, name)
         await store.put(target, memoryview(b"ok"), digest(memoryview(b"ok"), await store.prepare()))
         assert await body_of(store, target.key, 0, 2) == b"ok"
-
-
-async def test_the_probe_finds_what_each_server_verifies(swift, localstack, monkeypatch: pytest.MonkeyPatch) -> None:
-    for server, expected in ((swift, Algorithm.MD5), (localstack, Algorithm.CRC64NVME)):
-        store = s3_store(server, monkeypatch)
-        assert await store.prepare() is expected
-        await store.close()

@@ -184,6 +184,8 @@ class Target:
     file_id: int
     size_bytes: int
     content_type: str
+    algorithm: Algorithm | None = None
+    """The checksum with which it was begun; None leaves it to the store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 TEMPORARY = ".ml-dash-tmp"
 """Beside the namespaces, on their file system; no user's name can be this (core/names.py)."""
+SCRATCH = ".ml-dash-probe"
+"""Beside it: what is made only to see whether it can be."""
 KEEP_SYNCED = 4096
 """Folders known to be synced: to sync one again costs a moment, to remember every experiment's costs memory."""
 
@@ -64,6 +66,9 @@ class LocalStore:
 
     def key(self, record: FileRecord) -> str:
         return local_key(record)
+
+    def scratch(self, number: int) -> str:
+        return f"{SCRATCH}/{number}/probe"
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         def work() -> Evidence:
@@ -175,6 +180,8 @@ class LocalStore:
                 path.unlink()
             with suppress(OSError):  # the id's own folder; another's stays because it is not empty
                 path.parent.rmdir()
+                if key.startswith(SCRATCH):
+                    path.parent.parent.rmdir()
 
         await self._run(work)
 

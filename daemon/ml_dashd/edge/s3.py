@@ -1,6 +1,6 @@
 """The store on S3. A key holds the file's id, so whatever is repeated writes the same bytes.
 
-What a server answers is sorted into a Fault by s3_client.py. What it can verify is found out once: see `prepare`.
+What a server answers is sorted into a Fault by s3_errors.py. What it can verify is found out: see `prepare`.
 Permissions: PutObject, GetObject, AbortMultipartUpload, ListMultipartUploadParts, DeleteObject (for cancelled files and
 the probe); of the bucket ListBucketMultipartUploads and ListBucket (else HEAD of a missing object is a denial).
 """
@@ -8,20 +8,21 @@ the probe); of the bucket ListBucketMultipartUploads and ListBucket (else HEAD o
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from ml_dashd.core.checksum import Digest, combine, digest
+from ml_dashd.core.checksum import Digest
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
 from ml_dashd.core.names import RESERVED, s3_key
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.s3_client import Clients, S3Settings
 from ml_dashd.edge.s3_errors import code_of, sorted_error
+from ml_dashd.edge.s3_probe import S3Probe
 from ml_dashd.edge.s3_send import Sender
+from ml_dashd.edge.system import SystemClock
 
 T = TypeVar("T")
 
@@ -39,8 +40,6 @@ CALL_DEADLINE_S = 600.0
 """For all of one call: a proxy that is asked for a tunnel and says nothing has no timeout of aiohttp's."""
 RENEWED = (Fault.EXPIRED, Fault.CREDENTIALS, Fault.DENIED)
 """After these the next call asks for credentials anew: they may have been mended. The last is a HEAD's word for all."""
-NOT_UNDERSTOOD = (Fault.REFUSED, Fault.UNSUPPORTED)
-"""How a server answers that does not know a checksum's header."""
 ABORT_TRIES = 5
 """Parts that were on their way when an upload was aborted may appear after it: abort again until none is listed."""
 
@@ -55,22 +54,37 @@ class S3Store:
         self._clients = Clients(settings)
         self._sender = Sender(settings, self._clients)
         self._algorithm = settings.checksum
+        self._probes = f"{settings.key_prefix}{RESERVED}-probe/"
+        self.prober = S3Probe(
+            f"{settings.endpoint_url or 'AWS'} {settings.bucket}",
+            settings.bucket,
+            self._probes,
+            settings.placement,
+            self._clients.control,
+            self._ask,
+            self._send,
+        )
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
-        """The best checksum that the server verifies and states again: CRC64NVME, CRC32C, Content-MD5, or none.
+        """The checksum to use: the one that the settings name, or the one found out, which is then `known`.
 
-        Unless the settings name one, a small upload with a wrong checksum is made, which must be refused, and one with
-        the right checksum, which HEAD must then state. `known` is an earlier answer. Asks the server once.
+        Where nothing is known the server is asked (s3_probe.py), once.
         """
-        self._algorithm = self._algorithm or known
-        if self._algorithm is None:
-            for candidate in (Algorithm.CRC64NVME, Algorithm.CRC32C, Algorithm.MD5):
-                if await self._verifies(candidate):
-                    self._algorithm = candidate
-                    break
-            else:
-                self._algorithm = Algorithm.NONE
-        return self._algorithm
+        if self._settings.checksum is None:
+            self._algorithm = known or self._algorithm or await self._find_out()
+        return self._algorithm or Algorithm.NONE
+
+    async def _find_out(self) -> Algorithm:
+        key = self.scratch(secrets.randbits(62))
+        try:
+            return (await self.prober.probe(key, SystemClock().now_ms())).chosen()
+        finally:
+            for upload in [each async for each in self.uploads(key)]:
+                await self.abort(Target(key, 0, 0, ""), upload.upload_id)
+            await self.delete(key)
+
+    def scratch(self, number: int) -> str:
+        return f"{self._probes}{number}"
 
     def key(self, record: FileRecord) -> str:
         return s3_key(record, self._settings.key_prefix)
@@ -85,7 +99,7 @@ class S3Store:
         return Evidence(len(body), _bare(answer.get("etag")), _stated(answer, digest), target.file_id)
 
     async def begin(self, target: Target) -> str:
-        algorithm = await self.prepare()
+        algorithm = target.algorithm or await self.prepare()
 
         async def ask() -> str:
             answer = await (await self._clients.control()).create_multipart_upload(
@@ -108,7 +122,7 @@ class S3Store:
         return SentPart(part.number, len(body), _bare(answer["etag"]), _stated(answer, digest), digest.crc64nvme)
 
     async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
-        field = CHECKSUM_FIELDS.get(await self.prepare(), "")
+        field = CHECKSUM_FIELDS.get(target.algorithm or self._algorithm or Algorithm.NONE, "")
 
         async def ask() -> list[SentPart]:
             found: list[SentPart] = []
@@ -166,7 +180,7 @@ class S3Store:
         raise StoreError(Fault.TRANSIENT, f"the upload of {target.key} still lists parts after it was aborted")
 
     async def head(self, key: str) -> Evidence | None:
-        field = CHECKSUM_FIELDS.get(await self.prepare(), "")
+        field = CHECKSUM_FIELDS.get(self._algorithm or Algorithm.NONE, "")
 
         async def ask() -> Evidence | None:
             try:
@@ -266,74 +280,6 @@ class S3Store:
             return StoreError(Fault.UNSUPPORTED, f"{refused.message} (asked for {named})")
         return refused
 
-    # ---- what the server can do
-
-    async def _verifies(self, algorithm: Algorithm) -> bool:
-        """Whether a wrong checksum is refused and a right one is stated by HEAD. Other refusals are raised."""
-        key = f"{self._settings.key_prefix}{RESERVED}-probe/{secrets.token_hex(8)}"
-        body = memoryview(secrets.token_bytes(1024))
-        right = digest(body, algorithm)
-        wrong = digest(memoryview(b"x"), algorithm)
-        if not await self._refuses(key, body, wrong):
-            return False
-        try:
-            if algorithm is Algorithm.MD5:
-                return _bare((await self._put_probe(key, body, right))["ETag"]) == _hex(right)
-            return await self._states(key, body, right)
-        finally:
-            await self.delete(key)
-
-    async def _refuses(self, key: str, body: memoryview, wrong: Digest) -> bool:
-        try:
-            await self._put_probe(key, body, wrong)
-        except StoreError as failure:
-            if failure.fault is Fault.CORRUPT:
-                return True
-            if failure.fault in NOT_UNDERSTOOD:
-                return False
-            raise
-        await self.delete(key)
-        return False
-
-    async def _states(self, key: str, body: memoryview, right: Digest) -> bool:
-        """Whether a multipart upload with this checksum is completed, and HEAD then states it for the whole object."""
-        algorithm, field = right.algorithm, CHECKSUM_FIELDS[right.algorithm]
-        control = await self._clients.control()
-
-        async def ask() -> bool:
-            begun = await control.create_multipart_upload(
-                **self._at(key),
-                **self._settings.placement.arguments,
-                **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES[algorithm]),
-            )
-            upload = self._at(key) | {"UploadId": begun["UploadId"]}
-            sent = await control.upload_part(**upload, PartNumber=1, Body=bytes(body), **_checksum_of(right))
-            part = {"PartNumber": 1, "ETag": sent["ETag"], field: right.proof}
-            await control.complete_multipart_upload(
-                **upload,
-                MultipartUpload={"Parts": [part]},
-                **_full_object(algorithm, MpuObjectSize=len(body)),
-                **_checksum_of(combine([right], algorithm)),
-            )
-            stated = await control.head_object(**self._at(key), ChecksumMode="ENABLED")
-            return bool(stated.get(field) == right.proof)
-
-        try:
-            return await self._ask(ask, "probe the bucket")
-        except StoreError as failure:
-            if failure.fault in (*NOT_UNDERSTOOD, Fault.CORRUPT, Fault.GONE):
-                return False
-            raise
-
-    async def _put_probe(self, key: str, body: memoryview, checksum: Digest) -> Any:
-        control = await self._clients.control()
-
-        async def ask() -> Any:
-            placed = self._settings.placement.arguments  # a bucket's policy may refuse what is not encrypted
-            return await control.put_object(**self._at(key), Body=bytes(body), **placed, **_checksum_of(checksum))
-
-        return await self._ask(ask, "probe the bucket")
-
 
 def _checksum_of(digest: Digest) -> dict[str, str]:
     """The header by which the server verifies what it receives."""
@@ -354,7 +300,3 @@ def _stated(answer: Mapping[str, str], digest: Digest) -> str | None:
 
 def _bare(etag: str | None) -> str:
     return (etag or "").strip('"')
-
-
-def _hex(md5: Digest) -> str:
-    return base64.b64decode(md5.proof or "").hex()

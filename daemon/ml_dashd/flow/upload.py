@@ -210,6 +210,7 @@ class Uploader:
 
     async def _complete(self, job: Job) -> Job:
         """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred."""
+        await self._checksums.algorithm()  # after a restart the store does not know yet what it is to state
         evidence = await self._head_if_allowed(job.record.key or "")
         if evidence is None:
             evidence = await self._complete_now(job)
@@ -301,7 +302,7 @@ def _name(job: Job) -> str:
 
 
 def _target(job: Job) -> Target:
-    return Target(job.record.key or "", job.id, job.record.size_bytes, job.record.content_type)
+    return Target(job.record.key or "", job.id, job.record.size_bytes, job.record.content_type, job.algorithm)
 
 
 def _whole(job: Job) -> Digest:
