@@ -302,6 +302,13 @@ class Branch(Message):
     kind: ClassVar[int] = 16
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examine(Message):
+    """Asks for all that may be wrong with the daemon, its disks and its store to be looked at: it takes seconds."""
+
+    kind: ClassVar[int] = 17
+
+
 # ---- replies
 
 
@@ -476,18 +483,37 @@ class Branched(Message):
     descriptors: ClassVar[range] = range(1, 2)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Something that was looked at, in an Examined. `verdict` is ok, bad, or none: not to be had, or not tried."""
+
+    name: Name
+    verdict: Name
+    found: Text
+    hint: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined(Message):
+    """What was found, in an order for people."""
+
+    kind: ClassVar[int] = 78
+    limit: ClassVar[int] = 4096 * KIB
+    checks: Annotated[tuple[Check, ...], Max(64)]
+
+
 REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch,
+        Status, Drain, PutMany, Branch, Examine,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched,
+        Drained, AcceptedMany, Branched, Examined,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

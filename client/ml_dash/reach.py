@@ -50,14 +50,23 @@ class Endpoint:
 
 def find_endpoint(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None) -> Endpoint:
     """The daemon to use: the one named, one for the root named, a service that runs, or one for the usual root."""
-    named = socket_path or os.environ.get("ML_DASH_SOCKET")
-    if named:
-        return Endpoint(Path(named))
-    if root is None:
-        for service in _services():
-            if _answers(service):
-                return Endpoint(service)
-    return endpoint_of(root or os.environ.get("ML_DASH_ROOT") or ".dash")
+    return which(socket_path, root)[0]
+
+
+def which(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None) -> tuple[Endpoint, str]:
+    """The daemon to use, and why that one."""
+    if socket_path:
+        return Endpoint(Path(socket_path)), "it is named"
+    if named := os.environ.get("ML_DASH_SOCKET"):
+        return Endpoint(Path(named)), "ML_DASH_SOCKET names it"
+    if root is not None:
+        return endpoint_of(root), "its root is named"
+    for service in _services():
+        if _answers(service):
+            return Endpoint(service), "it is a service that runs"
+    if named := os.environ.get("ML_DASH_ROOT"):
+        return endpoint_of(named), "ML_DASH_ROOT names its root, and no service runs"
+    return endpoint_of(".dash"), "no service runs, and nothing names another"
 
 
 def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
@@ -70,6 +79,11 @@ def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
 def default_prefix() -> str | None:
     """The experiment's prefix that the environment gives."""
     return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
+
+
+def missing_packages() -> list[str]:
+    """What a daemon of a root would need and is not installed."""
+    return [name for name in ("ml_dashd", "uvloop", "awscrt") if importlib.util.find_spec(name) is None]
 
 
 def socket_of(endpoint: Endpoint) -> Path:
@@ -180,7 +194,7 @@ def _states() -> States:
 
 def _start(root: Path, began_ms: int) -> socket.socket:
     """Starts the daemon of a root, once however many processes ask for it at the same time."""
-    if any(importlib.util.find_spec(name) is None for name in ("ml_dashd", "uvloop", "awscrt")):
+    if missing_packages():
         raise error(Code.DAEMON_NOT_INSTALLED, f"no service runs here, and the daemon for {root} is not installed")
     if getattr(_starting, "root", None) == root:
         what = f"the daemon for {root} is being started by what this signal handler, or finalizer, has interrupted"

@@ -24,6 +24,7 @@ from ml_dashd.core.schedule import lane
 from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.descriptors import DescriptorBudget
+from ml_dashd.edge.host import Host
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
@@ -49,6 +50,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.copies import Copies
+from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import Drain
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
@@ -63,7 +65,7 @@ from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Faults, Meter, Prober, Store
+from ml_dashd.ports import Examiner, Faults, Meter, Prober, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
@@ -108,6 +110,7 @@ class Daemon:
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
         self._prober: Prober | None = None
+        self._examiner: Examiner | None = None
         self._asked_to_stop = asyncio.Event()
 
     async def run(self, ready: Callable[[Recovered], None]) -> None:
@@ -260,6 +263,7 @@ class Daemon:
         store = S3Store(settings)
         if settings.checksum is None:
             self._prober = store.prober
+        self._examiner = store.examiner
         return store
 
     def _wire_flow(self) -> None:
@@ -370,6 +374,7 @@ class Daemon:
             browse=browse,
             fetch=fetch,
             drain=self._drain,
+            doctor=self._make_doctor(),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
@@ -378,6 +383,26 @@ class Daemon:
             bell=self._bell,
             health=self._health,
             policy=policy,
+        )
+
+    def _make_doctor(self) -> Doctor:
+        config = self._config
+        kind = "service" if config.embedded is None else "embedded"
+        spools = [config.state_dir / "spool", *config.pool_folders]
+        return Doctor(
+            store=self._store,
+            examiner=self._examiner,
+            checksums=self._checksums,
+            scratch=self._scratch,
+            journal=self._journal,
+            catalog=self._catalog,
+            pins=self._pins,
+            machine=Host(config.state_dir, spools, kind, config.limits.memory),
+            threads=self._disk,
+            health=self._health,
+            clock=self._clock,
+            quota_bytes=config.spool.quota,
+            named=config.store.checksum != "auto",
         )
 
     async def _start_watching(self, folders: list[Path]) -> None:

@@ -54,6 +54,7 @@ EVENTS = {
     "drain_started": "the most valuable files go first, for so long",
     "drain_stumbled": "the journal or the disk kept a drain from something; it goes on without",
     "drained": "a drain, or a stop, has ended: what is left, and the file that lists it",
+    "examination_stumbled": "a call that the daemon does without could not be tried",
     "file_blocked": "files wait until an operator has mended something (one line a cause)",
     "file_cancelled": "deleted before it was stored",
     "file_copied": "a linked or held source has a copy in the spool: its owner may overwrite it",

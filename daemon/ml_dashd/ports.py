@@ -14,6 +14,7 @@ from ml_dash.errors import Code
 from ml_dash.messages import Message
 from ml_dashd.core.capabilities import Capabilities
 from ml_dashd.core.checksum import Digest
+from ml_dashd.core.checkup import Check, Reach
 from ml_dashd.core.model import (
     EVERYBODY,
     Algorithm,
@@ -34,6 +35,7 @@ from ml_dashd.core.model import (
     Unsent,
 )
 from ml_dashd.core.plan import Part
+from ml_dashd.core.retry import StoreError
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 
@@ -312,6 +314,26 @@ class Prober(Protocol):
 
     async def probe(self, key: str, now_ms: int) -> Capabilities:
         """Asks the server, with what it makes at the key: the caller removes it."""
+
+
+class Examiner(Protocol):
+    """Looks at a store's server beyond what the flow needs of it."""
+
+    async def reach(self) -> Reach:
+        """Whether it answers, and how. Never fails."""
+
+    async def optional(self, key: str, upload_id: str) -> Mapping[str, StoreError | None]:
+        """Calls that the flow does without, tried on an object and an upload of the same key, by their names."""
+
+
+class Machine(Protocol):
+    """What the daemon runs on. All calls block: run them in a thread."""
+
+    def disks(self) -> list[Check]:
+        """The disks of journal and spool."""
+
+    def limits(self) -> list[Check]:
+        """The process's limits, and what it computes with."""
 
 
 class Catalog(Protocol):

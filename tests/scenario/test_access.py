@@ -247,7 +247,7 @@ def test_who_is_named_for_a_namespace_is_named(users: Callable[[int], User]) -> 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_who_may_drain(users: Callable[[int], User], role: str) -> None:
+def test_who_may_drain_and_examine(users: Callable[[int], User], role: str) -> None:
     """Without time, and without a stop: it only says what is left."""
     uid, _ = ROLES[role]
     answer = users(uid).ask(m.Drain(request=1, deadline_ms=0))
@@ -255,6 +255,11 @@ def test_who_may_drain(users: Callable[[int], User], role: str) -> None:
         assert isinstance(answer, m.Drained)
     else:
         assert_refused(answer, Code.ACCESS_DENIED, f"uid {uid} may not drain")
+    examined = users(uid).ask(m.Examine(request=2))
+    if isinstance(answer, m.Drained):
+        assert isinstance(examined, m.Examined)
+    else:
+        assert_refused(examined, Code.ACCESS_DENIED, f"uid {uid} may not examine")
 
 
 def test_nothing_is_deleted_where_one_file_may_not_be(users: Callable[[int], User], place: m.Place) -> None:

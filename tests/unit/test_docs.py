@@ -42,7 +42,7 @@ def _messages() -> str:
     lines += ["", "Parts of messages:", "", "| | fields |", "|---|---|"]
     lines += [
         f"| `{part.__name__}` | {_fields(part)} |"
-        for part in (messages.Place, messages.Described, messages.Record, messages.Count)
+        for part in (messages.Place, messages.Described, messages.Record, messages.Count, messages.Check)
     ]
     return "\n".join(lines)
 

@@ -93,6 +93,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Drain(request=12, deadline_ms=90_000, stop=True), 0),
         (m.Branch(request=13), 0),
         (m.Branched(request=13), 1),
+        (m.Examine(request=13), 0),
         (m.Welcome(request=0, version=1, daemon="ml-dashd 1.0", embedded=True, store="file:///data"), 0),
         (m.Done(request=6), 0),
         (m.Failed(request=2, code="DISK_FULL", message="no space", hint="free some"), 0),
@@ -109,6 +110,16 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (
             m.Drained(
                 request=12, left_files=2, left_bytes=3, failed_files=1, manifest="/state/drain.json", files=(RECORD,)
+            ),
+            0,
+        ),
+        (
+            m.Examined(
+                request=13,
+                checks=(
+                    m.Check(name="PutObject", verdict="bad", found="AccessDenied", hint="allow s3:PutObject"),
+                    m.Check(name="clock", verdict="ok", found="0.2 s ahead of the server's"),
+                ),
             ),
             0,
         ),

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ml_dash import messages as m
-from ml_dash.cli import completion, draining, fetching, parser, report, show, waiting
+from ml_dash.cli import completion, doctoring, draining, fetching, parser, report, show, waiting
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
-from ml_dash.reach import Endpoint, default_prefix, endpoint_of, find_endpoint
+from ml_dash.reach import Endpoint, default_prefix, which
 from ml_dash.result import FileResult
 from ml_dash.silence import SilentError
 
@@ -128,6 +128,16 @@ def drain(options: Namespace) -> int:
     return 1 if drained.left_files or drained.failed_files else 0
 
 
+def doctor(options: Namespace) -> int:
+    """Looks for all that may be wrong; 1 where something is, 3 where no daemon answers."""
+    endpoint, why = _which(options)
+    checks = doctoring.Checks(show_as_they_come=not options.json)
+    status = doctoring.examine(checks, endpoint, why, lambda: _running(options))
+    if options.json:
+        show.one(checks.as_object(endpoint))
+    return status
+
+
 def complete(options: Namespace) -> int:
     """Prints a completion script."""
     print(completion.script(options.shell, parser.build()), end="")
@@ -142,6 +152,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "rm": rm,
     "wait": wait,
     "drain": drain,
+    "doctor": doctor,
     "completion": complete,
 }
 
@@ -151,7 +162,11 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
 
 def _endpoint(options: Namespace) -> Endpoint:
     """What is typed goes before what the environment says."""
-    return endpoint_of(options.root) if options.root else find_endpoint(options.socket, None)
+    return _which(options)[0]
+
+
+def _which(options: Namespace) -> tuple[Endpoint, str]:
+    return which(None, options.root) if options.root else which(options.socket, None)
 
 
 @contextmanager

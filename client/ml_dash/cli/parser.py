@@ -48,6 +48,10 @@ EXAMPLES = {
   ml-dash drain --deadline 90s                     before a reboot; hand-offs are still taken
   ml-dash drain --deadline 2m --stop               and end the daemon, where nothing else does
   ml-dash drain --deadline 1h --json | jq .leftFiles""",
+    "doctor": """\
+  ml-dash doctor                                   what is wrong, and what to do about it
+  ml-dash doctor --socket /run/ml-dash/ml-dashd.sock
+  ml-dash doctor --json | jq '.checks[] | select(.verdict == "bad")'""",
     "completion": """\
   source <(ml-dash completion bash)                now; put it into ~/.bashrc to keep it
   ml-dash completion zsh > "${fpath[1]}/_ml-dash"
@@ -104,6 +108,10 @@ def _add_shared(parser: Parser, **defaults: Any) -> None:
     where.add_argument("--socket", metavar="SOCKET", help="a daemon's socket", default=defaults["socket"])
     where.add_argument("--root", metavar="DIR", help="a folder with its own daemon", default=defaults["root"])
     options.add_argument("--version", action="version", version=f"{PROGRAM} {version('ml-dash')}")
+
+
+def _doctor(_: Parser) -> None:
+    """It has no arguments of its own."""
 
 
 def _status(_: Parser) -> None:
@@ -171,6 +179,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "rm": ("delete files; one that is on its way is cancelled", _rm),
     "wait": ("wait until files are stored", _wait),
     "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
+    "doctor": ("look for all that may be wrong: store, credentials, permissions, disks, limits", _doctor),
     "completion": ("print a completion script for a shell", _completion),
 }
 

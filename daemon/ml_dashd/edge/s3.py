@@ -20,6 +20,7 @@ from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.s3_client import Clients, S3Settings
 from ml_dashd.edge.s3_errors import code_of, sorted_error
+from ml_dashd.edge.s3_examine import S3Examiner
 from ml_dashd.edge.s3_probe import S3Probe
 from ml_dashd.edge.s3_send import Sender
 from ml_dashd.edge.system import SystemClock
@@ -55,15 +56,8 @@ class S3Store:
         self._sender = Sender(settings, self._clients)
         self._algorithm = settings.checksum
         self._probes = f"{settings.key_prefix}{RESERVED}-probe/"
-        self.prober = S3Probe(
-            f"{settings.endpoint_url or 'AWS'} {settings.bucket}",
-            settings.bucket,
-            self._probes,
-            settings.placement,
-            self._clients.control,
-            self._ask,
-            self._send,
-        )
+        self.examiner = S3Examiner(settings, self._clients, SystemClock())
+        self.prober = S3Probe(settings, self._probes, self._clients.control, self._ask, self._send)
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
         """The checksum to use: the one that the settings name, or the one found out, which is then `known`.

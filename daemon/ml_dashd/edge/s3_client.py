@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
 
@@ -188,6 +188,15 @@ class Clients:
         about = failure.response.get("ResponseMetadata", {})
         region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region", self._way.region)
         return about.get("HTTPStatusCode") in MOVED and region != self._way.region and await self.relocate(region)
+
+    async def provider(self) -> str | None:
+        """Where credentials were found, in botocore's words, such as "env" or "iam-role"; None where there are none."""
+        await self._ensure()
+        try:
+            await self._chain.get_frozen_credentials()
+        except NoCredentialsError:
+            return None
+        return self._chain.provider
 
     async def close(self) -> None:
         """Ends the connections. What is called afterwards begins new ones."""

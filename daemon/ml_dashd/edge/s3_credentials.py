@@ -58,6 +58,11 @@ class Chain(AioCredentials):  # type: ignore[misc]
             method = getattr(self._loaded, "method", None) or self._file or "the AWS chain"
             raise boto.CredentialRetrievalError(provider=method, error_msg=str(failure)) from failure
 
+    @property
+    def provider(self) -> str:
+        """What gave the keys that are in use: the file, or botocore's name of where in the chain they were found."""
+        return self._file or str(getattr(self._loaded, "method", "the AWS chain"))
+
     def renew(self, generation: int) -> None:
         """Has the chain asked anew, unless it was since a request of that generation. Idempotent."""
         if generation == self.generation:

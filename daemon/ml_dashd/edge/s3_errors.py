@@ -28,7 +28,6 @@ FAULTS: dict[str, Fault] = {
     "InvalidPart": Fault.GONE,
     "InvalidPartOrder": Fault.GONE,
     "EntityTooSmall": Fault.GONE,
-    "NotImplemented": Fault.REFUSED,
     "NoSuchBucket": Fault.NO_BUCKET,
     "InvalidAccessKeyId": Fault.CREDENTIALS,
     "SignatureDoesNotMatch": Fault.CREDENTIALS,

@@ -17,7 +17,7 @@ from ml_dashd.core.checksum import Digest, combine, digest, part_etag
 from ml_dashd.core.model import Algorithm
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.retry import Fault, StoreError
-from ml_dashd.edge.s3_client import Placement
+from ml_dashd.edge.s3_client import S3Settings
 from ml_dashd.edge.s3_errors import code_of
 
 T = TypeVar("T")
@@ -39,24 +39,17 @@ Send = Callable[[str, dict[str, str], dict[str, str], memoryview, Digest, str], 
 class S3Probe:
     """The `Prober` of ports.py. `ask` and `send` are the store's own calls, so that what is tried is what is used.
 
-    `folder` is what the keys of all probes begin with. `placement` goes with whatever is made: a bucket's policy may
-    refuse what is not encrypted.
+    `folder` is what the keys of all probes begin with. The settings' placement goes with whatever is made: a bucket's
+    policy may refuse what is not encrypted.
     """
 
     def __init__(
-        self,
-        place: str,
-        bucket: str,
-        folder: str,
-        placement: Placement,
-        control: Callable[[], Awaitable[Any]],
-        ask: Ask,
-        send: Send,
+        self, settings: S3Settings, folder: str, control: Callable[[], Awaitable[Any]], ask: Ask, send: Send
     ) -> None:
-        self.place = place
-        self._bucket = bucket
+        self.place = f"{settings.endpoint_url or 'AWS'} {settings.bucket}"
+        self._bucket = settings.bucket
         self._folder = folder
-        self._placement = placement
+        self._placement = settings.placement
         self._control = control
         self._ask = ask
         self._send = send

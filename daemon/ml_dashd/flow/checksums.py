@@ -46,6 +46,16 @@ class Checksums:
                 self._answer = await self._store.prepare(chosen)
             return self._answer
 
+    async def known(self) -> Capabilities | None:
+        """What was found out before; None where nothing was, or nothing is to be."""
+        return None if self._prober is None else await self._known(self._prober)
+
+    async def capabilities(self) -> Capabilities | None:
+        """What is known, or is found out now; None where there is nothing to be. Raises StoreError."""
+        if self._prober is not None:
+            await self.algorithm()
+        return await self.known()
+
     async def run(self) -> None:
         """Finds out anew what is older than a day, beside the uploads. What fails leaves what is known as it is."""
         while self._prober is not None:

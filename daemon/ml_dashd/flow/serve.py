@@ -17,6 +17,7 @@ from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.assemble import Spans
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
@@ -58,6 +59,7 @@ class Serve:
         browse: Browse,
         fetch: Fetch,
         drain: Drain,
+        doctor: Doctor,
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -75,6 +77,7 @@ class Serve:
         self._browse = browse
         self._fetch = fetch
         self._drain = drain
+        self._doctor = doctor
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -98,6 +101,7 @@ class Serve:
             m.Fetch: self._fetch_file,
             m.Status: self._status,
             m.Drain: self._drain_queue,
+            m.Examine: self._examine,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -254,6 +258,20 @@ class Serve:
             manifest=f"{self._identity.state_dir}/{outcome.manifest}" if outcome.manifest else "",
             files=tuple(
                 replace(record, sent_bytes=file.sent_bytes) for record, file in zip(records, first, strict=True)
+            ),
+        ), ()
+
+    async def _examine(self, session: Session, message: m.Examine, *_: Any) -> Reply:
+        """For admins: the answers name buckets, folders and what the store says."""
+        if not self._policy.is_admin(session.uid):
+            what = f"uid {session.uid} may not examine this daemon"
+            raise error(Code.ACCESS_DENIED, what, "ask one of the admins named in [access]")
+        async with self._reports.of(session.uid):
+            checks = await self._doctor.run()
+        return m.Examined(
+            request=message.request,
+            checks=tuple(
+                m.Check(name=check.name, verdict=check.verdict, found=check.found, hint=check.hint) for check in checks
             ),
         ), ()
 
