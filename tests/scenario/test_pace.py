@@ -97,9 +97,10 @@ def test_large_files_of_two_experiments_share_the_line(tmp_path: Path, store: Mo
 # ---- a store that sheds load
 
 
-def test_slow_down_for_every_second_request_is_borne(tmp_path: Path, store: MoodyStore) -> None:
+@pytest.mark.parametrize("said", [(503, "SlowDown"), (429, "Busy"), (503, "Reduce")])
+def test_slow_down_for_every_second_request_is_borne(tmp_path: Path, store: MoodyStore, said: tuple[int, str]) -> None:
     """Everything is stored, with fewer requests at once."""
-    store.mood = lambda count, request: (503, "SlowDown") if request.method == "PUT" and count % 2 else None
+    store.mood = lambda count, request: said if request.method == "PUT" and count % 2 else None
     with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
         lowest = START
         make_file(tmp_path / "large.bin", 100 * MIB)
