@@ -40,7 +40,7 @@ EVENTS = {
     "check_failed": "a defect in a check of readiness",
     "circuit_closed": "the store has answered, or nobody waits any more: files go on",
     "circuit_opened": "files wait, and one asks the store now and then: of all, or of one experiment",
-    "circuit_stumbled": "the journal could not be told which files wait for the store; it is told again",
+    "circuit_stumbled": "the journal could not be told which files wait for the store, or asked for one; it is again",
     "clean_postponed": "what the store has of a failed file could not be removed now; it is tried again",
     "connection_lost": "a client went away in the middle of something",
     "connection_refused": "a uid that may not connect, or too many connections",

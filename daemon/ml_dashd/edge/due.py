@@ -109,7 +109,7 @@ def hold(connection: sqlite3.Connection, ids: Sequence[int], until_ms: int, trou
     """Puts off files that nobody works on: they wait behind a circuit."""
     connection.execute(
         f"UPDATE files SET blocked = 1, not_before_ms = ?, error_code = ?, error_message = ?, error_hint = ? "
-        f"WHERE id IN ({marks(ids)}) AND {DUE}",
+        f"WHERE id IN ({marks(ids)}) AND {DUE} AND NOT cancel_requested",
         (until_ms, trouble.code, trouble.message, trouble.hint, *ids),
     )
 

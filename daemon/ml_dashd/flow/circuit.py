@@ -11,7 +11,7 @@ from ml_dashd.core.circuit import HOLD_MS, STORE, Circuits, Extent
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Fault
 from ml_dashd.core.states import State
-from ml_dashd.ports import Clock, Journal, JournalError
+from ml_dashd.ports import Clock, Journal
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -103,8 +103,8 @@ class Breaker:
                     started = True
                     wake()
                 await self._step(begin, running, wake)
-            except JournalError as failure:
-                log.warning("circuit_stumbled", extra={"error": failure})
+            except Exception:
+                log.exception("circuit_stumbled")
                 await self._clock.sleep(STUMBLED_S)
 
     async def _step(
@@ -140,11 +140,13 @@ class Breaker:
 
     async def _release(self, wake: Callable[[], None]) -> None:
         async with self._order:
-            mended = list(self._mended)
-            for extent in mended:
+            extent = self._mended.pop()
+            try:
                 while await self._journal.release(extent, AT_ONCE) == AT_ONCE:
                     wake()
-            self._mended.difference_update(mended)
+            except BaseException:
+                self._mended.add(extent)
+                raise
         wake()
 
     async def _wait(self) -> None:
