@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from typing import Self
 
-from benchmarks.null_sink import Answer, Body, Connection, Refused, Request, Sink
+from null_sink import Connection, serve
+from null_store import Answer, Body, NullStore, Refused, Request
+
 from tests.harness import StoreUnderTest
 
 Mood = Callable[[int, Request], tuple[int, str] | None]
@@ -32,9 +34,10 @@ class MoodyStore(StoreUnderTest):
         self.stored: list[str] = []
         self.received: Counter[str] = Counter()
         self.puts = 0
-        self._listener: socket.socket | None = None
-        self._peers: set[socket.socket] = set()
-        self._sink = _Remembering(self)
+        self._store = _Remembering(self)
+        self._ends: list[int] = []
+        """The pipe whose end ends the server's thread, while there is one."""
+        self._thread = threading.Thread()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self._port}"
@@ -48,19 +51,31 @@ class MoodyStore(StoreUnderTest):
 
     def come_back(self) -> None:
         """Listens at its port."""
-        self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
-        threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+        listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
+        self._ends = list(os.pipe())
+        self._thread = threading.Thread(target=self._serve, args=[listener, self._ends[0]], daemon=True)
+        self._thread.start()
 
     def go_away(self) -> None:
-        """Nobody listens there any more. Idempotent."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-        for peer in list(self._peers):
-            with suppress(OSError):
-                peer.shutdown(socket.SHUT_RDWR)
+        """Nobody listens there any more, and connections are gone. Idempotent."""
+        if self._ends:
+            reading, writing = self._ends
+            self._ends = []
+            os.close(writing)
+            self._thread.join()
+            os.close(reading)
+
+    def _serve(self, listener: socket.socket, end: int) -> None:
+        peers: list[socket.socket] = []
+
+        def begin(peer: socket.socket) -> Coroutine[int, None, None]:
+            peers.append(peer)
+            return Connection(peer, self._store, verify=False).serve()
+
+        with listener:
+            serve(listener, begin, end)
+        for peer in peers:
+            peer.close()
 
     def stored_of(self, *experiments: str) -> int:
         """How many files of these experiments are whole."""
@@ -70,40 +85,23 @@ class MoodyStore(StoreUnderTest):
         """Bytes of its files."""
         return sum(count for key, count in self.received.items() if f"/{experiment}/" in key)
 
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                peer, _ = listener.accept()
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._peers.add(peer)
-                threading.Thread(target=self._serve, args=[peer], daemon=True).start()
 
-    def _serve(self, peer: socket.socket) -> None:
-        with suppress(OSError):
-            Connection(peer, self._sink, verify=False).serve()
-        self._peers.discard(peer)
-
-
-class _Remembering(Sink):
+class _Remembering(NullStore):
     def __init__(self, store: MoodyStore) -> None:
         super().__init__()
-        self._store = store
-        self._order = threading.Lock()
+        self._moody = store
 
     def answer(self, request: Request, body: Body) -> Answer:
-        store = self._store
-        with self._order:
-            if request.method == "PUT":
-                store.puts += 1
-            refusal = store.mood(store.puts, request) if "-probe/" not in request.key else None
-            if refusal is not None:
-                raise Refused(*refusal)
-            answer = super().answer(request, body)
-            if request.method == "PUT":
-                store.received[request.key] += body.size
-            if "-probe/" not in request.key and (
-                (request.method == "PUT" and "uploadId" not in request.query)
-                or (request.method == "POST" and "uploadId" in request.query)
-            ):
-                store.stored.append(request.key)
-            return answer
+        store, probe = self._moody, "-probe/" in request.key
+        if request.method == "PUT":
+            store.puts += 1
+        refusal = None if probe else store.mood(store.puts, request)
+        if refusal is not None:
+            raise Refused(*refusal)
+        answer = super().answer(request, body)
+        if request.method == "PUT":
+            store.received[request.key] += body.size
+        whole = ("PUT", False), ("POST", True)
+        if not probe and (request.method, "uploadId" in request.query) in whole:
+            store.stored.append(request.key)
+        return answer
