@@ -22,6 +22,7 @@ from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Algorithm, Trouble
 from ml_dashd.core.schedule import lane
 from ml_dashd.edge import disk, listening, notice
+from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.host import Host
@@ -49,6 +50,7 @@ from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
+from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import Drain
@@ -56,6 +58,7 @@ from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
+from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.recover import Recovered, recover
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
@@ -234,11 +237,18 @@ class Daemon:
 
     def _make_store(self) -> Store:
         config = self._config
+        throttle = Throttle(config.limits.bandwidth, self._clock)
         if not config.bucket:
             root = config.store_root
             root.mkdir(parents=True, exist_ok=True)
             return LocalStore(
-                root, self._threads, self._faults, int(config.store.mode, 8), config.store.url, config.store.part_size
+                root,
+                self._threads,
+                self._faults,
+                int(config.store.mode, 8),
+                config.store.url,
+                config.store.part_size,
+                throttle=throttle,
             )
         from ml_dashd.edge.s3 import S3Store  # noqa: PLC0415 its import takes half a second
         from ml_dashd.edge.s3_client import Placement, S3Settings  # noqa: PLC0415
@@ -260,7 +270,7 @@ class Daemon:
                 config.store.sse or None, config.store.sse_kms_key_id or None, config.store.storage_class or None
             ),
         )
-        store = S3Store(settings)
+        store = S3Store(settings, throttle)
         if settings.checksum is None:
             self._prober = store.prober
         self._examiner = store.examiner
@@ -268,7 +278,10 @@ class Daemon:
 
     def _wire_flow(self) -> None:
         config, clock, faults = self._config, self._clock, self._faults
-        self._buffers = buffers = BufferPool(config.limits.memory, config.store.part_size)
+        limits, part_size = config.limits, config.store.part_size
+        self._buffers = buffers = BufferPool(limits.memory, part_size)
+        self._breaker = Breaker(self._journal, clock)
+        self._pace = Pace(clock, limits.connections, limits.bandwidth, self._breaker.answered)
         common: dict[str, Any] = {
             "journal": self._journal,
             "store": self._store,
@@ -285,16 +298,17 @@ class Daemon:
             "finish": finish,
             "checksums": self._checksums,
             "verify": Verify(self._store, self._threads, buffers, clock),
+            "pace": self._pace,
         }
         uploader = Uploader(
-            buffers=buffers,
+            buffers=FairBuffers(buffers, limits.memory, part_size),
             threads=self._threads,
-            part_bytes=config.store.part_size,
+            part_bytes=part_size,
             **shared,
             **common,
         )
         batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
-        self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter)
+        self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker)
         self._health = Health(self._journal, self._catalog)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._copies = Copies(
@@ -420,6 +434,8 @@ class Daemon:
             threads=self._watchers,
             disks=disks.ask,
             connections=self._connected,
+            sending=self._pace.sending,
+            circuits=self._breaker.count,
             checks={
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),

@@ -90,9 +90,10 @@ class SpoolConfig:
 class LimitsConfig:
     """The table [limits]."""
 
-    memory: int = 96 * MIB
+    memory: int = 104 * MIB
     threads: int = 4
     connections: int = 16
+    bandwidth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +194,15 @@ LEAST: dict[str, float] = {
     "limits.memory": 32 * MIB,
     "limits.threads": 1,
     "limits.connections": 1,
+    "limits.bandwidth": 0,
     "access.uids": 0,
     "spool.quota": 0,
     "spool.copy_below": 0,
     "spool.copy_after": 0,
     "access.admins": 0,
 }
+LEAST_BANDWIDTH = 64 * 1024
+"""Bytes a second: with less, a request would take longer than its signature holds."""
 MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
 SCHEMES = {
     "store.url": (("file", "s3"), '"file:///folder" or "s3://bucket/key_prefix"'),
@@ -372,8 +376,8 @@ def _check(name: str, value: Any) -> None:
         raise _wrong(name, value, "at least 0")
     if name in CHOICES and value not in CHOICES[name]:
         raise _wrong(name, value, "one of " + ", ".join(repr(choice) for choice in CHOICES[name]))
-    if name in LEAST and not LEAST[name] <= value <= MOST.get(name, float("inf")):
-        raise _wrong(name, value, f"at least {LEAST[name]}" + (f", at most {MOST[name]}" if name in MOST else ""))
+    if name in LEAST:
+        _check_range(name, value)
     if isinstance(value, float) and not math.isfinite(value):
         raise _wrong(name, value, "a finite number")
     if name.endswith("mode") and not re.fullmatch(r"0[0-7]{3}", value):
@@ -386,6 +390,13 @@ def _check(name: str, value: Any) -> None:
         _check_listen(name, value)
     if name in PATHS and (value or name == "spool.pools") and not value.startswith("/"):
         raise _wrong(name, value, "an absolute path")
+
+
+def _check_range(name: str, value: float) -> None:
+    if not LEAST[name] <= value <= MOST.get(name, float("inf")):
+        raise _wrong(name, value, f"at least {LEAST[name]}" + (f", at most {MOST[name]}" if name in MOST else ""))
+    if name == "limits.bandwidth" and 0 < value < LEAST_BANDWIDTH:
+        raise _wrong(name, value, f"0, or at least {LEAST_BANDWIDTH}")
 
 
 def _check_listen(name: str, value: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.core.model import Backlog, Disk, Figures, Trouble
+from ml_dashd.core.model import Backlog, Disk, Figures, Sending, Trouble
 from ml_dashd.ports import Clock, Journal, JournalError, Meter, Pins, Threads
 
 T = TypeVar("T")
@@ -76,6 +76,8 @@ class Observer:
         threads: Threads,
         disks: Callable[[], Awaitable[Sequence[Disk]]],
         connections: Callable[[], int],
+        sending: Callable[[], Sending],
+        circuits: Callable[[], Mapping[str, int]],
         checks: Mapping[str, Check],
         clock: Clock,
         meter: Meter,
@@ -85,6 +87,8 @@ class Observer:
         self._threads = threads
         self._disks = disks
         self._connections = connections
+        self._sending = sending
+        self._circuits = circuits
         self._checks = {name: Shared(check, clock) for name, check in checks.items()}
         self._clock = clock
         self._meter = meter
@@ -140,6 +144,8 @@ class Observer:
             spool_bytes=spool_bytes,
             disks=disks or (),
             connections=self._connections(),
+            sending=self._sending(),
+            circuits=self._circuits(),
             checks={name: name not in troubles for name in self._checks},
         )
         return await self._threads.run(self._render, figures)

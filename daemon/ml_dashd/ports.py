@@ -15,11 +15,13 @@ from ml_dash.messages import Message
 from ml_dashd.core.capabilities import Capabilities
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.checkup import Check, Reach
+from ml_dashd.core.circuit import Extent
 from ml_dashd.core.model import (
     EVERYBODY,
     Algorithm,
     Backlog,
     Evidence,
+    Experiment,
     FileRecord,
     Job,
     Left,
@@ -160,10 +162,20 @@ class Journal(Protocol):
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
         """How many files of an experiment, as far as the scope goes, are on their way, and up to 16 that failed."""
 
-    async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
+    async def due(
+        self,
+        lane: Lane,
+        now_ms: int,
+        skip: Collection[int],
+        limit: int,
+        *,
+        without: Collection[Experiment] = (),
+        above: int | None = None,
+    ) -> list[Job]:
         """Jobs of a lane that are on their way and may run now, without those in `skip`.
 
-        The highest priority comes first, and of one priority what was handed over first.
+        The highest priority comes first; of one priority experiments take turns, each with what was handed over first.
+        It remembers whose turn it was. Left out are experiments in `without`, and priorities that are not `above` it.
         """
 
     async def foremost(self, lane: Lane, now_ms: int, limit: int) -> list[Job]:
@@ -188,7 +200,16 @@ class Journal(Protocol):
         """Whether no file of this id or an earlier one is on its way."""
 
     async def retry_blocked(self) -> None:
-        """Lets every blocked job run now: one of them has just succeeded."""
+        """Lets every blocked job run now, as if nothing had been tried."""
+
+    async def hold(self, ids: Sequence[int], until_ms: int, trouble: Trouble) -> None:
+        """Puts off jobs that nobody works on, blocked by that trouble: they wait behind a circuit. Idempotent."""
+
+    async def release(self, extent: Extent, most: int) -> int:
+        """Lets up to `most` of the jobs that wait behind a circuit run now; returns how many those were."""
+
+    async def held(self, extent: Extent, skip: Collection[int]) -> Job | None:
+        """The job that waits longest behind a circuit, without those in `skip`."""
 
     async def next_due_ms(self, now_ms: int) -> int | None:
         """When the next job that waits beyond now may run."""

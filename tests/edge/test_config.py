@@ -53,6 +53,7 @@ copy_after = 1.5
 memory = 67_108_864
 threads = 64
 connections = 256
+bandwidth = 65_536
 [access]
 uids = [0, 1000]
 admins = [1001]
@@ -109,6 +110,9 @@ REFUSED = [
     ("[limits]\nthreads = 0", "limits.threads is 0", "at least 1, at most 64"),
     ("[limits]\nthreads = 65", "limits.threads is 65", "at least 1, at most 64"),
     ("[limits]\nconnections = 257", "limits.connections is 257", "at least 1, at most 256"),
+    ("[limits]\nbandwidth = 65_535", "limits.bandwidth is 65535", "0, or at least 65536"),
+    ("[limits]\nbandwidth = -1", "limits.bandwidth is -1", "at least 0"),
+    ("[limits]\nbandwidth = '200MB/s'", "limits.bandwidth is '200MB/s'", "a whole number"),
     ("[daemon]\nlog_level = 'INFO'", "daemon.log_level is 'INFO'", "one of 'debug', 'info', 'warning', 'error'"),
     ("[daemon]\nlog_format = 'xml'", "daemon.log_format is 'xml'", "one of 'human', 'json'"),
     ("[http]\nlisten = '0.0.0.0:9464'", "http.listen is '0.0.0.0:9464'", "a loopback address such as"),
@@ -162,7 +166,7 @@ REFUSED = [
     ('[store]\nsse="aws:kms"\nsse_kms_key_id="a\\nb"', "store.sse_kms_key_id is", "ASCII without spaces"),
     ("[store]\nstorage_class = 'COLD LINE'", "store.storage_class is 'COLD LINE'", "ASCII without spaces"),
     ("[store]\nstorage_class = 'GLACIER'", "store.storage_class is GLACIER", "GLACIER_IR"),
-    ("[store]\npart_size = 67108864", "limits.memory is 100663296 and store.part_size 67108864", "at least twice"),
+    ("[store]\npart_size = 67108864", "limits.memory is 109051904 and store.part_size 67108864", "at least twice"),
     ("[spool]\npools = ['/x', 'spool']", "spool.pools is", "an absolute path"),
     ("[spool]\npools = ['']", "spool.pools is", "an absolute path"),
     ("[daemon", "not TOML", "at end of document"),
@@ -264,6 +268,7 @@ def test_every_key_arrives():
     assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
     assert (config.spool.quota, config.spool.copy_below, config.spool.copy_after) == (10**9, 0, 1.5)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
+    assert config.limits.bandwidth == 65_536
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
     assert (config.access.admins, config.access.read) == ((1001,), {"vision": (1002, 1003), "bild größe": ()})

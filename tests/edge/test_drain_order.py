@@ -14,6 +14,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import NoFaults, NoMeter, SystemClock
 from ml_dashd.flow.batch import Batch
+from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Handed
 
@@ -60,10 +61,12 @@ class Queue:
     def __init__(self, journal: SqliteJournal) -> None:
         self.journal = journal
         self.uploads = Uploads(journal)
-        self.worker = Worker(journal, self.uploads, Batch, None, SystemClock(), NoMeter())  # type: ignore[arg-type]
+        self.worker = Worker(  # type: ignore[arg-type]
+            journal, self.uploads, Batch, None, SystemClock(), NoMeter(), breaker=Breaker(journal, SystemClock())
+        )
 
-    async def take(self, number: int, size: int, priority: int = 0) -> Job:
-        record = FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 1, 1)
+    async def take(self, number: int, size: int, priority: int = 0, experiment: str = "c") -> Job:
+        record = FileRecord(number, 0, "a", "b", experiment, "", "d", size, "text/plain", 1, 1)
         handed = Handed(Job(record, Pin(PinKind.LINK), priority=priority), number.to_bytes(16, "big"))
         ((job, _),) = await self.journal.accept_all([handed])
         self.worker.wake()
@@ -128,6 +131,26 @@ async def test_in_the_usual_order_a_priority_decides_and_then_the_hand_off(tmp_p
         queue.worker.start()
         await queue.uploads.until(7, 8, 1, 2)
         assert len(queue.uploads.begun) == WIDTH[Lane.LARGE]
+
+
+async def test_a_full_lane_has_room_for_what_is_more_urgent_and_for_another_experiment(tmp_path: Path) -> None:
+    """Large files hold their places for long; what is queued behind them by the same experiment waits."""
+    async with queue_at(tmp_path / "journal.sqlite") as queue:
+        for number in range(1, 7):
+            await queue.take(number, LARGE)
+        queue.worker.start()
+        await queue.uploads.until(1, 2, 3, 4)
+        await queue.take(7, LARGE, experiment="d")
+        await queue.take(8, LARGE, experiment="d")
+        await queue.uploads.until(1, 2, 3, 4, 7)
+        await queue.take(9, LARGE, priority=2)
+        await queue.take(10, LARGE, priority=2)
+        await queue.uploads.until(1, 2, 3, 4, 7, 9)
+        queue.uploads.end(1)
+        await queue.uploads.until(2, 3, 4, 7, 9)
+        for done in (2, 3, 4):  # the places beyond the width are given back first
+            queue.uploads.end(done)
+        await queue.uploads.until(7, 9, 10, 8)
 
 
 async def test_what_waits_for_its_next_try_is_tried_when_a_drain_begins(tmp_path: Path) -> None:

@@ -782,17 +782,37 @@ async def test_the_workers_questions_read_an_index(journal: SqliteJournal, path:
     """With a million finished rows a scan would take seconds. What is asked is taken from SQLite itself."""
     asked: list[str] = []
     await journal._database.call(lambda connection: connection.set_trace_callback(asked.append))
-    await journal.due(Lane.SMALL, 1000, [1, 2], 9)
+    for number in range(1, 6):
+        await accepted(journal, number)
+    await journal.note(job(5), not_before_ms=500)
+    asked.clear()
+    assert [one.id for one in await journal.due(Lane.SMALL, 1000, [1, 2], 9)] == [3, 4, 5]
+    due_asked = len(asked)
+    await journal.release(None, 9)
+    await journal.release(EXPERIMENT, 9)
     await journal.next_due_ms(1000)
     await journal.backlog()
     await journal._database.call(lambda connection: connection.set_trace_callback(None))
-    plans = [
-        [step[3] for step in rows(path, f"EXPLAIN QUERY PLAN {question}")]
-        for question in asked
-        if question.startswith("SELECT")
-    ]
-    ((due,), (waiting,), (listed, *_)) = plans
-    assert "files_due" in due
+
+    def plans(questions: list[str]) -> list[str]:
+        explained = [
+            [step[3] for step in rows(path, f"EXPLAIN QUERY PLAN {question}")]
+            for question in questions
+            if question.startswith(("SELECT", "UPDATE"))
+        ]
+        return [steps[-1] if "LIST SUBQUERY" in steps[-1] else steps[0] for steps in explained]
+
+    *turns, rows_of_due = plans(asked[:due_asked])
+    assert "INTEGER PRIMARY KEY" in rows_of_due
+    assert len(turns) > 4
+    assert all("SEARCH files USING INDEX files_" in turn for turn in turns), turns
+    released = [question for question in asked[due_asked:] if question.startswith("UPDATE")]
+    assert len(released) == 2
+    for question in released:
+        inner = question[question.index("(SELECT") + 1 : -1]
+        ((plan,),) = [rows(path, f"EXPLAIN QUERY PLAN {inner}")]
+        assert "SEARCH files USING INDEX files_waiting" in plan[3]
+    waiting, listed, *_ = plans([question for question in asked[due_asked:] if question.startswith("SELECT")])
     assert "files_waiting" in waiting
     assert "files_listed" in listed
 

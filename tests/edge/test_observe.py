@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ml_dash.errors import Code
 from ml_dashd import observe
-from ml_dashd.core.model import Disk, FileRecord, Job, Pin, PinKind, Trouble
+from ml_dashd.core.model import Disk, FileRecord, Job, Pin, PinKind, Sending, Trouble
 from ml_dashd.core.schedule import Lane
 from ml_dashd.edge import disk
 from ml_dashd.edge.journal import SqliteJournal
@@ -103,6 +103,8 @@ def observer(
         threads=threads,
         disks=disks or disks_of([spool], disk.look, threads, clock).ask,
         connections=lambda: 3,
+        sending=lambda: Sending({"small": 2, "large": 5}, 8, 2.5e8),
+        circuits=lambda: {"store": 1, "experiment": 0},
         checks=checks,
         clock=clock,
         meter=meter,
@@ -289,6 +291,9 @@ async def test_figures_are_those_of_the_journal(journal, tmp_path, threads, cloc
     assert seen["ml_dashd_queue_age_seconds"] == SHOWN_S
     assert seen["ml_dashd_spool_bytes"] == 8192
     assert seen["ml_dashd_connections"] == 3
+    assert (seen["ml_dashd_requests[small]"], seen["ml_dashd_requests[large]"]) == (2, 5)
+    assert (seen["ml_dashd_requests_limit"], seen["ml_dashd_send_bytes_per_second"]) == (8, 2.5e8)
+    assert (seen["ml_dashd_circuits_open[store]"], seen["ml_dashd_circuits_open[experiment]"]) == (1, 0)
     assert seen[f"ml_dashd_spool_free_bytes[{tmp_path / 'spool'}]"] > 0
     for job in await journal.get([1, 2]):
         await journal.note(job, blocked=False, trouble=None)

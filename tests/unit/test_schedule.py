@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Unsent
-from ml_dashd.core.schedule import COPY_DELAY_S, DRAIN_WIDTH, WIDTH, Lane, copy_delay_s, foremost, lane
+from ml_dashd.core.schedule import COPY_DELAY_S, DRAIN_WIDTH, SPARE, WIDTH, Lane, copy_delay_s, foremost, lane
 from ml_dashd.core.states import State
 
 
@@ -21,7 +21,7 @@ def test_what_the_journal_holds_has_a_lane_of_its_own():
 
 
 def test_every_lane_moves():
-    assert set(WIDTH) == set(DRAIN_WIDTH) == set(Lane)
+    assert set(WIDTH) == set(DRAIN_WIDTH) == set(SPARE) == set(Lane)
     assert all(width > 0 for width in (*WIDTH.values(), *DRAIN_WIDTH.values()))
 
 

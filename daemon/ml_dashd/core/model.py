@@ -76,6 +76,10 @@ class Pin:
     fingerprint: Fingerprint | None = None
 
 
+Experiment = tuple[str, str, str]
+"""Namespace, project, experiment."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """A version of a file, as the catalog keeps it. `metadata` is JSON text; times are ms since 1970, UTC."""
@@ -106,6 +110,11 @@ class FileRecord:
     def path(self) -> str:
         """The prefix and the filename, "/" between them: what patterns are matched against."""
         return f"{self.prefix}/{self.filename}" if self.prefix else self.filename
+
+    @property
+    def group(self) -> Experiment:
+        """The experiment that it belongs to; those take turns."""
+        return self.namespace, self.project, self.experiment
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +299,15 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """Data requests that are under way, by lane; how many may be; and what they bring, as measured last."""
+
+    requests: Mapping[str, int]
+    places: int
+    bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """What is measured when somebody asks. What did not answer in time is None, or is missing."""
 
@@ -299,3 +317,6 @@ class Figures:
     disks: Sequence[Disk]
     connections: int
     checks: Mapping[str, bool]
+    sending: Sending
+    circuits: Mapping[str, int]
+    """Open ones: of the store, and of experiments."""

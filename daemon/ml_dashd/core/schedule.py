@@ -1,6 +1,7 @@
 """Which file goes next. Lanes, so that a large file never starves the small ones, nor they it.
 
-Within a lane a higher priority goes first, and what was handed over first. A drain has its own order (`foremost`).
+Within a lane a higher priority goes first; of one priority experiments take turns, each with what was handed over first
+(edge/due.py). A drain has its own order (`foremost`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ class Lane(StrEnum):
 
 WIDTH = {Lane.INLINE: 256, Lane.SMALL: 16, Lane.LARGE: 4}
 """Files of a lane that are under way at once; the memory and the connections they share have their own bounds."""
+
+SPARE = {Lane.INLINE: 0, Lane.SMALL: 0, Lane.LARGE: 4}
+"""Places beyond WIDTH for what would wait too long for one to become free: a file of an experiment that has none under
+way, or one of a higher priority than all that are. A large file holds its place for as long as it takes."""
 
 DRAIN_WIDTH = {Lane.INLINE: 256, Lane.SMALL: 16, Lane.LARGE: 2}
 """As WIDTH, during a drain. Of two large files that share the line one is stored in the time in which of four none is;

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash.errors import Code, error
+from ml_dashd.core.circuit import Extent
 from ml_dashd.core.model import (
     EVERYBODY,
     Backlog,
     Blocked,
+    Experiment,
     Job,
     Left,
     Pin,
@@ -30,6 +32,7 @@ from ml_dashd.core.model import (
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge.database import Database
+from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.moves import LET_GO, insert_all, move_all
 from ml_dashd.edge.rows import (
@@ -48,8 +51,7 @@ MIGRATIONS = re.split(
 """The steps of schema.sql, the first of which makes the tables. One that was released is never changed."""
 SAMPLE = 16
 """Files named in a summary."""
-# Spelled out, because a partial index serves only a WHERE that implies its own.
-_DUE = "state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED')"
+_DUE = DUE
 _LISTED = "state NOT IN ('DONE', 'CANCELLED')"
 _FINISHED = "state IN ('DONE', 'CANCELLED')"
 # What is known to be sent of a file: parts of an upload that is gone count for nothing.
@@ -86,6 +88,7 @@ class SqliteJournal:
         self._clock = clock
         self._faults = faults
         self._lane_of = lane_of
+        self._turns = Turns()
         self._database = Database(path, MIGRATIONS, faults, "journal", committing)
 
     async def open(self) -> None:
@@ -229,12 +232,26 @@ class SqliteJournal:
         failed = await self._jobs(f"{where} AND state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", values)
         return row["files"], failed
 
-    async def due(self, lane: Lane, now_ms: int, skip: Collection[int], limit: int) -> list[Job]:
-        return await self._jobs(
-            f"WHERE {_DUE} AND lane = ? AND not_before_ms <= ? AND id NOT IN ({marks(list(skip))}) "
-            "ORDER BY priority DESC, id LIMIT ?",
-            [lane, now_ms, *skip, limit],
-        )
+    async def due(
+        self,
+        lane: Lane,
+        now_ms: int,
+        skip: Collection[int],
+        limit: int,
+        *,
+        without: Collection[Experiment] = (),
+        above: int | None = None,
+    ) -> list[Job]:
+        wanted = Wanted(lane, tuple(skip), limit, frozenset(without), LOWEST if above is None else above)
+
+        def work(connection: sqlite3.Connection) -> list[Job]:
+            ids = self._turns.due(connection, now_ms, wanted)
+            columns = ", ".join(READ_COLUMNS)
+            rows = connection.execute(f"SELECT {columns} FROM files WHERE id IN ({marks(ids)})", ids)
+            jobs = {job.id: job for job in map(read_job, rows)}
+            return [jobs[file_id] for file_id in ids]
+
+        return await self._database.call(work)
 
     async def foremost(self, lane: Lane, now_ms: int, limit: int) -> list[Job]:
         order = _FOREMOST.format(left=_LEFT[lane])
@@ -286,9 +303,20 @@ class SqliteJournal:
     async def retry_blocked(self) -> None:
         await self._database.call(
             lambda connection: connection.execute(
-                f"UPDATE files SET not_before_ms = 0 WHERE {_DUE} AND blocked"
+                f"UPDATE files SET {RUN_NOW} WHERE {_DUE} AND not_before_ms > 0 AND blocked"
             ).close()
         )
+
+    async def hold(self, ids: Sequence[int], until_ms: int, trouble: Trouble) -> None:
+        await self._database.call(lambda connection: hold(connection, ids, until_ms, trouble))
+
+    async def release(self, extent: Extent, most: int) -> int:
+        return await self._database.call(lambda connection: release(connection, extent, most))
+
+    async def held(self, extent: Extent, skip: Collection[int]) -> Job | None:
+        where, values = held(extent, skip)
+        jobs = await self._jobs(f"WHERE {where}", values)
+        return jobs[0] if jobs else None
 
     async def next_due_ms(self, now_ms: int) -> int | None:
         (row,) = await self._rows(

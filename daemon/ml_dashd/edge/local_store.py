@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, Sen
 from ml_dashd.core.names import local_key
 from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.cloning import share_blocks
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
@@ -38,7 +40,7 @@ KEEP_SYNCED = 4096
 class LocalStore:
     """The `Store` of ports.py on a folder. `mode` is that of the files; folders get the matching search bits.
 
-    `url` is what the folder is called where `root` is only a way to it.
+    `url` is what the folder is called where `root` is only a way to it; `throttle` caps what is written.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class LocalStore:
         mode: int = 0o640,
         url: str = "",
         single_bytes: int = PART_BYTES,
+        *,
+        throttle: Throttle | None = None,
     ) -> None:
         self.url = url or root.as_uri()
         self.single_bytes = single_bytes
@@ -56,6 +60,7 @@ class LocalStore:
         self._threads = threads
         self._faults = faults
         self._mode = mode
+        self._throttle = throttle or Throttle()
         self._folder_mode = mode | (mode & 0o444) >> 2
         self._synced: set[Path] = set()
         """Folders above the ids' own whose entries are on stable storage."""
@@ -71,18 +76,21 @@ class LocalStore:
         return f"{SCRATCH}/{number}/probe"
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
-        def work() -> Evidence:
+        def work(piece: memoryview, start: int) -> None:
             path = self._new(f"{target.file_id}.put")
-            descriptor = _open_new(path, self._mode)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if start else _open_new(path, self._mode)
             try:
-                _write(descriptor, body, 0)
+                _write(descriptor, piece, start)
+                if start + len(piece) < len(body):
+                    return
                 sync_content(descriptor)
             finally:
                 os.close(descriptor)
             self._publish(path, target.key)
-            return Evidence(len(body), "", digest.proof, target.file_id)
 
-        return await self._run(work)
+        async for piece, start in self._pieces(body):
+            await self._run(partial(work, piece, start))
+        return Evidence(len(body), "", digest.proof, target.file_id)
 
     async def begin(self, target: Target) -> str:
         def work() -> str:
@@ -93,15 +101,24 @@ class LocalStore:
         return await self._run(work)
 
     async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
-        def work() -> SentPart:
+        def work(piece: memoryview, start: int) -> None:
             descriptor = self._open_upload(upload_id)
             try:
-                _write(descriptor, body, part.offset)
+                _write(descriptor, piece, part.offset + start)
             finally:
                 os.close(descriptor)
-            return SentPart(part.number, len(body), "", digest.proof, digest.crc64nvme)
 
-        return await self._run(work)
+        async for piece, start in self._pieces(body):
+            await self._run(partial(work, piece, start))
+        return SentPart(part.number, len(body), "", digest.proof, digest.crc64nvme)
+
+    async def _pieces(self, body: memoryview) -> AsyncIterator[tuple[memoryview, int]]:
+        """A body whole; under a cap in slices, each as soon as it may go: no thread waits for it."""
+        step = self._throttle.slice_bytes if self._throttle.capped else max(1, len(body))
+        for start in range(0, max(1, len(body)), step):
+            piece = body[start : start + step]
+            await self._throttle.take(len(piece))
+            yield piece, start
 
     async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
         def work() -> list[SentPart]:

@@ -81,6 +81,12 @@ class PrometheusMeter:
         self._spool = self._gauge("spool_bytes", "What the spool takes on disk, without what is only linked.")
         self._free = self._gauge("spool_free_bytes", "Free bytes of the file system under a spool folder.", "folder")
         self._connections = self._gauge("connections", "Clients connected to the daemon's socket.")
+        self._requests = self._gauge("requests", "Requests with a body that are being sent to the store.", "lane")
+        self._places = self._gauge("requests_limit", "How many of them may be, as the store bears it.")
+        self._rate = self._gauge(
+            "send_bytes_per_second", "What they bring, as measured last; 0 where that is long ago."
+        )
+        self._circuits = self._gauge("circuits_open", "Circuits behind which files wait for a probe.", "of")
         self._checks = self._gauge("check_ok", "1 where a check of readiness passes, else 0.", "check")
 
     def accepted(self, size_bytes: int) -> None:
@@ -126,6 +132,12 @@ class PrometheusMeter:
         for disk in figures.disks:
             self._free.labels(disk.folder).set(disk.free_bytes)
         self._connections.set(figures.connections)
+        for lane, requests in figures.sending.requests.items():
+            self._requests.labels(lane).set(requests)
+        self._places.set(figures.sending.places)
+        self._rate.set(figures.sending.bytes_per_second)
+        for of, circuits in figures.circuits.items():
+            self._circuits.labels(of).set(circuits)
         for name, passes in figures.checks.items():
             self._checks.labels(name).set(passes)
         return generate_latest(self._registry)

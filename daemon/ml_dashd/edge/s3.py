@@ -18,6 +18,7 @@ from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, Sen
 from ml_dashd.core.names import RESERVED, s3_key
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.s3_client import Clients, S3Settings
 from ml_dashd.edge.s3_errors import code_of, sorted_error
 from ml_dashd.edge.s3_examine import S3Examiner
@@ -48,12 +49,12 @@ ABORT_TRIES = 5
 class S3Store:
     """The `Store` of ports.py on S3."""
 
-    def __init__(self, settings: S3Settings) -> None:
+    def __init__(self, settings: S3Settings, throttle: Throttle | None = None) -> None:
         self.url = f"s3://{settings.bucket}/{settings.key_prefix}".rstrip("/")
         self.single_bytes = settings.part_bytes
         self._settings = settings
         self._clients = Clients(settings)
-        self._sender = Sender(settings, self._clients)
+        self._sender = Sender(settings, self._clients, throttle)
         self._algorithm = settings.checksum
         self._probes = f"{settings.key_prefix}{RESERVED}-probe/"
         self.examiner = S3Examiner(settings, self._clients, SystemClock())

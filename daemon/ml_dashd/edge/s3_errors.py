@@ -102,6 +102,8 @@ def fault_of(code: str, status: int) -> Fault:
     """The family of an answer that is no success."""
     if (fault := FAULTS.get(code)) is not None:
         return fault
+    if status in (429, 503):  # Too Many Requests, Service Unavailable
+        return Fault.THROTTLED
     if code.startswith("KMS.") or status == 403:  # noqa: PLR2004 Forbidden
         return Fault.DENIED
     if status == PROXY_AUTHENTICATION:

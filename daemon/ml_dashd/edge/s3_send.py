@@ -20,14 +20,14 @@ from yarl import URL
 from ml_dashd.core.redact import redact
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sigv4 import Signer, canonical_query, encode_key
+from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, MOVED, Clients, S3Settings, Way, make_socket
 from ml_dashd.edge.s3_errors import clock_difference, fault_of, sorted_error
 from ml_dashd.edge.system import breathe
 
-SLICE_BYTES = 1024 * 1024
-"""What is given to the transport at a time: 512 KiB to 1 MiB measured best."""
 STALL_S = 60.0
-"""A body of which nothing could be sent for this long is given up: aiohttp has no timeout of its own while it sends."""
+"""A body of which nothing could be sent for this long is given up: aiohttp has no timeout of its own while it sends.
+What waits for its share of a cap does not count."""
 DIRECT_BYTES = 256 * 1024
 """Up to here a body is given to the transport at once; a larger one in slices, so that the loop can look at others."""
 PUT_FAULTS = {"NoSuchUpload": Fault.GONE, "NoSuchKey": Fault.GONE}
@@ -43,9 +43,10 @@ ERROR_BYTES = 64 * 1024
 class Sender:
     """Sends bodies. One session of connections, kept while it is used."""
 
-    def __init__(self, settings: S3Settings, clients: Clients) -> None:
+    def __init__(self, settings: S3Settings, clients: Clients, throttle: Throttle | None = None) -> None:
         self._settings = settings
         self._clients = clients
+        self._throttle = throttle or Throttle()
         self._session: aiohttp.ClientSession | None = None
         self._signer: Signer | None = None
 
@@ -53,11 +54,14 @@ class Sender:
         self, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: memoryview, what: str
     ) -> Mapping[str, str]:
         """PUTs a body; returns the answer's headers. Raises StoreError."""
+        direct = len(body) <= min(DIRECT_BYTES, self._throttle.slice_bytes)
+        if direct:
+            await self._throttle.take(len(body))  # before it is signed: a signature ages
         way, url, signed = await self._sign("PUT", key, query, headers)
         signed["content-length"] = str(len(body))
         try:
             async with asyncio.timeout(STALL_S) as limit:
-                data = bytes(body) if len(body) <= DIRECT_BYTES else _slices(body, limit)
+                data = bytes(body) if direct else _slices(body, limit, self._throttle)
                 async with self._open().put(url, data=data, headers=signed, **_way(way)) as answer:
                     refused = answer.status != HTTPStatus.OK
                     refusal = await self._refusal(answer, way, what, PUT_FAULTS) if refused else None
@@ -152,11 +156,17 @@ def _way(way: Way) -> dict[str, Any]:
     return {"proxy": way.proxy, "ssl": way.tls or True, "allow_redirects": False}
 
 
-async def _slices(body: memoryview, limit: asyncio.Timeout) -> AsyncIterator[memoryview]:
+async def _slices(body: memoryview, limit: asyncio.Timeout, throttle: Throttle) -> AsyncIterator[memoryview]:
     """A pooled buffer as aiohttp takes it without a copy; each piece that was taken moves the limit on."""
-    for start in range(0, len(body), SLICE_BYTES):
-        yield body[start : start + SLICE_BYTES]
-        limit.reschedule(asyncio.get_running_loop().time() + STALL_S)
+    loop = asyncio.get_running_loop()
+    for start in range(0, len(body), throttle.slice_bytes):
+        piece = body[start : start + throttle.slice_bytes]
+        if throttle.capped:
+            limit.reschedule(None)
+            await throttle.take(len(piece))
+            limit.reschedule(loop.time() + STALL_S)
+        yield piece
+        limit.reschedule(loop.time() + STALL_S)
         await breathe()
 
 

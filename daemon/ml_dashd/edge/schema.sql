@@ -115,3 +115,9 @@ CREATE TABLE contents (
 INSERT INTO contents SELECT id, content FROM files WHERE content IS NOT NULL;
 ALTER TABLE files DROP COLUMN content;
 UPDATE files SET lane = 'inline' WHERE pin_kind = 'inline' AND state NOT IN ('DONE', 'CANCELLED');
+-- ---- step 4: experiments take turns
+
+DROP INDEX files_due;
+-- The worker's question: what may run now, the highest priority first, then by experiments (edge/due.py).
+CREATE INDEX files_due ON files (lane, priority DESC, namespace, project, experiment, not_before_ms, id)
+    WHERE state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED');

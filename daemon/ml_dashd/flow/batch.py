@@ -14,10 +14,12 @@ from typing import Any
 from ml_dash.errors import Code, error
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.model import Algorithm, Job, PinKind, Target
+from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
-from ml_dashd.flow.upload import PART_DEADLINE_S, as_fault
+from ml_dashd.flow.pace import Pace
+from ml_dashd.flow.upload import as_fault
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Faults, Journal, Meter, Store
 
@@ -43,6 +45,7 @@ class Batch:
         finish: Finish,
         checksums: Checksums,
         verify: Verify,
+        pace: Pace,
         faults: Faults,
         meter: Meter,
     ) -> None:
@@ -51,6 +54,7 @@ class Batch:
         self._finish = finish
         self._checksums = checksums
         self._verifier = verify
+        self._pace = pace
         self._faults = faults
         self._meter = meter
 
@@ -116,7 +120,10 @@ class Batch:
         target = Target(record.key or "", job.id, record.size_bytes, record.content_type)
         self._faults.at("batch.before_put")
         try:
-            async with asyncio.timeout(PART_DEADLINE_S):
+            async with (
+                self._pace.turn(job, Lane.SMALL, len(content)) as deadline_s,
+                asyncio.timeout(deadline_s),
+            ):
                 evidence = await self._store.put(target, memoryview(content), sent)
         except TimeoutError as late:
             raise as_fault(late, f"put {record.key}") from None

@@ -166,11 +166,11 @@ class Finish:
             proof=None,
         )
 
-    async def postpone(self, job: Job, trouble: Trouble, delay_ms: int, *, blocked: bool) -> None:
-        """The same step again, later."""
+    async def postpone(self, job: Job, trouble: Trouble, delay_ms: int, *, blocked: bool, counts: bool = True) -> None:
+        """The same step again, later. Behind an open circuit it `counts` for nothing: it is the store that is tried."""
         await self._journal.note(
             job,
-            attempt=job.attempt + 1,
+            attempt=job.attempt + counts,
             not_before_ms=self._clock.now_ms() + delay_ms,
             trouble=trouble,
             blocked=blocked,
@@ -181,9 +181,8 @@ class Finish:
             log.warning("file_blocked", extra=event)
         self._bell.ring()
 
-    async def unblock(self, job: Job) -> None:
-        """What held files up is mended, as this one shows: the others need not wait for their time."""
-        await self._journal.retry_blocked()
+    def mended(self, job: Job) -> None:
+        """What held files up is mended, as this one shows."""
         if self._complained:
             log.info("store_mended", extra={"id": job.id})
         self._complained.clear()

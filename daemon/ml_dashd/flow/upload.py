@@ -13,23 +13,24 @@ from itertools import count
 from ml_dash.errors import Code, error
 from ml_dashd.core import checksum
 from ml_dashd.core.checksum import Digest, Digester, has_part
+from ml_dashd.core.fair import Claim
 from ml_dashd.core.model import Algorithm, Evidence, Job, SentPart, Target
 from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
+from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.sources import crc64_of, open_source
 from ml_dashd.flow.verify import Verify
-from ml_dashd.ports import Buffers, Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
+from ml_dashd.ports import Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
 
-PARTS_AT_ONCE = 4
-"""Parts of one file that are being sent; one more is read meanwhile."""
+PARTS_AT_ONCE = 8
+"""Parts of one file that are read and sent; how many of them are, depends on the memory and the pace (flow/pace.py)."""
 PART_ATTEMPTS = 6
 """Tries at a part before the file steps back and lets others go first."""
-PART_DEADLINE_S = 600.0
-"""A signature ages: a part takes at most ten minutes."""
 
 
 class Uploader:
@@ -42,7 +43,8 @@ class Uploader:
         store: Store,
         pins: Pins,
         threads: Threads,
-        buffers: Buffers,
+        buffers: FairBuffers,
+        pace: Pace,
         finish: Finish,
         checksums: Checksums,
         verify: Verify,
@@ -57,6 +59,7 @@ class Uploader:
         self._pins = pins
         self._threads = threads
         self._buffers = buffers
+        self._pace = pace
         self._finish = finish
         self._checksums = checksums
         self._verifier = verify
@@ -103,7 +106,7 @@ class Uploader:
         if job.state is State.QUEUED:
             key = self._store.key(job.record)
             job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
-        buffer = await self._buffers.take(source.size_bytes)
+        buffer = await self._buffers.take(source.size_bytes, Claim.of(Lane.SMALL, job))
         clean = False
         try:
             sha256 = hashlib.sha256()
@@ -111,7 +114,10 @@ class Uploader:
             await self._settle_source(job, source, digest, sha256.hexdigest())
             self._faults.at("upload.before_put")
             try:
-                async with asyncio.timeout(PART_DEADLINE_S):
+                async with (
+                    self._pace.turn(job, Lane.SMALL, source.size_bytes) as deadline_s,
+                    asyncio.timeout(deadline_s),
+                ):
                     evidence = await self._store.put(_target(job), buffer, digest)
             except TimeoutError as late:
                 raise as_fault(late, f"put {job.record.key}") from None
@@ -134,6 +140,7 @@ class Uploader:
         self._faults.at("upload.before_begin")
         upload_id = await self._store.begin(_target(job))
         self._faults.at("upload.after_begin")
+        self._pace.answered(job)
         # Rule 2: the upload's id is journaled before any part is sent.
         return await self._journal.advance(job, State.SENDING, upload_id=upload_id)
 
@@ -152,7 +159,7 @@ class Uploader:
             async with asyncio.TaskGroup() as sending:
                 for part in parts(source.size_bytes, job.part_size):
                     await turn.acquire()
-                    buffer = await self._buffers.take(part.size_bytes)
+                    buffer = await self._buffers.take(part.size_bytes, Claim.of(Lane.LARGE, job))
                     earlier = journaled.get(part.number)
                     digest = await self._read_again(job, source, part, buffer, sha256, earlier)
                     digests.append(digest)
@@ -175,7 +182,10 @@ class Uploader:
             for attempt in count(1):
                 try:
                     self._faults.at("upload.before_part")
-                    async with asyncio.timeout(PART_DEADLINE_S):
+                    async with (
+                        self._pace.turn(job, Lane.LARGE, part.size_bytes) as deadline_s,
+                        asyncio.timeout(deadline_s),
+                    ):
                         sent = await self._store.send_part(_target(job), job.upload_id or "", part, buffer, digest)
                     self._faults.at("upload.after_part")
                     self._meter.sent(part.size_bytes)
@@ -285,10 +295,7 @@ class Uploader:
             raise error(Code.SOURCE_CHANGED, f"{_name(job)} is not what was handed over")
 
     def _return(self, buffer: memoryview, *, clean: bool) -> None:
-        if clean:
-            self._buffers.give_back(buffer)
-        else:
-            self._buffers.discard(buffer)
+        self._buffers.give_back(buffer, clean=clean)
 
 
 def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
@@ -318,7 +325,7 @@ def as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
     """A request that took too long, in the store's words."""
     if isinstance(failure, StoreError):
         return failure
-    return StoreError(Fault.TRANSIENT, f"{what} took longer than {PART_DEADLINE_S:.0f} s")
+    return StoreError(Fault.TRANSIENT, f"{what} took too long")
 
 
 def _first(failures: ExceptionGroup[Exception]) -> Exception:

@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from ml_dash.errors import TABLE, Code, MLDashError
+from ml_dashd.core.circuit import HOLD_MS
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
-from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, WIDTH, Lane
+from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, SPARE, WIDTH, Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.batch import CHUNK, Batch
+from ml_dashd.flow.circuit import AT_ONCE, Breaker
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.ports import Clock, Journal, JournalError, Meter, Superseded
@@ -29,7 +31,15 @@ class Worker:
     """Runs the uploader on what is due."""
 
     def __init__(
-        self, journal: Journal, uploader: Uploader, batch: Batch, finish: Finish, clock: Clock, meter: Meter
+        self,
+        journal: Journal,
+        uploader: Uploader,
+        batch: Batch,
+        finish: Finish,
+        clock: Clock,
+        meter: Meter,
+        *,
+        breaker: Breaker,
     ) -> None:
         self._journal = journal
         self._uploader = uploader
@@ -37,7 +47,10 @@ class Worker:
         self._finish = finish
         self._clock = clock
         self._meter = meter
+        self._breaker = breaker
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._jobs: dict[int, Job] = {}
+        """Those that run, as they were when they began."""
         self._wakes = {lane: asyncio.Event() for lane in Lane}
         self._lanes: list[asyncio.Task[None]] = []
         self._drains = 0
@@ -48,6 +61,8 @@ class Worker:
     def start(self) -> None:
         """Begins with what the journal holds."""
         self._lanes = [asyncio.create_task(self._lane(lane), name=f"lane {lane}") for lane in Lane]
+        probing = self._breaker.run(self._begin_probe, self._running, self.wake)
+        self._lanes.append(asyncio.create_task(probing, name="circuit"))
 
     def sending(self, file_id: int) -> bool:
         """Whether a file is under way now."""
@@ -77,6 +92,7 @@ class Worker:
     async def hasten(self) -> None:
         """The most valuable files first, and those that wait for their time now, until `relax`. It nests."""
         self._drains += 1
+        self._breaker.hasten()
         await self._prepare(self._journal.hasten)
 
     async def relax(self) -> None:
@@ -131,10 +147,29 @@ class Worker:
         """Begins as many as fit; whether there may be more of them."""
         free = WIDTH[lane] - len(mine)
         if free <= 0:
+            await self._fill_spare(lane, mine, now_ms)
             return False
-        jobs = await self._journal.due(lane, now_ms, list(mine), free)
-        self._begin_all(jobs, mine, self._wakes[lane])
-        return len(jobs) == free
+        most = AT_ONCE if self._breaker.opened() else free
+        jobs = await self._journal.due(lane, now_ms, list(self._running), most)
+        allowed = [job for job in jobs if self._breaker.allows(job)]
+        self._begin_all(allowed[:free], mine, self._wakes[lane])
+        await self._breaker.hold([job for job in jobs if not self._breaker.allows(job)])
+        return len(jobs) == most
+
+    async def _fill_spare(self, lane: Lane, mine: set[int], now_ms: int) -> None:
+        """The lane is full: what is more urgent than all that is under way, or of an experiment without any, begins."""
+        for urgent in (True, False):
+            spare = WIDTH[lane] + SPARE[lane] - len(mine)
+            if spare <= 0:
+                return
+            jobs = [self._jobs[file_id] for file_id in mine]
+            some: dict[str, Any] = (
+                {"above": max(job.priority for job in jobs)}
+                if urgent
+                else {"without": {job.record.group for job in jobs}}
+            )
+            found = await self._journal.due(lane, now_ms, list(self._running), 1 if urgent else spare, **some)
+            self._begin_all([job for job in found if self._breaker.allows(job)], mine, self._wakes[lane])
 
     async def _fill_foremost(self, lane: Lane, mine: set[int], now_ms: int) -> None:
         """In a drain: the first of its order are under way. A large file that is not among them steps back.
@@ -143,13 +178,18 @@ class Worker:
         less left, and the other does not.
         """
         before, width = set(mine), DRAIN_WIDTH[lane]
-        jobs = await self._journal.foremost(lane, now_ms, width)
+        found = await self._journal.foremost(lane, now_ms, AT_ONCE if self._breaker.opened() else width)
+        held = [job for job in found if not self._breaker.allows(job)]
+        jobs = [job for job in found if self._breaker.allows(job)][:width]
         if lane is Lane.LARGE:
             for file_id in (mine & before) - {job.id for job in jobs} - self._stepping_back:
                 self._stepping_back.add(file_id)
                 self._running[file_id].cancel()
         fresh = [job for job in jobs if job.id not in before]
         self._begin_all(fresh[: max(0, width - len(mine))], mine, self._wakes[lane])
+        if held and not self._breaker.probing:  # a drain tries the store once more
+            await self._breaker.hold(held)
+            self._wakes[lane].set()
 
     async def _pause(self, wake: asyncio.Event, now_ms: int) -> None:
         """Until something is handed over, ends, or has waited its time."""
@@ -165,6 +205,7 @@ class Worker:
 
     def _begin_all(self, jobs: Sequence[Job], mine: set[int], wake: asyncio.Event) -> None:
         """Begins files: those whose bytes the journal holds many together, the others each by itself."""
+        jobs = [job for job in jobs if job.id not in self._running]  # it may have become a probe
         together = [job for job in jobs if self._batch.takes(job)]
         for start in range(0, len(together), CHUNK):
             chunk = together[start : start + CHUNK]
@@ -175,17 +216,24 @@ class Worker:
             if not self._batch.takes(job):
                 self._begin(self._run(job), [job], mine, wake)
 
+    def _begin_probe(self, job: Job) -> asyncio.Task[None]:
+        """Beside the lanes: they wait for how it ends."""
+        if job.id in self._running:
+            return self._running[job.id]
+        return self._begin(self._run(job), [job], set(), asyncio.Event())
+
     def _begin(
         self, work: Coroutine[Any, Any, None], jobs: Sequence[Job], mine: set[int], wake: asyncio.Event
     ) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"file {jobs[0].id}")
         ids = [job.id for job in jobs]
         self._running |= dict.fromkeys(ids, task)
+        self._jobs |= {job.id: job for job in jobs}
         mine.update(ids)
 
         def ended(_: asyncio.Task[None]) -> None:
             for file_id in ids:
-                del self._running[file_id]
+                del self._running[file_id], self._jobs[file_id]
             mine.difference_update(ids)
             self._stepping_back.difference_update(ids)
             wake.set()
@@ -196,7 +244,9 @@ class Worker:
     async def _run(self, job: Job) -> None:
         try:
             await self._uploader.run(job)
-            await self._mended(job)
+            if job.state is not State.VERIFIED and not job.cancel_requested:
+                self._breaker.answered(job)
+            self._mended(job)
         except Superseded:
             return  # cancelled, or finished by another hand
         except JournalError:
@@ -214,15 +264,15 @@ class Worker:
             stumbled = [(job, reason) for job in jobs]
         failed = {job.id for job, _ in stumbled}
         for job in [job for job in jobs if job.blocked and job.id not in failed][:1]:
-            await self._mended(job)
+            self._mended(job)
         for job, failure in stumbled:
             await self._after_safely(job, failure)
 
-    async def _mended(self, job: Job) -> None:
+    def _mended(self, job: Job) -> None:
         """A file that an operator held up has come to its end: so will the others."""
         if job.blocked and not job.cancel_requested:  # a deletion says nothing of the store
-            await self._finish.unblock(job)
-            self.wake()
+            self._finish.mended(job)
+            self._breaker.let_go(job)
 
     async def _hold_back(self, job: Job) -> None:
         """Nothing can be noted now, as the journal's log says; the file goes on from where the journal has it."""
@@ -279,7 +329,10 @@ class Worker:
             await self._finish.fail(job, decision.trouble)
             return
         self._meter.retried(failure.fault)
-        if decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
+        if self._breaker.failed(job, failure.fault, decision.trouble):
+            await self._finish.postpone(job, decision.trouble, HOLD_MS, blocked=True, counts=False)
+            self._breaker.check(job)
+        elif decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
             await self._finish.requeue(job, decision.trouble, decision.delay_ms)
         else:
             blocked = decision.next is Next.BLOCK

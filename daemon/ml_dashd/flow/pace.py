@@ -1,0 +1,111 @@
+"""The pace of sending: how many requests are under way at once, whose turn it is, and how much memory each lane has.
+
+async with pace.turn(job, Lane.SMALL, size_bytes) as deadline_s:
+    async with asyncio.timeout(deadline_s):
+        await store.put(…)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from ml_dashd.core.fair import Claim, Shares
+from ml_dashd.core.model import Job, Sending
+from ml_dashd.core.pace import REQUEST_BYTES, Limit, deadline_s
+from ml_dashd.core.plan import MIB
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.core.schedule import Lane
+from ml_dashd.flow.gate import Gate
+from ml_dashd.ports import Buffers, Clock
+
+TOO_MUCH = (Fault.THROTTLED, Fault.TRANSIENT)
+"""A store says that it is too much with SlowDown, 503 or 429, by hanging up, or by not answering."""
+KEPT_SHARE = 4
+"""A lane's own: one place of four."""
+SMALL_BYTES = 8 * MIB
+"""Memory that large files leave to small ones: these need not wait until a part of a large one is sent."""
+
+
+class Pace:
+    """Gives turns at sending. `answered` is told of each job of which the store has taken something."""
+
+    def __init__(self, clock: Clock, connections: int, bandwidth: int, answered: Callable[[Job], None]) -> None:
+        self._clock = clock
+        self._connections = connections
+        self._bandwidth = bandwidth
+        self._answered = answered
+        self._limit = Limit(connections, clock.monotonic())
+        self._gate = Gate(Shares(connections, 1, 1, each=True))
+        self._resize()
+
+    @asynccontextmanager
+    async def turn(self, job: Job, lane: Lane, size_bytes: int) -> AsyncIterator[float]:
+        """Waits for a place among the requests, and keeps it while one with so many bytes in its body is sent.
+
+        Gives how long the request may take, in seconds: what is longer is to end with TimeoutError. How it ended, by
+        what the block raises, sets the pace of those to come.
+        """
+        await self._gate.enter(Claim.of(lane, job), 1, size_bytes + REQUEST_BYTES)
+        began = self._clock.monotonic()
+        try:
+            yield deadline_s(size_bytes, self._bandwidth, self._connections)
+        except (StoreError, TimeoutError) as failure:
+            if isinstance(failure, TimeoutError) or failure.fault in TOO_MUCH:
+                self._limit.slowed(began, self._clock.monotonic())
+            raise
+        else:
+            self._limit.ended(size_bytes, self._clock.monotonic(), scarce=self._gate.crowded)
+            self._answered(job)
+        finally:
+            self._gate.leave(lane, 1)
+            if self._limit.places != self._gate.total:
+                self._resize()
+
+    def answered(self, job: Job) -> None:
+        """The store has done something else for this job."""
+        self._answered(job)
+
+    def sending(self) -> Sending:
+        """What is under way now."""
+        return Sending(
+            {str(lane): requests for lane, requests in self._gate.inside.items()},
+            self._limit.places,
+            self._limit.rate(self._clock.monotonic()),
+        )
+
+    def _resize(self) -> None:
+        self._gate.resize(self._limit.places, max(1, self._limit.places // KEPT_SHARE))
+
+
+class FairBuffers:
+    """Buffers under one budget in bytes, of which each lane has its share and each experiment its turn.
+
+    `buffers` has the same budget; downloads take theirs from it, too, in the order in which they ask.
+    """
+
+    def __init__(self, buffers: Buffers, budget_bytes: int, part_bytes: int) -> None:
+        self._buffers = buffers
+        kept_small = max(0, min(SMALL_BYTES, budget_bytes - 2 * part_bytes))  # one part is read, another is sent
+        self._gate = Gate(Shares(budget_bytes, kept_small, budget_bytes - budget_bytes // KEPT_SHARE, each=False))
+        self._lanes: dict[int, Lane] = {}
+
+    async def take(self, size_bytes: int, claim: Claim) -> memoryview:
+        """A buffer of that size, as soon as the budget allows; give it back, or discard it."""
+        await self._gate.enter(claim, size_bytes, size_bytes)
+        try:
+            buffer = await self._buffers.take(size_bytes)
+        except BaseException:
+            self._gate.leave(claim.lane, size_bytes)
+            raise
+        self._lanes[id(buffer)] = claim.lane
+        return buffer
+
+    def give_back(self, buffer: memoryview, *, clean: bool) -> None:
+        """The buffer is not needed any more. Unless `clean`, a dead connection may still hold it (rule C1)."""
+        lane = self._lanes.pop(id(buffer))
+        if clean:
+            self._buffers.give_back(buffer)
+        else:
+            self._buffers.discard(buffer)
+        self._gate.leave(lane, len(buffer))
