@@ -30,7 +30,7 @@ def threads() -> Iterator[Pool]:
     pool.close()
 
 
-@pytest.fixture(params=["local", "swift", "localstack", "ceph"])
+@pytest.fixture(params=["local", "s3_double", "swift", "localstack", "ceph"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, threads: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Store]:
@@ -212,8 +212,11 @@ async def test_a_name_of_255_bytes_and_one_beyond_ascii(store: Store) -> None:
         assert await body_of(store, target.key, 0, 2) == b"ok"
 
 
-async def test_the_probe_finds_what_each_server_verifies(swift, localstack, monkeypatch: pytest.MonkeyPatch) -> None:
-    for server, expected in ((swift, Algorithm.MD5), (localstack, Algorithm.CRC64NVME)):
+async def test_the_probe_finds_what_each_server_verifies(
+    s3_double, swift, localstack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = ((s3_double, Algorithm.CRC64NVME), (swift, Algorithm.MD5), (localstack, Algorithm.CRC64NVME))
+    for server, expected in verified:
         store = s3_store(server, monkeypatch)
         assert await store.prepare() is expected
         await store.close()
