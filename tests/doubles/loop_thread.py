@@ -12,10 +12,12 @@ PATIENCE_S = 30.0
 
 
 class LoopThread:
-    """Runs coroutines until it is closed; then whatever still runs is cancelled."""
+    """Runs coroutines until it is closed; then whatever still runs is cancelled, and what went wrong is raised."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._defects: list[dict[str, Any]] = []
+        self._loop.set_exception_handler(lambda _, context: self._defects.append(context))
         self._thread = Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -28,6 +30,7 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE_S)
         self._loop.close()
+        assert not self._defects, self._defects
 
 
 async def _cancel_others() -> None:

@@ -105,7 +105,7 @@ class S3Double:
             signature.verify(Signed(request.method, path, query, headers), self.secrets, self.region, self._now_s())
             raw = await _received(request, headers)
         except Refusal:
-            with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+            with contextlib.suppress(aiohttp.ClientError, OSError):
                 await _drain(request, headers)
             raise
         content, checksums = body.verified(headers, raw, of_body=request.method == "PUT")
@@ -169,7 +169,10 @@ async def _received(request: web.BaseRequest, headers: dict[str, str]) -> bytes:
         raise Refusal("EntityTooLarge", f"at most {LARGEST} bytes go in one request")
     if headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return await request.content.read()
+    try:
+        return await request.content.read()
+    except (aiohttp.ClientError, OSError):
+        raise Refusal("IncompleteBody", "its sender hung up") from None
 
 
 async def _drain(request: web.BaseRequest, headers: dict[str, str]) -> None:
