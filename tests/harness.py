@@ -21,6 +21,7 @@ from ml_dash import Experiment
 from ml_dash.connection import Connection
 from ml_dash.messages import Status, StatusReport
 from ml_dash.reach import Endpoint
+from tests.doubles.s3_double import S3Double
 from tests.servers.s3server import S3Server
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class Folder(StoreUnderTest):
 class Bucket(StoreUnderTest):
     key_prefix = "some/where/"
 
-    def __init__(self, server: S3Server, endpoint: str | None = None, *, make: bool = True) -> None:
+    def __init__(self, server: S3Server | S3Double, endpoint: str | None = None, *, make: bool = True) -> None:
         self.server = server
         self.bucket = f"bucket-{secrets.token_hex(6)}"
         self.url = f"s3://{self.bucket}/{self.key_prefix.rstrip('/')}"

@@ -32,7 +32,7 @@ def threads() -> Iterator[Pool]:
     pool.close()
 
 
-@pytest.fixture(params=["local", "swift", "localstack", "ceph"])
+@pytest.fixture(params=["local", "s3_double", "swift", "localstack", "ceph"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, threads: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Store]:

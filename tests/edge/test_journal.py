@@ -367,6 +367,17 @@ async def test_of_many_those_that_another_hand_has_moved_are_left_out(journal: S
     assert await journal.advance_all([], State.SENDING) == []
 
 
+async def test_one_that_was_copied_meanwhile_comes_back_with_its_copy(journal: SqliteJournal) -> None:
+    """Else the link is let go, and the copy stays in the spool."""
+    (plain,) = await inline_files(journal, 1)
+    linked, _ = await accept(journal, Job(record(2), Pin(PinKind.LINK, "2.link")), key_of(2), None)
+    copy = Pin(PinKind.COPY, "2.copy")
+    await journal.repin(linked, copy)
+    moved = await journal.advance_all([plain, linked], State.SENDING, [{"key": "k/1"}, {"key": "k/2"}])
+    assert [(job.pin, job.record.key) for job in moved] == [(plain.pin, "k/1"), (copy, "k/2")]
+    assert await journal.get([1, 2]) == moved
+
+
 async def test_many_move_only_as_the_table_allows(journal: SqliteJournal) -> None:
     jobs = await inline_files(journal, 1, 2)
     with pytest.raises(sqlite3.IntegrityError):

@@ -9,8 +9,6 @@ import secrets
 import shutil
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ml_dash import messages as m
 from tests.doubles.raw_client import RawClient
 from tests.doubles.users import PLACE, put
 from tests.harness import DaemonProcess, Folder, eventually, make_file
+from tests.measured import Measured, measured
 
 pytestmark = pytest.mark.slow
 
@@ -38,28 +37,6 @@ GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLO
 """What is freed goes back to the kernel at once, so that what stays is what is held."""
 SLOPE = 0.01
 """The growth over all that is measured that is no leak."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a process has open, and what it takes."""
-
-    descriptors: list[str]
-    threads: int
-    rss_bytes: int
-
-
-def measured(daemon: DaemonProcess) -> Measured:
-    assert daemon.process is not None
-    process = Path(f"/proc/{daemon.process.pid}")
-    descriptors = []
-    for entry in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):
-            descriptors.append(str(entry.readlink()).partition(":[")[0])
-    descriptors.sort()
-    threads = len(list((process / "task").iterdir()))
-    rollup = (process / "smaps_rollup").read_text()
-    return Measured(descriptors, threads, int(rollup.partition("Rss:")[2].split()[0]) * 1024)
 
 
 class Round:

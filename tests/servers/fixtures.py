@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests.doubles.s3_double import S3Double
 from tests.servers.ceph import Ceph
 from tests.servers.debian import NotInstallableError
 from tests.servers.localstack import LocalStack
@@ -25,6 +26,13 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
 def localstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """LocalStack, started for the first test that asks."""
     yield from _serve(LocalStack(tmp_path_factory.mktemp("localstack")))
+
+
+@pytest.fixture(scope="session")
+def s3_double() -> Iterator[S3Double]:
+    """AWS's semantics in this process; a test that changes its keys or its clock makes one of its own."""
+    with S3Double() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

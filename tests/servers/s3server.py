@@ -42,6 +42,32 @@ def free_ports(count: int) -> list[int]:
     raise ServerError(f"no {count} free ports on 127.0.0.1 in {_PORTS}")
 
 
+def s3_client(endpoint: str, access_key: str, secret_key: str, region: str, **options: Any) -> Any:
+    """Make a boto3 client; the caller closes it. `options` are botocore Config's.
+
+    One attempt and no proxies: a test sees each answer of this very server. Checksums only where the
+    test gives them, else boto3 would add its own to every request.
+    """
+    settings: dict[str, Any] = {
+        "signature_version": "s3v4",
+        "s3": {"addressing_style": "path"},
+        "retries": {"total_max_attempts": 1},
+        "proxies": {},  # not None, which would mean those of the environment
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name=region,
+        config=Config(**(settings | options)),
+    )
+
+
 class S3Server(ABC):
     """A real S3 server on 127.0.0.1 with its state below one directory.
 
@@ -135,29 +161,8 @@ class S3Server(ABC):
         self.stop()
 
     def client(self, **options: Any) -> Any:
-        """Make a boto3 client for this server; the caller closes it. `options` are botocore Config's.
-
-        One attempt and no proxies: a test sees each answer of this very server. Checksums only where the
-        test gives them, else boto3 would add its own to every request.
-        """
-        settings: dict[str, Any] = {
-            "signature_version": "s3v4",
-            "s3": {"addressing_style": "path"},
-            "retries": {"total_max_attempts": 1},
-            "proxies": {},  # not None, which would mean those of the environment
-            "connect_timeout": 10,
-            "read_timeout": 60,
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        }
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name=self.region,
-            config=Config(**(settings | options)),
-        )
+        """Make a boto3 client for this server; the caller closes it. `options` are botocore Config's."""
+        return s3_client(self.endpoint, self.access_key, self.secret_key, self.region, **options)
 
     def make_bucket(self, name: str) -> str:
         """Create bucket `name` and return the name."""

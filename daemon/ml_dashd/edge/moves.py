@@ -22,7 +22,7 @@ from ml_dashd.ports import Handed
 LET_GO = (State.DONE, State.CANCELLED)
 """The states in which nobody needs a file's bytes any more."""
 _STILL_THERE = """
-SELECT json_group_array(json_array(files.id, cancel_requested))
+SELECT json_group_array(json_array(files.id, cancel_requested, pin_kind))
 FROM files JOIN (WITH old (id, state) AS (VALUES {rows}) SELECT * FROM old) AS old
     ON files.id = old.id AND files.state = old.state
 """
@@ -75,9 +75,12 @@ def move_all(
     changes: Sequence[Mapping[str, Any]],
     now_ms: int,
 ) -> list[Job]:
-    """Moves jobs that are still in their states, each with its own changes of the same columns; returns those."""
+    """Moves jobs that are still in their states, each with its own changes of the same columns; returns those.
+
+    One whose source was copied since the caller saw it comes back with its copy: that is what is let go.
+    """
     (found,) = connection.execute(_STILL_THERE.format(rows=placeholders(len(jobs), 2)), _old(jobs)).fetchone()
-    asked = dict(json.loads(found))
+    asked = {file_id: (bool(cancelled), kind) for file_id, cancelled, kind in json.loads(found)}
     left = [(job, change) for job, change in zip(jobs, changes, strict=True) if job.id in asked]
     if not left:
         return []
@@ -88,7 +91,9 @@ def move_all(
         ids = [job.id for job in jobs]
         connection.execute(f"DELETE FROM contents WHERE file_id IN ({marks(ids)})", ids)
     return [
-        _moved(job, {**change, "state": to, "cancel_requested": bool(asked[job.id]), "updated_ms": now_ms})
+        _moved(job, {**change, "state": to, "cancel_requested": asked[job.id][0], "updated_ms": now_ms})
+        if asked[job.id][1] == job.pin.kind
+        else read_job(connection.execute("SELECT * FROM files WHERE id = ?", (job.id,)).fetchone())
         for job, change in left
     ]
 

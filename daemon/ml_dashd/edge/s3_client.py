@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.handlers import add_expect_header
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
 
@@ -252,6 +253,8 @@ class Clients:
             config=config,
         )
         async with client as s3:
+            # A body would wait for 100 Continue for ever, where a server or a proxy never sends it.
+            s3.meta.events.unregister("before-call.s3", add_expect_header)
             yield s3
 
 

@@ -85,9 +85,17 @@ def _fault_of(failure: Exception) -> Fault:
     # aiobotocore wraps what aiohttp raises.
     if isinstance(getattr(failure, "kwargs", {}).get("error", failure), aiohttp.ClientConnectorCertificateError):
         return Fault.UNTRUSTED
+    if isinstance(failure, boto.EndpointConnectionError) and _was_connected(failure):
+        return Fault.TRANSIENT
     if isinstance(failure, _NO_WAY):
         return Fault.UNREACHABLE
     return Fault.TRANSIENT
+
+
+def _was_connected(failure: boto.EndpointConnectionError) -> bool:
+    """For aiobotocore a connection that was reset, and one that was never made, are the same error."""
+    cause = failure.kwargs.get("error")
+    return isinstance(cause, aiohttp.ClientOSError) and not isinstance(cause, aiohttp.ClientConnectorError)
 
 
 def _fault_of_answer(failure: boto.ClientError) -> Fault:

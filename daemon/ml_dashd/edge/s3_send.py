@@ -63,7 +63,8 @@ class Sender:
             async with asyncio.timeout(STALL_S) as limit:
                 data = bytes(body) if direct else _slices(body, limit, self._throttle)
                 async with self._open().put(url, data=data, headers=signed, **_way(way)) as answer:
-                    refused = answer.status != HTTPStatus.OK
+                    # A 200 can hold an error; then it has no ETag.
+                    refused = answer.status != HTTPStatus.OK or "etag" not in answer.headers
                     refusal = await self._refusal(answer, way, what, PUT_FAULTS) if refused else None
         except Exception as failure:
             raise sorted_error(failure, what) from failure
