@@ -456,10 +456,17 @@ def _unit_folder(name: str) -> Path | None:
 
 
 def _given_credentials() -> str:
-    """The file that systemd hands in with LoadCredential=s3:…; "" where there is none."""
-    folder = _unit_folder("CREDENTIALS_DIRECTORY")
-    given = None if folder is None else folder / GIVEN_CREDENTIALS
-    return str(given) if given is not None and given.is_file() else ""
+    """The file that systemd hands in with LoadCredential=s3:…; "" where there is none.
+
+    One that this user may not read is named all the same: files are blocked, and the reason is said.
+    """
+    if (folder := _unit_folder("CREDENTIALS_DIRECTORY")) is None:
+        return ""
+    given = folder / GIVEN_CREDENTIALS
+    try:
+        return str(given) if given.is_file() else ""
+    except PermissionError:
+        return str(given)
 
 
 def _default_state_dir() -> Path:

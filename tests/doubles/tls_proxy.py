@@ -87,8 +87,10 @@ class TlsProxy:
             ways: list[Awaitable[None]] = [self._pass(reader, upstream), self._pass(upstream_reader, writer)]
             try:
                 await asyncio.gather(*ways)
-            finally:
-                upstream.close()
+            except BaseException:
+                upstream.transport.abort()  # what it has not taken yet would hold it open
+                raise
+            upstream.close()
         except (OSError, ssl.SSLError):
             pass
         finally:

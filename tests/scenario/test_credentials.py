@@ -222,7 +222,7 @@ def test_what_is_named_and_not_there_is_waited_for(missing: str, swift: Swift, t
         exp.files.save_text("x", to="x.txt")
         (said,) = eventually(lambda: daemon.status().blocked)
         assert said.error_code == Code.STORE_CREDENTIALS
-        assert "uploads" in (said.error_message or "")
+        assert (str(file) if missing == "the file" else "uploads") in (said.error_message or "")
         give(file, swift, swift.secret_key, "uploads")
         exp.files.flush(timeout=60)
         assert len(store.keys()) == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.gate import Gate, refusal
 from tests.doubles.pid1 import Machine, booted
 from tests.harness import PREFIX, eventually, file_sha256, make_file
 
@@ -231,6 +232,30 @@ def test_an_s3_store_is_spoken_to_from_within_the_sandbox(machine: Machine, tmp_
     wanted = "1 file on its way, 3.1 MB; 1 blocked: "
     eventually(lambda: wanted in machine.show("ml-dashd.service", "StatusText")["StatusText"])
     assert f"localhost:{port}" in machine.show("ml-dashd.service", "StatusText")["StatusText"]
+
+
+def test_credentials_that_systemd_hands_in(machine: Machine, tmp_path: Path) -> None:
+    """By the page's drop-in, from a file that root alone can read."""
+    folder = machine.inside("/etc/ml-dash")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "credentials"
+    file.write_text("[default]\naws_access_key_id = of-the-page\naws_secret_access_key = x\n")
+    file.chmod(0o600)
+    with Gate("http://nobody.test", lambda _: refusal(403, "InvalidAccessKeyId")) as gate:
+        url = f's|^# endpoint_url = .*|endpoint_url = "{gate.endpoint}"|; 0,/^# url = ""/s||url = "s3://bucket"|'
+        install(machine, page("credentials"), url)
+        make_file(tmp_path / "a.bin", MIB)
+        hand_over(machine, str(tmp_path / "a.bin"))
+        said = eventually(lambda: refused_for(machine))
+        if "Permission denied: '/run/credentials/" in said:
+            pytest.skip("in namespaces of its own this systemd lets root alone read what it hands in")
+        assert "InvalidAccessKeyId" in said
+        assert "Credential=of-the-page/" in gate.asked[0].headers["authorization"]
+
+
+def refused_for(machine: Machine) -> str:
+    """Why a file is blocked, as its status says; "" while none is."""
+    return machine.show("ml-dashd.service", "StatusText")["StatusText"].partition("1 blocked: ")[2]
 
 
 USER_MANAGER = """

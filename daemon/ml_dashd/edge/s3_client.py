@@ -218,7 +218,7 @@ class Clients:
                     raise sorted_error(failure, f"open {self._settings.bucket}") from failure
 
     async def _begin(self) -> None:
-        settings, session = self._settings, self._chain.session()
+        settings, session = self._settings, await self._chain.session()
         endpoint = settings.endpoint_url or await _configured_endpoint(session)
         ca_bundle = settings.ca_bundle or session.get_config_variable("ca_bundle")
         async with AsyncExitStack() as stack:

@@ -33,8 +33,9 @@ class Chain(AioCredentials):  # type: ignore[misc]
         self.generation = 0
         """Counts the sets of keys. What it was before a request tells `renew` whether there are newer ones by now."""
 
-    def session(self) -> AioSession:
-        """A session whose clients sign with this."""
+    async def session(self) -> AioSession:
+        """A session whose clients sign with this. Raises CredentialRetrievalError when the file can't be read."""
+        await self._check_file()
         session = self._new_session()
         session.register_component("credential_provider", self)
         return session
@@ -52,7 +53,7 @@ class Chain(AioCredentials):  # type: ignore[misc]
             if self._loaded is None:
                 await self._load()
             return await self._loaded.get_frozen_credentials()
-        except boto.NoCredentialsError:
+        except (boto.NoCredentialsError, boto.CredentialRetrievalError):
             raise
         except Exception as failure:
             method = getattr(self._loaded, "method", None) or self._file or "the AWS chain"
@@ -72,14 +73,20 @@ class Chain(AioCredentials):  # type: ignore[misc]
         async with self._loading:
             if self._loaded is not None:
                 return
-            if self._file is not None:
-                # botocore would take a file that is not there for an empty one, and go on to what comes after it.
-                await asyncio.to_thread(_check_readable, self._file)
+            await self._check_file()
             loaded = await self._new_session().get_credentials()
             if loaded is None:
                 raise boto.NoCredentialsError
             self._loaded = loaded
             self.generation += 1
+
+    async def _check_file(self) -> None:
+        """Without it botocore takes a file that can't be read for an empty one, and goes on to what comes after it."""
+        if self._file is not None:
+            try:
+                await asyncio.to_thread(Path(self._file).read_bytes)
+            except OSError as failure:
+                raise boto.CredentialRetrievalError(provider=self._file, error_msg=str(failure)) from failure
 
     def _new_session(self) -> AioSession:
         session = AioSession()
@@ -92,8 +99,3 @@ class Chain(AioCredentials):  # type: ignore[misc]
             AioConfig(proxies=self._proxies, http_session_cls=SystemTrust, warm_up_loader_caches=True)
         )
         return session
-
-
-def _check_readable(path: str) -> None:
-    with Path(path).open("rb"):
-        pass
