@@ -13,13 +13,13 @@ from typing import Any
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.checksum import digest
-from ml_dashd.core.model import Algorithm, Job, PinKind, Target
+from ml_dashd.core.model import Algorithm, Job, PinKind
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import Pace
-from ml_dashd.flow.upload import as_fault
+from ml_dashd.flow.upload import as_fault, target_of
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Faults, Journal, Meter, Store
 
@@ -117,14 +117,13 @@ class Batch:
         sha256, sent = hashlib.sha256(content).hexdigest(), digest(memoryview(content), job.algorithm)
         if sha256 != record.sha256:
             raise error(Code.SOURCE_CHANGED, f"{record.path} is not what was handed over: the journal's disk fails")
-        target = Target(record.key or "", job.id, record.size_bytes, record.content_type)
         self._faults.at("batch.before_put")
         try:
             async with (
                 self._pace.turn(job, Lane.SMALL, len(content)) as deadline_s,
                 asyncio.timeout(deadline_s),
             ):
-                evidence = await self._store.put(target, memoryview(content), sent)
+                evidence = await self._store.put(target_of(job), memoryview(content), sent)
         except TimeoutError as late:
             raise as_fault(late, f"put {record.key}") from None
         self._faults.at("batch.after_put")

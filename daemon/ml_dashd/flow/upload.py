@@ -118,7 +118,7 @@ class Uploader:
                     self._pace.turn(job, Lane.SMALL, source.size_bytes) as deadline_s,
                     asyncio.timeout(deadline_s),
                 ):
-                    evidence = await self._store.put(_target(job), buffer, digest)
+                    evidence = await self._store.put(target_of(job), buffer, digest)
             except TimeoutError as late:
                 raise as_fault(late, f"put {job.record.key}") from None
             self._faults.at("upload.after_put")
@@ -138,7 +138,7 @@ class Uploader:
         size = part_size(job.record.size_bytes, self._part_bytes)
         job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm)
         self._faults.at("upload.before_begin")
-        upload_id = await self._store.begin(_target(job))
+        upload_id = await self._store.begin(target_of(job))
         self._faults.at("upload.after_begin")
         self._pace.answered(job)
         # Rule 2: the upload's id is journaled before any part is sent.
@@ -149,7 +149,7 @@ class Uploader:
         upload_id = job.upload_id or ""
         listed, journaled = {}, {}
         if not fresh:
-            listed = _by_number(await self._store.list_parts(_target(job), upload_id, job.part_size))
+            listed = _by_number(await self._store.list_parts(target_of(job), upload_id, job.part_size))
             journaled = _by_number(await self._journal.parts(job))
         sha256 = hashlib.sha256()
         digests: list[Digest] = []
@@ -186,7 +186,7 @@ class Uploader:
                         self._pace.turn(job, Lane.LARGE, part.size_bytes) as deadline_s,
                         asyncio.timeout(deadline_s),
                     ):
-                        sent = await self._store.send_part(_target(job), job.upload_id or "", part, buffer, digest)
+                        sent = await self._store.send_part(target_of(job), job.upload_id or "", part, buffer, digest)
                     self._faults.at("upload.after_part")
                     self._meter.sent(part.size_bytes)
                     clean = attempt == 1
@@ -208,7 +208,7 @@ class Uploader:
 
     async def _evidence_parts(self, job: Job, digests: Sequence[Digest], whole: Digest, sha256: str) -> Job:
         """Rules 3 and 4: the store itself lists every part, of our size, with our checksum or the ETag it gave us."""
-        listed = _by_number(await self._store.list_parts(_target(job), job.upload_id or "", job.part_size))
+        listed = _by_number(await self._store.list_parts(target_of(job), job.upload_id or "", job.part_size))
         journaled = _by_number(await self._journal.parts(job))
         for number, digest in enumerate(digests, start=1):
             if not has_part(listed.get(number), digest, journaled.get(number)):
@@ -236,7 +236,7 @@ class Uploader:
             return None
 
     async def _complete_now(self, job: Job) -> Evidence:
-        target, upload_id = _target(job), job.upload_id or ""
+        target, upload_id = target_of(job), job.upload_id or ""
         listed = await self._store.list_parts(target, upload_id, job.part_size)
         failure: StoreError | None = None
         self._faults.at("upload.before_complete")
@@ -308,7 +308,8 @@ def _name(job: Job) -> str:
     return job.pin.source or job.record.path
 
 
-def _target(job: Job) -> Target:
+def target_of(job: Job) -> Target:
+    """Where a file's object goes."""
     return Target(job.record.key or "", job.id, job.record.size_bytes, job.record.content_type, job.algorithm)
 
 
