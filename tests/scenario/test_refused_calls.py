@@ -279,7 +279,7 @@ def test_a_copy_in_the_background_that_is_refused(tmp_path: Path, full_size: boo
             for error in (errno.EIO,) if syncs else (errno.ENOSPC, errno.EDQUOT) if full_size else (errno.ENOSPC,):
                 waiting = Waiting(here, number * 1000 + error)
                 # The source is synced first, by itself, and then what was copied of it.
-                here.refusals.ask(2 if site.startswith("pin.SpoolPins.sync ") else 1, error, site)
+                here.refusals.ask(2 if site.endswith(" fdatasync") else 1, error, site)
                 eventually(lambda: here.refusals.met or copied(waiting))  # noqa: B023
                 eventually(lambda: copied(waiting) or "copy_postponed" in here.daemon.log())  # noqa: B023
                 assert here.refusals.met == site
