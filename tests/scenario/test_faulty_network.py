@@ -37,7 +37,7 @@ SIZES = {"inline.bin": 1000, "small.bin": 70_000, "one-request.bin": 2 * MIB, "p
 SETTINGS = f"part_size = {5 * MIB}\n"
 CHECKSUM = {"s3_double": "crc64nvme", "swift": "md5"}
 """What each server verifies. It is said, so that the files meet the faults, and not the probe before them."""
-PROBED = ("no 100 Continue",)
+PROBED = ("every other request refused", "no 100 Continue")
 """The scripts that the probe goes through, too."""
 STATEFUL = ("CreateMultipartUpload", *BODIES, "CompleteMultipartUpload")
 """The operations after which the server is another."""
