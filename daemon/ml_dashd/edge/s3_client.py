@@ -22,7 +22,7 @@ from ml_dashd.core.model import Algorithm
 from ml_dashd.core.sigv4 import Keys
 from ml_dashd.edge.s3_credentials import Chain
 from ml_dashd.edge.s3_errors import sorted_error
-from ml_dashd.edge.tls import SystemTrust, trusting
+from ml_dashd.edge.tls import trusting
 
 USER_TIMEOUT_MS = 30_000
 """TCP_USER_TIMEOUT: frees a connection whose peer takes nothing, which a cancelled request would keep for ever."""
@@ -241,7 +241,6 @@ class Clients:
             retries={"total_max_attempts": 1},
             s3={"payload_signing_enabled": False, "addressing_style": settings.style(endpoint)},
             proxies=settings.proxies,
-            http_session_cls=SystemTrust,
             connector_args={"socket_factory": make_socket},
         )
         plain = endpoint is not None and endpoint.startswith("http:")
