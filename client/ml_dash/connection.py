@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import mmap
 import os
 import secrets
@@ -17,6 +16,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from ml_dash import messages, wire
+from ml_dash.channel import OPEN, Channel, close_all
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Failed, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
@@ -26,13 +26,10 @@ from ml_dash.silence import ANSWER_S, Silence, SilentError
 
 M = TypeVar("M", bound=Message)
 
-RECEIVE_BYTES = 64 * 1024
-ANCILLARY_BYTES = socket.CMSG_SPACE(4 * wire.MAX_DESCRIPTORS)
 KEEP_MAPPED = 4
 """Slots whose mapping is kept for the next save; the least recently granted goes first."""
 
 _CONNECTIONS: weakref.WeakSet[Connection] = weakref.WeakSet()
-_CHANNELS: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
@@ -42,7 +39,7 @@ def _forget_all() -> None:
     """
     for connection in _CONNECTIONS:
         connection.forget()
-    for channel in _CHANNELS:
+    for channel in OPEN:
         channel.close()
 
 
@@ -201,7 +198,7 @@ class Connection:
         granted = expect(messages.SlotGranted, self._persist(lambda: self._ask(ask)))
         if self._channel is not None and (received := self._channel.take_received()):
             self._slots[granted.slot] = mmap.mmap(received[0], granted.capacity_bytes)
-            _close(received)
+            close_all(received)
         mapping = self._slots.pop(granted.slot)
         self._slots[granted.slot] = mapping
         while len(self._slots) > KEEP_MAPPED:
@@ -287,118 +284,6 @@ class Connection:
         self._slots = {}
 
 
-class Channel:
-    """One socket, after connecting; not safe among threads."""
-
-    def __init__(self, peer: socket.socket, silence: Silence) -> None:
-        self._socket = peer
-        self.daemon = daemon_of(peer)
-        self.silence = silence
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._decoder = wire.Decoder(messages.REPLY_LIMITS)
-        self._frames: list[wire.Frame] = []
-        self._received: list[int] = []
-        self._number = 0
-        _CHANNELS.add(self)
-
-    def ask(
-        self,
-        build: Callable[[int], Message],
-        descriptors: Sequence[int] = (),
-        progress: Callable[[Progress], None] | None = None,
-        *,
-        keep: bool = False,
-    ) -> Message:
-        """One request and its answer; request 0 is the daemon's own word before it hangs up.
-
-        Descriptors that come with it are kept for `take_received` only with `keep`.
-        """
-        self.begin(build, descriptors)
-        while isinstance(answer := self.receive(keep=keep), Progress):
-            if progress is not None:
-                progress(answer)
-        return answer
-
-    def begin(self, build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> None:
-        """Sends a request; what is received from here on belongs to it."""
-        _close(self._received)  # nobody took them: Ctrl-C came in between, and they are not the next answer's
-        self._received = []
-        self._number += 1
-        self.silence.heard()
-        self._send(_encode(build(self._number), len(descriptors)), descriptors)
-
-    def receive(self, *, keep: bool = False) -> Message:
-        """The request's answer, or some Progress before it."""
-        while True:
-            frame = self._next()
-            answer = messages.decode(frame, messages.REPLIES)
-            if keep:
-                self._received.extend(frame.descriptors)
-            else:
-                _close(frame.descriptors)
-            if isinstance(answer, Progress):
-                return answer
-            if answer.request in (self._number, 0):
-                if isinstance(answer, Failed) and answer.code == Code.SHUTTING_DOWN:
-                    raise error(Code.SHUTTING_DOWN, answer.message)
-                return answer
-
-    @property
-    def has_more(self) -> bool:
-        """Whether a message has arrived that nobody has received yet; poll sees only what comes after it."""
-        return bool(self._frames)
-
-    def fileno(self) -> int:
-        """The socket's, for poll."""
-        return self._socket.fileno()
-
-    def take_received(self) -> list[int]:
-        """The descriptors of the last answer, for the caller to close."""
-        received, self._received = self._received, []
-        return received
-
-    def close(self) -> None:
-        _close(self._decoder.take_descriptors())
-        _close(self._received)
-        self._received = []
-        self._socket.close()
-
-    def _send(self, data: bytes, descriptors: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        left = memoryview(data)
-        try:
-            while left:
-                try:
-                    sent = self._socket.sendmsg([left], rights, socket.MSG_NOSIGNAL)
-                except BlockingIOError:
-                    self.silence.look()
-                    continue
-                left, rights = left[sent:], []
-        except BrokenPipeError:
-            # The daemon has hung up; it may have said why.
-            self._frames.append(self._next())
-
-    def _next(self) -> wire.Frame:
-        while not self._frames:
-            try:
-                count, ancillary, _, _ = self._socket.recvmsg_into(
-                    [self._buffer], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                self.silence.look()
-                continue
-            self.silence.heard()
-            received = array.array("i")
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    received.frombytes(content[: len(content) - len(content) % received.itemsize])
-            if not count:
-                _close(received)
-                raise EOFError("the connection was closed")
-            self._frames.extend(self._decoder.feed(self._buffer[:count], received))
-        return self._frames.pop(0)
-
-
 def now_ms() -> int:
     """Milliseconds since 1970, UTC: the clock that the daemon on this machine has too."""
     return time.time_ns() // 1_000_000
@@ -409,14 +294,6 @@ def new_key() -> bytes:
     return secrets.token_bytes(16)
 
 
-def _encode(message: Message, descriptors: int) -> bytes:
-    try:
-        return messages.encode(message, descriptors)
-    except UnicodeEncodeError as bad:
-        what = f"{bad.object[:120]!r} has an unpaired surrogate"
-        raise error(Code.INVALID_PATH, what, "use text that UTF-8 can hold") from None
-
-
 def expect(reply: type[M], answer: Message) -> M:
     """The answer, where it is of that kind. Raises what the daemon refused with."""
     if isinstance(answer, Failed):
@@ -424,12 +301,6 @@ def expect(reply: type[M], answer: Message) -> M:
     if not isinstance(answer, reply):
         raise error(Code.PROTOCOL, f"{type(answer).__name__} came where {reply.__name__} was due")
     return answer
-
-
-def _close(descriptors: Sequence[int] | array.array[int]) -> None:
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
 
 
 @cache

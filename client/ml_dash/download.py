@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ml_dash import messages as m
-from ml_dash.connection import Channel, Connection, expect
+from ml_dash.channel import Channel
+from ml_dash.connection import Connection, expect
 from ml_dash.errors import Code, error
 from ml_dash.persistence import Persistence
 from ml_dash.silence import LOOK_S, SilentError

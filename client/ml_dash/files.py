@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,19 +18,33 @@ from typing import Any, NamedTuple
 
 from ml_dash import messages as m
 from ml_dash import serialize
+from ml_dash.arguments import (
+    PathLike,
+    content_of,
+    durability_of,
+    escape,
+    file_id_of,
+    is_glob,
+    name_of,
+    only_known,
+    open_source,
+    printable,
+    priority_of,
+    saver_for,
+    text,
+    texts,
+)
 from ml_dash.connection import Connection, new_key
 from ml_dash.download import Downloads
 from ml_dash.errors import Code, error
-from ml_dash.many import Basket, read_small
+from ml_dash.many import Basket
 from ml_dash.result import FileResult, failure_of, iso_time, records_of
 
-PathLike = str | os.PathLike[str]
 Paths = list[str]
 Many = Mapping[str, PathLike] | Iterable[PathLike]
 """Files for `upload_many`: paths, or names below the prefix and the paths they are read from."""
 Receipt = dict[str, Any]
 Receipts = list[Receipt]
-DIGITS_OF_ID = "0123456789"
 
 
 class Fetched(NamedTuple):
@@ -103,10 +116,10 @@ class FileSet:
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
         source = os.fspath(fpath)
-        name = _name_of(source) if to is None else to
+        name = name_of(source) if to is None else to
         file = self._describe(name, description, tags, bindrs, metadata, priority)
         key = new_key()
-        descriptor = _open_source(source)
+        descriptor = open_source(source)
         try:
             accepted = self._connection.call(
                 m.Accepted,
@@ -114,8 +127,8 @@ class FileSet:
                     request=number,
                     key=key,
                     file=file,
-                    source=_printable(os.path.abspath(source)),  # noqa: PTH100 keeps symlinks
-                    durability=_durability(durability or self._durability),
+                    source=printable(os.path.abspath(source)),  # noqa: PTH100 keeps symlinks
+                    durability=durability_of(durability or self._durability),
                     snapshot=snapshot or "",
                 ),
                 (descriptor,),
@@ -138,12 +151,12 @@ class FileSet:
         self, fpaths: Many, *, durability: str | None = None, snapshot: str | None = None, **described: Any
     ) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
-        _durability(durability or "")
-        named = fpaths.items() if isinstance(fpaths, Mapping) else ((_name_of(path), path) for path in fpaths)
+        durability_of(durability or "")
+        named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
         basket = Basket(self._connection)
         for name, path in named:
-            file = self._describe(name, **_only(described))
-            if (content := _read_small(os.fspath(path))) is not None:
+            file = self._describe(name, **only_known(described))
+            if (content := content_of(os.fspath(path))) is not None:
                 yield from map(self._result, basket.add(file, content))
             else:
                 yield from map(self._result, basket.empty())
@@ -175,7 +188,7 @@ class FileSet:
             return self.save_blob(content, to=to, **described)
         if isinstance(content, dict | list):
             return self.save_json(content, to=to, **described)
-        raise error(Code.UNSUPPORTED_TYPE, f"save() does not take {type(content).__name__}", _saver_for(content))
+        raise error(Code.UNSUPPORTED_TYPE, f"save() does not take {type(content).__name__}", saver_for(content))
 
     def _save_path(self, content: PathLike, to: str | None, described: dict[str, Any]) -> FileResult:
         if isinstance(content, str) and not os.path.exists(content):  # noqa: PTH110
@@ -187,8 +200,8 @@ class FileSet:
         return self.upload(content, to=to, **described)
 
     def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
-        durability = _durability(described.pop("durability", None) or self._durability)
-        file = self._describe(to, **_only(described))
+        durability = durability_of(described.pop("durability", None) or self._durability)
+        file = self._describe(to, **only_known(described))
         key = new_key()
         if len(data) <= m.INLINE_BYTES:
             content, sha256 = bytes(data), hashlib.sha256(data).digest()
@@ -235,7 +248,7 @@ class FileSet:
         Raises ValueError when nothing fits, StorageError when the bytes are not the recorded ones.
         """
         paths = [one.path for one in self.fetch(pattern, to=to)]
-        return paths if pattern is not None and _is_glob(pattern) else paths[0]
+        return paths if pattern is not None and is_glob(pattern) else paths[0]
 
     def fetch(
         self, pattern: str | None = None, *, to: PathLike | None = None, watch: Watch | None = None
@@ -256,7 +269,7 @@ class FileSet:
         Raises ValueError when nothing fits.
         """
         receipts = [one.receipt for one in self.discard(pattern)]
-        return receipts if self._defaults.file_id is None and pattern and _is_glob(pattern) else receipts[0]
+        return receipts if self._defaults.file_id is None and pattern and is_glob(pattern) else receipts[0]
 
     def discard(self, pattern: str | None = None) -> Iterator[Discarded]:
         """`delete`, path by path."""
@@ -269,7 +282,7 @@ class FileSet:
         """The versions that `delete` takes, those of one path together, newest first."""
         if self._defaults.file_id is not None:
             return [[self._newest(None)]]
-        if pattern is None or not _is_glob(pattern):
+        if pattern is None or not is_glob(pattern):
             return [self._versions(pattern)]
         by_path: dict[tuple[str, str], Any] = {}
         for record in self._records(self._place, pattern):
@@ -291,12 +304,12 @@ class FileSet:
         given = self._defaults
         described = m.Described(
             place=self._place,
-            to=_text(to, "to"),
-            description=given.description if description is None else _text(description, "description"),
-            tags=given.tags if tags is None else _texts(tags, "tags"),
-            bindrs=given.bindrs if bindrs is None else _texts(bindrs, "bindrs"),
+            to=text(to, "to"),
+            description=given.description if description is None else text(description, "description"),
+            tags=given.tags if tags is None else texts(tags, "tags"),
+            bindrs=given.bindrs if bindrs is None else texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
-            priority=_priority(priority),
+            priority=priority_of(priority),
         )
         m.check(described)
         return described
@@ -323,7 +336,7 @@ class FileSet:
         folder, _, filename = path.rpartition("/")
         if not filename:
             raise error(Code.NO_MATCH, "no file is named", 'say which, as in files("model.pt"), or pass a pattern')
-        found = [*self._records(replace(self._place, prefix=folder), _escape(filename))]
+        found = [*self._records(replace(self._place, prefix=folder), escape(filename))]
         if not found:
             raise self._no_match(name)
         return found
@@ -344,7 +357,7 @@ class FileSet:
     def _targets(self, pattern: str | None, to: PathLike | None) -> Iterator[tuple[m.Record, Path]]:
         """What `download` brings, and where each goes."""
         target = Path(to or ".")
-        if pattern is None or not _is_glob(pattern):
+        if pattern is None or not is_glob(pattern):
             record = self._newest(pattern)
             is_folder = target.is_dir() or (to is not None and os.fspath(to).endswith("/"))
             yield record, target / record.filename if is_folder else target
@@ -388,9 +401,9 @@ class Files(FileSet):
         """The files at a prefix, or the one of an id; what is given here holds for every file that is saved there."""
         if dir is not None and prefix is not None:
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
-        where = unicodedata.normalize("NFC", _text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
+        where = unicodedata.normalize("NFC", text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
         defaults = Defaults(
-            where, _id(file_id), description, _texts(tags or (), "tags"), _texts(bindrs or (), "bindrs"), metadata
+            where, file_id_of(file_id), description, texts(tags or (), "tags"), texts(bindrs or (), "bindrs"), metadata
         )
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
 
@@ -429,105 +442,8 @@ class Files(FileSet):
 def file_by_id(connection: Connection, file_id: str | int) -> FileSet:
     """The one file of an id, wherever it belongs."""
     nowhere = m.Place(namespace="", project="", experiment="")
-    return FileSet(connection, nowhere, Defaults(file_id=_id(file_id)))
+    return FileSet(connection, nowhere, Defaults(file_id=file_id_of(file_id)))
 
 
 def _unwatched(_: FileResult, done_bytes: int, total_bytes: int) -> None:
     """Nobody asked."""
-
-
-def _open_source(source: str) -> int:
-    """A descriptor to hand over. O_NONBLOCK, so that a FIFO does not stop the trainer before it is refused."""
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise error(Code.FILE_NOT_FOUND, f"there is no file {source}") from None
-    except PermissionError:
-        raise error(Code.NOT_READABLE, f"{source} may not be read by uid {os.geteuid()}") from None
-    except (OSError, ValueError) as failure:
-        raise error(Code.NOT_A_FILE, f"{source!r} can't be opened: {failure}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
-    return descriptor
-
-
-def _name_of(path: PathLike) -> str:
-    """A file's own name."""
-    return os.path.basename(os.fspath(path))  # noqa: PTH119
-
-
-def _read_small(source: str) -> bytes | None:
-    """The content of a file that is small enough to travel in a message, as it is now."""
-    descriptor = _open_source(source)
-    try:
-        return read_small(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _printable(path: str) -> str:
-    """A path for messages: what is not UTF-8 in it is escaped, so that a file of any name can be handed over."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _durability(word: str) -> str:
-    """Checked here, because small content is brought to disk whatever was asked for."""
-    if word not in ("", "memory", "disk"):
-        raise error(Code.INVALID_ARGUMENT, f"durability={word!r}", 'use "memory" or "disk"')
-    return word
-
-
-def _priority(value: Any) -> int:
-    least, most = m.PRIORITIES
-    if type(value) is not int or not least <= value <= most:
-        raise error(Code.INVALID_ARGUMENT, f"priority={value!r}", f"pass a whole number from {least} to {most}")
-    return value
-
-
-def _only(described: dict[str, Any]) -> dict[str, Any]:
-    """The words that every saver takes; any other is a TypeError, as from a plain function."""
-    known = ("description", "tags", "bindrs", "metadata", "priority")
-    for name in described:
-        if name not in known:
-            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(known)}, durability")
-    return described
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise error(Code.INVALID_ARGUMENT, f"{name} is {type(value).__name__}, not str", "pass text")
-    return os.fspath(value)
-
-
-def _texts(values: Any, name: str) -> tuple[str, ...]:
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        raise error(Code.INVALID_ARGUMENT, f"{name} is not a list of str", f'pass a list, as in {name}=["best"]')
-    return tuple(values)
-
-
-def _id(value: str | int | None) -> int | None:
-    if value is None:
-        return None
-    text = str(value)
-    if not text or any(digit not in DIGITS_OF_ID for digit in text) or len(text) > 19:  # noqa: PLR2004 63 bits
-        raise error(Code.UNKNOWN_FILE, f"no file has the id {text!r}", "an id is a decimal number, as in result['id']")
-    return int(text)
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(mark in pattern for mark in "*?[")
-
-
-def _escape(name: str) -> str:
-    """A pattern that only this name fits."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _saver_for(content: Any) -> str:
-    """Which saver takes this object, in words."""
-    module = type(content).__module__.partition(".")[0]
-    savers = {"torch": "save_torch", "matplotlib": "save_fig", "numpy": "save_image or save_blob"}
-    if module in savers:
-        return f"call {savers[module]}()"
-    return "call save_json, save_text, save_blob or save_pkl"

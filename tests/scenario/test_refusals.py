@@ -73,9 +73,9 @@ def test_an_unreadable_file(exp: Experiment, tmp_path: Path) -> None:
     secret.write_bytes(b"x")
     secret.chmod(0)
     program = (
-        "import os, sys; from ml_dash.files import _open_source; from ml_dash import MLDashError\n"
+        "import os, sys; from ml_dash.arguments import open_source; from ml_dash import MLDashError\n"
         f"os.setuid({NOBODY})\n"
-        "try: _open_source(sys.argv[1])\n"
+        "try: open_source(sys.argv[1])\n"
         "except MLDashError as failure: print(failure.code, failure.message)"
     )
     tmp_path.chmod(0o755)

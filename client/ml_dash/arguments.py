@@ -1,0 +1,111 @@
+"""What a caller passes, checked here: before anything is sent, and by the name that it has there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+from ml_dash import messages as m
+from ml_dash.errors import Code, error
+from ml_dash.many import read_small
+
+PathLike = str | os.PathLike[str]
+DIGITS_OF_ID = "0123456789"
+
+
+def open_source(source: str) -> int:
+    """A descriptor to hand over. O_NONBLOCK, so that a FIFO does not stop the trainer before it is refused."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(Code.FILE_NOT_FOUND, f"there is no file {source}") from None
+    except PermissionError:
+        raise error(Code.NOT_READABLE, f"{source} may not be read by uid {os.geteuid()}") from None
+    except (OSError, ValueError) as failure:
+        raise error(Code.NOT_A_FILE, f"{source!r} can't be opened: {failure}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
+    return descriptor
+
+
+def name_of(path: PathLike) -> str:
+    """A file's own name."""
+    return os.path.basename(os.fspath(path))  # noqa: PTH119
+
+
+def content_of(source: str) -> bytes | None:
+    """The content of a file that is small enough to travel in a message, as it is now."""
+    descriptor = open_source(source)
+    try:
+        return read_small(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def printable(path: str) -> str:
+    """A path for messages: what is not UTF-8 in it is escaped, so that a file of any name can be handed over."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def durability_of(word: str) -> str:
+    """Checked here, because small content is brought to disk whatever was asked for."""
+    if word not in ("", "memory", "disk"):
+        raise error(Code.INVALID_ARGUMENT, f"durability={word!r}", 'use "memory" or "disk"')
+    return word
+
+
+def priority_of(value: Any) -> int:
+    least, most = m.PRIORITIES
+    if type(value) is not int or not least <= value <= most:
+        raise error(Code.INVALID_ARGUMENT, f"priority={value!r}", f"pass a whole number from {least} to {most}")
+    return value
+
+
+def only_known(described: dict[str, Any]) -> dict[str, Any]:
+    """The words that every saver takes; any other is a TypeError, as from a plain function."""
+    known = ("description", "tags", "bindrs", "metadata", "priority")
+    for name in described:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(known)}, durability")
+    return described
+
+
+def text(value: Any, name: str) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise error(Code.INVALID_ARGUMENT, f"{name} is {type(value).__name__}, not str", "pass text")
+    return os.fspath(value)
+
+
+def texts(values: Any, name: str) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise error(Code.INVALID_ARGUMENT, f"{name} is not a list of str", f'pass a list, as in {name}=["best"]')
+    return tuple(values)
+
+
+def file_id_of(value: str | int | None) -> int | None:
+    if value is None:
+        return None
+    text = str(value)
+    if not text or any(digit not in DIGITS_OF_ID for digit in text) or len(text) > 19:  # noqa: PLR2004 63 bits
+        raise error(Code.UNKNOWN_FILE, f"no file has the id {text!r}", "an id is a decimal number, as in result['id']")
+    return int(text)
+
+
+def is_glob(pattern: str) -> bool:
+    return any(mark in pattern for mark in "*?[")
+
+
+def escape(name: str) -> str:
+    """A pattern that only this name fits."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def saver_for(content: Any) -> str:
+    """Which saver takes this object, in words."""
+    module = type(content).__module__.partition(".")[0]
+    savers = {"torch": "save_torch", "matplotlib": "save_fig", "numpy": "save_image or save_blob"}
+    if module in savers:
+        return f"call {savers[module]}()"
+    return "call save_json, save_text, save_blob or save_pkl"
