@@ -20,7 +20,7 @@ from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.s3_client import Clients, S3Settings
-from ml_dashd.edge.s3_errors import code_of, sorted_error
+from ml_dashd.edge.s3_errors import as_placed, code_of, sorted_error
 from ml_dashd.edge.s3_examine import S3Examiner
 from ml_dashd.edge.s3_probe import S3Probe
 from ml_dashd.edge.s3_send import Sender
@@ -90,7 +90,7 @@ class S3Store:
         try:
             answer = await self._send(target.key, {}, headers, body, digest, f"put {target.key}")
         except StoreError as refused:
-            raise self._as_placed(refused) from refused.__cause__
+            raise as_placed(refused, self._settings.placement.headers) from refused.__cause__
         return Evidence(len(body), _bare(answer.get("etag")), _stated(answer, digest), target.file_id)
 
     async def begin(self, target: Target) -> str:
@@ -109,7 +109,7 @@ class S3Store:
         try:
             return await self._ask(ask, f"begin {target.key}")
         except StoreError as refused:
-            raise self._as_placed(refused) from refused.__cause__
+            raise as_placed(refused, self._settings.placement.headers) from refused.__cause__
 
     async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
         query = {"partNumber": str(part.number), "uploadId": upload_id}
@@ -267,13 +267,6 @@ class S3Store:
         if error.fault in RENEWED:
             self._clients.renew(generation)
         return error
-
-    def _as_placed(self, refused: StoreError) -> StoreError:
-        """What is refused where the settings ask for encryption or a storage class is refused for them."""
-        if refused.fault is Fault.REFUSED and (asked := self._settings.placement.headers):
-            named = ", ".join(f"{name}: {value}" for name, value in asked.items())
-            return StoreError(Fault.UNSUPPORTED, f"{refused.message} (asked for {named})")
-        return refused
 
 
 def _checksum_of(digest: Digest) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 import aiohttp
@@ -146,6 +147,14 @@ def _off_s(date: str | None) -> int | None:
 def _date_of(failure: boto.ClientError) -> str | None:
     said: str | None = failure.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     return said
+
+
+def as_placed(refused: StoreError, asked: Mapping[str, str]) -> StoreError:
+    """What is refused where headers ask for encryption or a storage class is refused for them."""
+    if refused.fault is not Fault.REFUSED or not asked:
+        return refused
+    named = ", ".join(f"{name}: {value}" for name, value in asked.items())
+    return StoreError(Fault.UNSUPPORTED, f"{refused.message} (asked for {named})")
 
 
 def code_of(failure: BaseException) -> str:

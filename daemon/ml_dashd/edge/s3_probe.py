@@ -18,7 +18,7 @@ from ml_dashd.core.model import Algorithm
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.s3_client import S3Settings
-from ml_dashd.edge.s3_errors import code_of
+from ml_dashd.edge.s3_errors import as_placed, code_of
 
 T = TypeVar("T")
 
@@ -71,7 +71,10 @@ class S3Probe:
 
     async def _put_twice(self, key: str) -> bool:
         words = {"Key": key, "Body": bytes(SMALL)} | self._placement.arguments
-        await self._call("put_object", **words)
+        try:
+            await self._call("put_object", **words)
+        except StoreError as refused:
+            raise as_placed(refused, self._placement.headers) from refused.__cause__
         return await self._refused_by_condition("put_object", **words)
 
     async def _try_object(self, key: str, algorithm: Algorithm) -> Trial:
