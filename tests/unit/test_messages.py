@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ml_dash import messages as m
 from ml_dash import wire
 from ml_dash.errors import Code, MLDashError, ProtocolError
+from ml_dash.schema import MAX_INT, Within
 
 KINDS = {**m.REQUESTS, **m.REPLIES}
 every_message = pytest.mark.parametrize("schema", KINDS.values(), ids=lambda schema: schema.__name__)
@@ -42,14 +43,14 @@ def taken_apart(annotation: Any) -> tuple[Any, Any, bool]:
         return bare, size, True
     if get_origin(annotation) is Annotated:
         bound = options[1]
-        return options[0], bound if isinstance(bound, m.Within) else bound.size, False
+        return options[0], bound if isinstance(bound, Within) else bound.size, False
     return annotation, None, False
 
 
 def values(annotation: Any) -> st.SearchStrategy[Any]:
     """Values that fit an annotation."""
     bare, size, optional = taken_apart(annotation)
-    least, most = size if bare is int and size else (0, m.MAX_INT)
+    least, most = size if bare is int and size else (0, MAX_INT)
     few = 3 if bare is int else min(3, size or 3)
     if is_dataclass(bare):
         fitting = st.fixed_dictionaries(
@@ -110,7 +111,7 @@ def wrong(annotation: Any) -> Iterator[tuple[Any, str]]:
         yield True, "is bool, not int"
         yield 1.0, "is float, not int"
         yield "1", "is str, not int"
-        least, most, allowed = (*size, f"{size.least} to {size.most}") if size else (0, m.MAX_INT, "0 to 2**63 - 1")
+        least, most, allowed = (*size, f"{size.least} to {size.most}") if size else (0, MAX_INT, "0 to 2**63 - 1")
         yield least - 1, f"is {least - 1}, not in {allowed}"
         yield most + 1, f"is {most + 1}, not in {allowed}"
     elif bare is bool:
@@ -134,7 +135,7 @@ def largest(annotation: Any) -> Any:
     if get_origin(bare) is tuple:
         return [largest(get_args(bare)[0])] * size
     if bare is int:
-        return size.most if size else m.MAX_INT
+        return size.most if size else MAX_INT
     return {bool: True, str: "x" * (size or 0), bytes: bytes(size or 0)}[bare]
 
 
@@ -228,7 +229,7 @@ def test_a_complaint_is_short_however_long_the_field():
 
 
 def test_the_bounds_themselves_are_taken():
-    plain = {"request": m.MAX_INT, "ids": [0] * 1000}
+    plain = {"request": MAX_INT, "ids": [0] * 1000}
     assert m.decode(frame(m.Get, plain), m.REQUESTS) == m.Get(request=2**63 - 1, ids=(0,) * 1000)
 
 
