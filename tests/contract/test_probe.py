@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -111,6 +112,20 @@ async def test_conditions_that_are_ignored_or_not_understood(
 
     found = await found_on(localstack, monkeypatch, meddle)
     assert (found.put_if_none_match, found.complete_if_none_match) == (False, False)
+
+
+async def test_a_server_that_asks_for_patience_is_asked_again(
+    localstack: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a bucket under load would have to take twenty requests in a row before the first file moves."""
+    asked = itertools.count()
+
+    def refuse(_: Request) -> Answer | None:
+        return refusal(503, "SlowDown") if next(asked) % 2 else None
+
+    found = await found_on(localstack, monkeypatch, refuse)
+    assert found.trials[0] == full(Algorithm.CRC64NVME)
+    assert (found.put_if_none_match, found.complete_if_none_match) == (True, True)
 
 
 async def test_a_denial_is_no_finding(localstack: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

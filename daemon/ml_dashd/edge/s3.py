@@ -58,7 +58,9 @@ class S3Store:
         self._algorithm = settings.checksum
         self._probes = f"{settings.key_prefix}{RESERVED}-probe/"
         self.examiner = S3Examiner(settings, self._clients, SystemClock())
-        self.prober = S3Probe(settings, self._probes, self._clients.control, self._ask, self._send)
+        self.prober = S3Probe(
+            settings, self._probes, self._clients.control, ask=self._ask, send=self._send, clock=SystemClock()
+        )
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
         """The checksum to use: the one that the settings name, or the one found out, which is then `known`.

@@ -16,9 +16,10 @@ from ml_dashd.core.capabilities import CANDIDATES, Capabilities, Trial
 from ml_dashd.core.checksum import Digest, combine, digest, part_etag
 from ml_dashd.core.model import Algorithm
 from ml_dashd.core.plan import MIB
-from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.core.retry import Fault, StoreError, backoff_ms
 from ml_dashd.edge.s3_client import S3Settings
 from ml_dashd.edge.s3_errors import as_placed, code_of
+from ml_dashd.ports import Clock
 
 T = TypeVar("T")
 
@@ -32,6 +33,9 @@ TELLING = (Fault.CORRUPT, Fault.REFUSED, Fault.UNSUPPORTED, Fault.GONE)
 ABANDONED = timedelta(days=1)
 """What is left of a probe whose daemon never came back is anybody's to remove then."""
 
+TRIES = 8
+"""Of one request at a store that asks for patience. Another failure may have been a success: all is asked anew then."""
+
 Ask = Callable[[Callable[[], Awaitable[Any]], str], Awaitable[Any]]
 Send = Callable[[str, dict[str, str], dict[str, str], memoryview, Digest, str], Awaitable[Mapping[str, str]]]
 
@@ -44,7 +48,14 @@ class S3Probe:
     """
 
     def __init__(
-        self, settings: S3Settings, folder: str, control: Callable[[], Awaitable[Any]], ask: Ask, send: Send
+        self,
+        settings: S3Settings,
+        folder: str,
+        control: Callable[[], Awaitable[Any]],
+        *,
+        ask: Ask,
+        send: Send,
+        clock: Clock,
     ) -> None:
         self.place = f"{settings.endpoint_url or 'AWS'} {settings.bucket}"
         self._bucket = settings.bucket
@@ -52,7 +63,8 @@ class S3Probe:
         self._placement = settings.placement
         self._control = control
         self._ask = ask
-        self._send = send
+        self._sending = send
+        self._clock = clock
 
     async def probe(self, key: str, now_ms: int) -> Capabilities:
         """Asks. What it makes is left at the key, for the caller to remove. Raises StoreError."""
@@ -82,7 +94,7 @@ class S3Probe:
         if not trial.put_refused:
             return trial
         right = digest(SMALL, algorithm)
-        stored = await _unless_refused(self._send(key, {}, self._placement.headers, SMALL, right, "probe the bucket"))
+        stored = await _unless_refused(self._send(key, {}, self._placement.headers, SMALL, right))
         return replace(trial, put_stated=stored is not None and await self._states(key, right))
 
     # ---- an object in parts
@@ -99,9 +111,7 @@ class S3Probe:
         digests = [digest(LARGE, algorithm), digest(SMALL, algorithm)]
         etags = []
         for number, (body, right) in enumerate(zip((LARGE, SMALL), digests, strict=True), start=1):
-            answer = await _unless_refused(
-                self._send(key, _part(number, upload_id), {}, body, right, "probe the bucket")
-            )
+            answer = await _unless_refused(self._send(key, _part(number, upload_id), {}, body, right))
             if answer is None:
                 return trial, None
             etags.append(answer.get("etag", ""))
@@ -155,7 +165,7 @@ class S3Probe:
         """Whether a body is refused because of its checksum; one whose header is not understood is not verified."""
         try:
             headers = {} if query else self._placement.headers
-            await self._send(key, query, headers, SMALL, digest(OTHER, algorithm), "probe the bucket")
+            await self._send(key, query, headers, SMALL, digest(OTHER, algorithm))
         except StoreError as failure:
             if failure.fault in TELLING:
                 return failure.fault is Fault.CORRUPT
@@ -181,7 +191,22 @@ class S3Probe:
         async def ask() -> Any:
             return await getattr(await self._control(), operation)(Bucket=self._bucket, **words)
 
-        return await self._ask(ask, "probe the bucket")
+        return await self._patiently(lambda: self._ask(ask, "probe the bucket"))
+
+    async def _send(
+        self, key: str, query: dict[str, str], headers: dict[str, str], body: memoryview, sent: Digest
+    ) -> Mapping[str, str]:
+        return await self._patiently(lambda: self._sending(key, query, dict(headers), body, sent, "probe the bucket"))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(1, TRIES):
+            try:
+                return await ask()
+            except StoreError as failure:
+                if failure.fault is not Fault.THROTTLED:
+                    raise
+                await self._clock.sleep(backoff_ms(attempt, self._clock.jitter()) / 1000)
+        return await ask()
 
     async def _sweep(self, now_ms: int) -> None:
         """Removes what the probes of daemons have left that are gone for good, their journals with them."""
