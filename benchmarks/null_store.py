@@ -18,6 +18,8 @@ from xml.sax.saxutils import escape
 
 from awscrt import checksums as crt
 
+STARTED = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+"""When everything was made, as far as anybody is told."""
 PAGE = 1000
 ETAG = f'"{"0" * 32}"'
 STATED = "x-amz-checksum-"
@@ -92,6 +94,7 @@ class NullStore:
             ("DELETE", ""): self._delete_object,
             ("POST", "uploads"): self._create_upload,
             ("GET", "uploads"): self._list_uploads,
+            ("GET", "list-type"): self._list_objects,
             ("PUT", "uploadId"): self._upload_part,
             ("GET", "uploadId"): self._list_parts,
             ("POST", "uploadId"): self._complete_upload,
@@ -104,7 +107,7 @@ class NullStore:
             return _json(self.stats())
         if request.key == "/_objects":
             return _json({key: [stored.size, stored.crc64] for key, stored in self._objects.items()})
-        about = next((name for name in ("uploadId", "uploads") if name in request.query), "")
+        about = next((name for name in ("uploadId", "uploads", "list-type") if name in request.query), "")
         operation = self._operations.get((request.method, about))
         if operation is None:
             raise Refused(404, "NoSuchKey")
@@ -140,6 +143,18 @@ class NullStore:
         self._objects.pop(request.key, None)
         return Answer(204)
 
+    def _list_objects(self, request: Request, _: Body) -> Answer:
+        """The first page: what a probe asks for is never more."""
+        start = _start_of(request)
+        found = [(key, stored.size) for key, stored in self._objects.items() if key.startswith(start)]
+        contents = (
+            f"<Contents><Key>{escape(key.split('/', 2)[2])}</Key><Size>{size}</Size>"
+            f"<LastModified>{STARTED}</LastModified></Contents>"
+            for key, size in sorted(found)[:PAGE]
+        )
+        more = f"<IsTruncated>{str(len(found) > PAGE).lower()}</IsTruncated>"
+        return _xml("ListBucketResult", more + "".join(contents))
+
     # ---- multipart uploads
 
     def _create_upload(self, request: Request, _: Body) -> Answer:
@@ -160,9 +175,10 @@ class NullStore:
         return _xml("ListPartsResult", more + "".join(_part_xml(number, parts[number]) for number in page))
 
     def _list_uploads(self, request: Request, _: Body) -> Answer:
-        start = f"{request.key.rstrip('/')}/{request.query.get('prefix', '')}"
+        start = _start_of(request)
         found = (
-            f"<Upload><Key>{escape(upload.key.split('/', 2)[2])}</Key><UploadId>{upload_id}</UploadId></Upload>"
+            f"<Upload><Key>{escape(upload.key.split('/', 2)[2])}</Key><UploadId>{upload_id}</UploadId>"
+            f"<Initiated>{STARTED}</Initiated></Upload>"
             for upload_id, upload in self._uploads.items()
             if upload.key.startswith(start)
         )
@@ -218,6 +234,11 @@ def encode(crc: int, size: int) -> str:
 
 def refusal(refused: Refused) -> Answer:
     return _xml("Error", f"<Code>{refused.code}</Code>", refused.status)
+
+
+def _start_of(request: Request) -> str:
+    """What the keys that are asked for begin with, the bucket's name included."""
+    return f"{request.key.rstrip('/')}/{request.query.get('prefix', '')}"
 
 
 def _check_listed(content: bytes, parts: dict[int, Body]) -> None:

@@ -14,7 +14,7 @@ from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
-from ml_dash.reach import Endpoint, default_prefix, which
+from ml_dash.reach import Endpoint, default_prefix, endpoint_of, which
 from ml_dash.result import FileResult
 from ml_dash.silence import SilentError
 
@@ -166,7 +166,7 @@ def _endpoint(options: Namespace) -> Endpoint:
 
 
 def _which(options: Namespace) -> tuple[Endpoint, str]:
-    return which(None, options.root) if options.root else which(options.socket, None)
+    return (endpoint_of(options.root), "its root is named") if options.root else which(options.socket, None)
 
 
 @contextmanager

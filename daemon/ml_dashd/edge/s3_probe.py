@@ -219,7 +219,7 @@ class S3Probe:
                 if each["Initiated"] < before:
                     await self._call("abort_multipart_upload", Key=each["Key"], UploadId=each["UploadId"])
         except StoreError as failure:
-            if failure.fault is not Fault.DENIED:
+            if failure.fault not in (Fault.DENIED, *TELLING):
                 raise
             log.info("scratch_left", extra={"key": self._folder, "error": failure})
 
