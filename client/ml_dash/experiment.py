@@ -80,9 +80,9 @@ class Experiment:
     def _leave(self) -> None:
         """Waits as `wait` says, then says what is left, and with whom."""
         embedded = self._connection.embedded
-        patience = {True: None, False: 0.0, None: self._exit_wait if embedded else 0.0}[self._wait]
-        if patience == 0.0:
+        if self._wait is False or (self._wait is None and not embedded):
             return
+        patience = None if self._wait else self._exit_wait
         first = QUIET_S if patience is None else min(QUIET_S, patience)
         waited = self._files.wait_all(first)
         if waited.pending and patience != first:

@@ -6,6 +6,7 @@ This is the one place in the client that reads the environment.
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -30,6 +31,8 @@ from ml_dash.silence import limit
 START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
 LOOK_S = 0.05
+LOWEST = 3
+"""The first descriptor that is no standard stream."""
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 _TOLD = (Code.ROOT_HELD, Code.DISK_FULL, Code.DISK_FAILED, Code.ACCESS_DENIED)
@@ -237,7 +240,7 @@ def _starts(root: Path) -> Iterator[None]:
 
 def _launch(home: Home, began_ms: int) -> dict[str, Any]:
     """Runs ml-dashd in the background; returns what it says of its start: {ready: …} or {code, message, hint}."""
-    reading, writing = os.pipe()
+    reading, writing = _pipe()
     command = [sys.executable, "-P", "-m", "ml_dashd", "run", "--embedded", str(home.root), "--ready-fd", str(writing)]
     command += ["--began-ms", str(began_ms)]
     if home.outside:
@@ -260,6 +263,17 @@ def _launch(home: Home, began_ms: int) -> dict[str, Any]:
         for descriptor in (reading, writing):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _pipe() -> tuple[int, int]:
+    """Beyond the standard streams: of a trainer that has closed its own, Popen would put the child's in their place."""
+    pipe = os.pipe()
+    try:
+        reading = fcntl.fcntl(pipe[0], fcntl.F_DUPFD_CLOEXEC, LOWEST)
+        return reading, fcntl.fcntl(pipe[1], fcntl.F_DUPFD_CLOEXEC, LOWEST)
+    finally:
+        for descriptor in pipe:
+            os.close(descriptor)
 
 
 def _read_words(words: bytes) -> dict[str, Any]:

@@ -233,7 +233,7 @@ class Daemon:
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
         state_dir = self._config.daemon.state_dir if self._config.outside else str(root / HOME)
-        self._service.rename(root.as_uri(), state_dir)
+        self._service.rename(root.as_uri(), _printable(state_dir))
 
     def _make_store(self) -> Store:
         config = self._config
@@ -379,7 +379,7 @@ class Daemon:
             pid=os.getpid(),
             embedded=config.embedded is not None,
             store=config.store.url,
-            state_dir=config.daemon.state_dir,
+            state_dir=_printable(config.daemon.state_dir),
             started_ms=self._clock.now_ms(),
         )
         return Serve(
@@ -502,6 +502,11 @@ class Daemon:
         stop.set()
 
 
+def _printable(path: str) -> str:
+    """A path for messages: what is not UTF-8 in it is escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def _policy(config: Config) -> Policy:
     """Who may do what: the table [access], and the user that this process runs as."""
     access = config.access
@@ -511,6 +516,7 @@ def _policy(config: Config) -> Policy:
 
 def run(config: Config, ready: Callable[[Recovered], None]) -> None:
     """Runs a daemon in this process until it ends."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a trainer that blocks SIGTERM hands that down
     raise_descriptor_limit()
     ignore_lease_signals()
     _run_loop(Daemon(config).run(ready))

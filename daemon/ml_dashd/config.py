@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.config_keys import kind_of, section, unknown
@@ -140,7 +140,7 @@ class Config:
     @property
     def pool_folders(self) -> list[Path]:
         """A folder of this daemon's own in each pool: what it does not know there it may remove."""
-        mine = hashlib.sha256(self.daemon.state_dir.encode()).hexdigest()[:16]
+        mine = hashlib.sha256(os.fsencode(self.daemon.state_dir)).hexdigest()[:16]
         return [Path(pool) / ".ml-dash-spool" / mine for pool in self.spool.pools]
 
     @property
@@ -284,7 +284,7 @@ def of_systemd() -> dict[str, str]:
 
 
 def _file_path(url: str) -> Path:
-    return Path(unquote(urlsplit(url).path))
+    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)))
 
 
 def _unit_folder(name: str) -> Path | None:

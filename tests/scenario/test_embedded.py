@@ -437,6 +437,37 @@ def test_a_root_may_be_moved(make_root: Callable[..., Root], tmp_path: Path) -> 
     assert not root.path.exists()
 
 
+ROUGH = """
+    import os, signal, sys
+    from ml_dash import Experiment
+    if sys.argv[2] == "blocks":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    elif sys.argv[2] == "closes":
+        for stream in (0, 1, 2):
+            os.close(stream)
+    with Experiment("alice/cv/resnet", dash_root=os.fsencode(sys.argv[1]).decode(errors="surrogateescape")).run as exp:
+        exp.files.save_text("hello", to="a.txt").wait(30)
+"""
+
+
+@pytest.mark.parametrize("way", ["blocks", "closes"])
+def test_what_a_trainer_does_to_itself_is_not_its_daemons(root: Root, way: str) -> None:
+    """Signals that it blocks, and standard streams that it has closed, would be the daemon's, too."""
+    _, err, status = run_trainer(ROUGH, str(root.path), way)
+    assert (err, status) == ("", 0)
+    assert len(root.files()) == 1
+    root.end(signal.SIGTERM)
+
+
+def test_a_root_whose_name_is_not_utf8(make_root: Callable[..., Root], tmp_path: Path) -> None:
+    root = make_root(os.fsdecode(b"r-\xff\xfe %41 x"))
+    with root.experiment().run as exp:
+        result = exp.files.save_blob(bytes(LARGE), to="a")
+    assert root.files() == [f"{PREFIX}/files/{result['id']}/a"]
+    assert len([*tmp_path.iterdir()]) == 1, "another folder was made"
+    assert ascii(root.status().state_dir).count("xff") == 1
+
+
 # ---- leaving the run
 
 
@@ -479,6 +510,13 @@ def test_leaving_says_after_a_second_that_it_waits(root: Root, capfd: pytest.Cap
         first, second = capfd.readouterr().err.splitlines()
         assert first == "ml-dash: waiting for 2 files to be stored"
         assert second.startswith("ml-dash: 2 files not stored yet; ")
+
+
+def test_who_gives_it_no_time_is_told_what_remains(root: Root, capfd: pytest.CaptureFixture[str]) -> None:
+    with held(root):
+        with root.experiment(exit_wait=0).run as exp:
+            exp.files.save_text("x", to="a")
+        assert capfd.readouterr().err.startswith("ml-dash: 1 file not stored yet; the daemon goes on.")
 
 
 def test_leaving_need_not_wait(root: Root, capfd: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ COPIED = 150_000
 """The largest file that is copied in the background: what is to be overwritten must not be."""
 SIZE = 20
 """Uploads of a round: 16 are stored, two of them in parts, two fail, two are taken back. And broken connections."""
-WARM_UPS = 12
+WARM_UPS = 6
 """Rounds after which everything has been done: pools have their threads, statements are prepared, heaps are formed."""
 PAGES = 1200
 """Files after which SQLite's page caches, 2 MB each, are full."""
@@ -145,7 +145,7 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
 
     After the warm-up every round counts, and the memory is a line through all of them.
     """
-    rounds = 50 if full_size else 15
+    rounds = 50 if full_size else 10
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     settings = f"part_size = {PART}\n[limits]\nmemory = {32 * MIB}\n[spool]\ncopy_below = {COPIED}\n"

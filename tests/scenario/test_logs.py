@@ -57,8 +57,7 @@ def store_and_fail(daemon: DaemonProcess, folder: Path) -> None:
     assert isinstance(daemon.store, Folder)
     with daemon.experiment().run as exp:
         for name in NAMES:
-            exp.files.save_text("x", to=name)
-        exp.files.flush(timeout=30)
+            exp.files.save_text("x", to=name).wait(30)  # those that go together share a line
     source = folder / f"evil\n{FORGED}\r\x1b[2J.bin"
     make_file(source, MIB)
     (daemon.store.root / "held").touch()

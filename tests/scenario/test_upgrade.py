@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import pytest
 
-from ml_dash import connection as client
+from ml_dash import channel as client
 from ml_dash.errors import Code, MLDashError
 from tests.harness import PREFIX, DaemonProcess, Folder, assert_whole, file_sha256, make_file
 

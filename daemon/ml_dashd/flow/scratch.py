@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from ml_dashd.core.model import Target
-from ml_dashd.core.retry import StoreError
+from ml_dashd.core.retry import Fault, StoreError, backoff_ms
 from ml_dashd.ports import Clock, Journal, Store
 
 log = logging.getLogger("ml_dashd.flow")
 
+TRIES = 8
+"""At a store that asks for patience: what is left behind then is left for a day."""
 CHANCES = 1_000_000
 """Daemons that share a bucket choose among as many numbers a millisecond."""
 
@@ -62,12 +64,20 @@ class Scratch:
 
     async def _clear(self, number: int) -> bool:
         target = Target(self._store.scratch(number), number, 0, "")
-        try:
-            for upload in [each async for each in self._store.uploads(target.key)]:
-                await self._store.abort(target, upload.upload_id)
-            await self._store.delete(target.key)
-        except StoreError as failure:
-            log.info("scratch_left", extra={"key": target.key, "error": failure})
-            return False
+        for attempt in range(1, TRIES + 1):
+            try:
+                await self._empty(target)
+            except StoreError as failure:
+                if failure.fault not in (Fault.THROTTLED, Fault.TRANSIENT) or attempt == TRIES:
+                    log.info("scratch_left", extra={"key": target.key, "error": failure})
+                    return False
+                await self._clock.sleep(backoff_ms(attempt, self._clock.jitter()) / 1000)
+            else:
+                break
         await self._journal.set_setting(self._name, "")
         return True
+
+    async def _empty(self, target: Target) -> None:
+        for upload in [each async for each in self._store.uploads(target.key)]:
+            await self._store.abort(target, upload.upload_id)
+        await self._store.delete(target.key)

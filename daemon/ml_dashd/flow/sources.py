@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-from ml_dashd.core.checksum import Digester
+from ml_dash.errors import Code, MLDashError, error
+from ml_dashd.core.checksum import Digest, Digester
 from ml_dashd.core.model import Algorithm, Job, PinKind
 from ml_dashd.core.plan import MIB, parts
 from ml_dashd.ports import Feedable, Journal, Pins, Source, Threads
@@ -24,6 +25,43 @@ async def open_source(job: Job, journal: Journal, pins: Pins, threads: Threads) 
             source.close()
         raise
     return opened[0]
+
+
+async def read_whole(
+    job: Job, content: bytes, pins: Pins, threads: Threads, into: memoryview, algorithm: Algorithm
+) -> tuple[Digest, str]:
+    """Fills a buffer with a whole source: its Digest and its hex SHA-256, in one turn of a thread.
+
+    One that may have been written to unseen is read once more: what is the same both times was the same in between.
+    Raises SOURCE_LOST or SOURCE_CHANGED.
+    """
+
+    def work() -> tuple[Digest, str]:
+        source = pins.open(job, content)
+        try:
+            sha256, digester = hashlib.sha256(), Digester(algorithm)
+            source.read(0, into, (sha256, digester))
+            read = digester.digest()
+            if not source.check() and _crc64_of(source) != read.crc64nvme:
+                raise changed(job)
+        finally:
+            source.close()
+        return read, sha256.hexdigest()
+
+    return await threads.run(work)
+
+
+def changed(job: Job) -> MLDashError:
+    """The error of a source that is not what it was."""
+    return error(Code.SOURCE_CHANGED, f"{job.pin.source or job.record.path} was changed while it was on its way")
+
+
+def _crc64_of(source: Source) -> int:
+    digester = Digester(Algorithm.NONE)
+    buffer = memoryview(bytearray(min(MIB, source.size_bytes)))
+    for part in parts(source.size_bytes, MIB):
+        source.read(part.offset, buffer[: part.size_bytes], (digester,))
+    return digester.digest().crc64nvme
 
 
 async def sha256_of(source: Source, threads: Threads) -> str:

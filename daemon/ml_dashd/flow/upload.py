@@ -14,7 +14,7 @@ from ml_dash.errors import Code, error
 from ml_dashd.core import checksum
 from ml_dashd.core.checksum import Digest, Digester, has_part
 from ml_dashd.core.fair import Claim
-from ml_dashd.core.model import Algorithm, Evidence, Job, SentPart, Target
+from ml_dashd.core.model import Algorithm, Evidence, Job, PinKind, SentPart, Target
 from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
 from ml_dashd.core.schedule import Lane
@@ -23,7 +23,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import FairBuffers, Pace
-from ml_dashd.flow.sources import crc64_of, open_source
+from ml_dashd.flow.sources import changed, crc64_of, open_source, read_whole
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
 
@@ -81,52 +81,53 @@ class Uploader:
             await self._finish.discard(job)
             return
         if job.state in (State.QUEUED, State.SENDING):
-            source = await open_source(job, self._journal, self._pins, self._threads)
-            try:
-                job = await self._send(job, source)
-            finally:
-                source.close()
+            job = await self._send(job)
         if job.state is State.COMPLETING:
             job = await self._complete(job)
         if job.state is State.VERIFIED:
             await self._finish.commit([job])
 
-    async def _send(self, job: Job, source: Source) -> Job:
+    async def _send(self, job: Job) -> Job:
         algorithm = await self._checksums.algorithm()
-        if source.size_bytes <= self._store.single_bytes:
-            return await self._send_whole(job, source, algorithm)
-        fresh = job.state is State.QUEUED
-        if fresh:
-            job = await self._begin(job, algorithm)
-        return await self._send_parts(job, source, fresh=fresh)
+        if job.record.size_bytes <= self._store.single_bytes:
+            return await self._send_whole(job, algorithm)
+        source = await open_source(job, self._journal, self._pins, self._threads)
+        try:
+            fresh = job.state is State.QUEUED
+            if fresh:
+                job = await self._begin(job, algorithm)
+            return await self._send_parts(job, source, fresh=fresh)
+        finally:
+            source.close()
 
     # ---- a file in one request
 
-    async def _send_whole(self, job: Job, source: Source, algorithm: Algorithm) -> Job:
-        if job.state is State.QUEUED:
-            key = self._store.key(job.record)
-            job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
-        buffer = await self._buffers.take(source.size_bytes, Claim.of(Lane.SMALL, job))
+    async def _send_whole(self, job: Job, algorithm: Algorithm) -> Job:
+        size_bytes = job.record.size_bytes
+        content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
+        buffer = await self._buffers.take(size_bytes, Claim.of(Lane.SMALL, job))
         clean = False
         try:
-            sha256 = hashlib.sha256()
-            digest = await self._read(source, Part(1, 0, source.size_bytes), buffer, sha256, algorithm)
-            await self._settle_source(job, source, digest, sha256.hexdigest())
+            digest, sha256 = await read_whole(job, content, self._pins, self._threads, buffer, algorithm)
+            _check_handed(job, sha256)
+            if job.state is State.QUEUED:
+                key = self._store.key(job.record)
+                job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
             self._faults.at("upload.before_put")
             try:
                 async with (
-                    self._pace.turn(job, Lane.SMALL, source.size_bytes) as deadline_s,
+                    self._pace.turn(job, Lane.SMALL, size_bytes) as deadline_s,
                     asyncio.timeout(deadline_s),
                 ):
                     evidence = await self._store.put(target_of(job), buffer, digest)
             except TimeoutError as late:
                 raise as_fault(late, f"put {job.record.key}") from None
             self._faults.at("upload.after_put")
-            self._meter.sent(source.size_bytes)
+            self._meter.sent(size_bytes)
             clean = True
         finally:
             self._return(buffer, clean=clean)
-        return await self._verify(job, evidence, digest, sha256.hexdigest())
+        return await self._verify(job, evidence, digest, sha256)
 
     # ---- a file in parts
 
@@ -290,9 +291,8 @@ class Uploader:
         """
         untouched = await self._threads.run(source.check)
         if not untouched and await crc64_of(source, self._threads) != read.crc64nvme:
-            raise error(Code.SOURCE_CHANGED, f"{_name(job)} was changed while it was on its way")
-        if job.record.sha256 is not None and job.record.sha256 != sha256:
-            raise error(Code.SOURCE_CHANGED, f"{_name(job)} is not what was handed over")
+            raise changed(job)
+        _check_handed(job, sha256)
 
     def _return(self, buffer: memoryview, *, clean: bool) -> None:
         self._buffers.give_back(buffer, clean=clean)
@@ -300,12 +300,13 @@ class Uploader:
 
 def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
     if earlier is not None and earlier.crc64nvme not in (None, digest.crc64nvme):
-        raise error(Code.SOURCE_CHANGED, f"{_name(job)} was changed while it was on its way")
+        raise changed(job)
 
 
-def _name(job: Job) -> str:
-    """What its owner calls it."""
-    return job.pin.source or job.record.path
+def _check_handed(job: Job, sha256: str) -> None:
+    if job.record.sha256 not in (None, sha256):
+        name = job.pin.source or job.record.path
+        raise error(Code.SOURCE_CHANGED, f"{name} is not what was handed over")
 
 
 def target_of(job: Job) -> Target:
