@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
@@ -37,6 +38,7 @@ class Files:
 
     async def repin(self, job: Job, pin: Pin) -> None:
         self.copied.append(job.id)
+        self.jobs[job.id] = replace(job, pin=pin)
         self.changed.set()
 
     def release(self, pin: Pin, file_id: int) -> None:
@@ -47,11 +49,9 @@ def job(number: int, size: int) -> Job:
     return Job(FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 0, 0), Pin(PinKind.FD))
 
 
-async def test_a_large_copy_holds_up_no_small_one() -> None:
-    files = Files([job(1, BELOW + 1), job(2, BELOW)])
-    disk = Pool(4, "disk")
+def copies_of(files: Files, disk: Pool) -> Copies:
     ports: dict[str, Any] = dict.fromkeys(("journal", "pins", "settle"), cast("Any", files))
-    copies = Copies(
+    return Copies(
         **ports,
         disk=disk,
         bell=Bell(),
@@ -61,6 +61,30 @@ async def test_a_large_copy_holds_up_no_small_one() -> None:
         after_s=0.0,
         sending=lambda _: False,
     )
+
+
+async def test_a_file_that_is_noted_twice_is_copied_once() -> None:
+    """At a start it is found in the journal, and then its client asks again: the copy that there is stays."""
+    files = Files([job(1, BELOW), job(2, BELOW)])
+    disk = Pool(4, "disk")
+    copies = copies_of(files, disk)
+    for number in (1, 1, 2):
+        copies.add(files.jobs[number])
+    running = asyncio.create_task(copies.run())
+    async with asyncio.timeout(30):
+        while 2 not in files.copied:
+            await files.changed.wait()
+            files.changed.clear()
+    assert files.copied == [1, 2]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    disk.close()
+
+
+async def test_a_large_copy_holds_up_no_small_one() -> None:
+    files = Files([job(1, BELOW + 1), job(2, BELOW)])
+    disk = Pool(4, "disk")
+    copies = copies_of(files, disk)
     for each in files.jobs.values():
         copies.add(each)
     running = asyncio.create_task(copies.run())

@@ -520,6 +520,14 @@ def test_nothing_done_to_the_source_reaches_a_copy(spool: Spool, path: Path) -> 
         shutil.rmtree(path.parent)
 
 
+def test_a_copy_that_there_is_stays_whoever_asks_for_another(spool: Spool, path: Path) -> None:
+    job = spool.take(path)
+    copied = replace(job, pin=spool.pins.copy(job))
+    with pytest.raises(OSError, match="exists"):
+        spool.pins.copy(job)
+    assert spool.read(copied) == content()
+
+
 def test_the_offset_that_the_caller_shares_is_left_alone(spool: Spool, path: Path, elsewhere: Path) -> None:
     for each in (path, written(path.with_name("small"), 100), written(elsewhere / "best.pt")):
         descriptor = os.open(each, os.O_RDONLY)

@@ -16,8 +16,10 @@ from typing import Any, Self
 
 import pytest
 
-from ml_dash import channel as client
+from ml_dash import channel, persistence
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError
+from ml_dash.reach import Endpoint
 from tests.harness import PREFIX, DaemonProcess, Folder, assert_whole, file_sha256, make_file
 
 pytestmark = pytest.mark.slow
@@ -153,7 +155,7 @@ def end(daemon: DaemonProcess, how: str) -> None:
 def stopped_at(kind: str, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The daemon does not answer the first request of that kind: SIGSTOP. The event says that it is under way."""
     asked = threading.Event()
-    encode = client._encode
+    encode = channel._encode
 
     def stop_first(message: Any, descriptors: int) -> bytes:
         if type(message).__name__ == kind and not asked.is_set():
@@ -163,7 +165,7 @@ def stopped_at(kind: str, daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
         return encode(message, descriptors)
 
     with monkeypatch.context() as patched:
-        patched.setattr(client, "_encode", stop_first)
+        patched.setattr(channel, "_encode", stop_first)
         yield asked
 
 
@@ -210,8 +212,8 @@ def test_how_long_a_daemon_may_be_away_counts_from_when_it_went(
 ) -> None:
     """Not from when the question was asked: a wait takes half a minute by itself, a download hours."""
     hours = count(step=3600)
-    monkeypatch.setattr(client.time, "monotonic", lambda: float(next(hours)))
-    patient = client.Connection(client.Endpoint(tmp_path / "socket"))
+    monkeypatch.setattr(persistence.time, "monotonic", lambda: float(next(hours)))
+    patient = Connection(Endpoint(tmp_path / "socket"))
     answers: Iterator[Any] = iter([EOFError("gone"), ConnectionResetError("gone"), EOFError("gone"), "answered"])
 
     def ask() -> Any:
@@ -225,7 +227,7 @@ def test_how_long_a_daemon_may_be_away_counts_from_when_it_went(
 
 def test_a_request_that_always_ends_the_daemon_is_given_up(tmp_path: Path) -> None:
     asked = 0
-    poor = client.Connection(client.Endpoint(tmp_path / "socket"))
+    poor = Connection(Endpoint(tmp_path / "socket"))
 
     def ask() -> Any:
         nonlocal asked
@@ -235,7 +237,7 @@ def test_a_request_that_always_ends_the_daemon_is_given_up(tmp_path: Path) -> No
     with pytest.raises(MLDashError) as given_up:
         poor._persist(ask)
     assert given_up.value.code is Code.CONNECTION_LOST
-    assert asked == client.LOSSES + 1
+    assert asked == persistence.LOSSES + 1
 
 
 # ---- each file once

@@ -134,9 +134,13 @@ class SpoolPins:
         path = self._pools[0] / name
         before, tells = fingerprint(descriptor), tells_of_writes(descriptor, PinKind.LINK)
         self._room.take(str(path), before.size_bytes, spare=spare)
-        copy = -1
         try:
             copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as failure:
+            if failure.errno != errno.EEXIST:  # what is there is another's
+                self._room.give_back(str(path))
+            raise disk_error(failure) from None
+        try:
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
             copy_range(descriptor, copy, before.size_bytes, source)
@@ -150,8 +154,7 @@ class SpoolPins:
             self._unlink(str(path))
             raise disk_error(failure) from None
         finally:
-            if copy >= 0:
-                os.close(copy)
+            os.close(copy)
         return name
 
     def copy(self, job: Job) -> Pin:

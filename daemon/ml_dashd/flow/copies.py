@@ -108,6 +108,8 @@ class Copies:
             # A file that is completed needs its source once more where the store has lost the upload.
             if job.state not in (State.QUEUED, State.SENDING, State.COMPLETING) or job.cancel_requested:
                 return
+            if copy_delay_s(job, self._below, self._after) is None:
+                return  # it has one: a file that a start has found, and its client asks for again, is noted twice
             if job.record.size_bytes > self._below and self._sending(file_id):
                 self._large.put(file_id, RETRY_S)
                 return
