@@ -88,7 +88,7 @@ class Uploader:
             await self._finish.commit([job])
 
     async def _send(self, job: Job) -> Job:
-        algorithm = await self._checksums.algorithm()
+        algorithm = await self._algorithm(job)
         if job.record.size_bytes <= self._store.single_bytes:
             return await self._send_whole(job, algorithm)
         source = await open_source(job, self._journal, self._pins, self._threads)
@@ -99,6 +99,14 @@ class Uploader:
             return await self._send_parts(job, source, fresh=fresh)
         finally:
             source.close()
+
+    async def _algorithm(self, job: Job) -> Algorithm:
+        """The store's checksum. While the store is away, a source that was changed is told all the same."""
+        try:
+            return await self._checksums.algorithm()
+        except StoreError:
+            (await open_source(job, self._journal, self._pins, self._threads)).close()
+            raise
 
     # ---- a file in one request
 
