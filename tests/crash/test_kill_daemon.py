@@ -188,7 +188,8 @@ def test_a_stored_object_goes_with_its_file(store: StoreUnderTest, size: int, po
         with daemon.experiment().run as exp:
             (found,) = exp.files().list()
             eventually(lambda: found.refresh()["state"] in ("FAILED", "DONE"))
-            assert store.keys() == ([store.key_of(found)] if found["state"] == "DONE" else [])
+            kept = [store.key_of(found)] if found["state"] == "DONE" else []
+            eventually(lambda: store.keys() == kept)  # a file has failed before its object is removed
             assert (found["state"] == "DONE") == (size == SIZE), "what was completed needs its source no more"
 
 
