@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -148,7 +148,10 @@ def test_a_download_that_is_broken_off_is_no_defect(daemon: DaemonProcess, tmp_p
 
 def destination_of(pid: int, folder: Path) -> list[str]:
     """The files without a name that a process has open in a folder."""
-    links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(path.readlink()))
     return [link for link in links if link.startswith(f"{folder}/#") and link.endswith("(deleted)")]
 
 
