@@ -134,7 +134,7 @@ class Uploader:
             self._meter.sent(size_bytes)
             clean = True
         finally:
-            self._return(buffer, clean=clean)
+            self._buffers.give_back(buffer, clean=clean)
         return await self._verify(job, evidence, digest, sha256)
 
     # ---- a file in parts
@@ -173,7 +173,7 @@ class Uploader:
                     digest = await self._read_again(job, source, part, buffer, sha256, earlier)
                     digests.append(digest)
                     if has_part(listed.get(part.number), digest, journaled.get(part.number)):
-                        self._return(buffer, clean=True)
+                        self._buffers.give_back(buffer, clean=True)
                         self._bell.sent[job.id] += part.size_bytes
                         turn.release()
                     else:
@@ -206,7 +206,7 @@ class Uploader:
             self._faults.at("upload.part_journaled")
             self._bell.sent[job.id] += part.size_bytes
         finally:
-            self._return(buffer, clean=clean)
+            self._buffers.give_back(buffer, clean=clean)
 
     async def _wait_or_raise(self, failure: StoreError, attempt: int) -> None:
         decision = decide(failure.fault, failure.message, attempt, self._clock.jitter())
@@ -288,7 +288,7 @@ class Uploader:
             digest = await self._read(source, part, buffer, sha256, job.algorithm)
             _check_same(job, digest, earlier)
         except BaseException:
-            self._return(buffer, clean=False)
+            self._buffers.give_back(buffer, clean=False)
             raise
         return digest
 
@@ -301,9 +301,6 @@ class Uploader:
         if not untouched and await crc64_of(source, self._threads) != read.crc64nvme:
             raise changed(job)
         _check_handed(job, sha256)
-
-    def _return(self, buffer: memoryview, *, clean: bool) -> None:
-        self._buffers.give_back(buffer, clean=clean)
 
 
 def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
