@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from ml_dash import messages as m
 from ml_dash.connection import Connection, new_key
 
-MESSAGE_BYTES = m.PutMany.limit - 64 * m.KIB
+MESSAGE_BYTES = m.PutMany.limit - m.INLINE_BYTES
 """Contents and descriptions of one message, in bytes as they are counted here; the rest is for what is not counted."""
 PER_FILE_BYTES = 256
 """Keys, names of fields and the place, of one file."""

@@ -1,0 +1,160 @@
+"""Every message, a frozen dataclass each; PROTOCOL.md lists them. Their annotations are the schema.
+
+`decode` is strict: an unknown field, a missing one, a wrong type or a value past its bound raises ProtocolError. A
+field with a default may be left out, and `encode` does so. It trusts its caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import cast
+
+from ml_dash import wire
+from ml_dash.errors import Code, ProtocolError, error
+from ml_dash.messages.parts import INLINE_BYTES, KIB, MANY, PRIORITIES, Described, Message, Place, Ranges, Record
+from ml_dash.messages.replies import (
+    Accepted,
+    AcceptedMany,
+    Branched,
+    Check,
+    Count,
+    Deleted,
+    Done,
+    Drained,
+    Examined,
+    Failed,
+    Fetched,
+    Page,
+    Progress,
+    SlotGranted,
+    StatusReport,
+    Waited,
+    Welcome,
+)
+from ml_dash.messages.requests import (
+    Branch,
+    CommitSlot,
+    Content,
+    Delete,
+    Drain,
+    Examine,
+    Fetch,
+    Get,
+    Hello,
+    List,
+    OpenExperiment,
+    Put,
+    PutMany,
+    ReleaseSlot,
+    RequestSlot,
+    Status,
+    Upload,
+    Wait,
+)
+from ml_dash.schema import broken, plain, reader
+
+__all__ = [
+    "INLINE_BYTES",
+    "MANY",
+    "PRIORITIES",
+    "REPLIES",
+    "REPLY_LIMITS",
+    "REQUESTS",
+    "REQUEST_LIMITS",
+    "Accepted",
+    "AcceptedMany",
+    "Branch",
+    "Branched",
+    "Check",
+    "CommitSlot",
+    "Content",
+    "Count",
+    "Delete",
+    "Deleted",
+    "Described",
+    "Done",
+    "Drain",
+    "Drained",
+    "Examine",
+    "Examined",
+    "Failed",
+    "Fetch",
+    "Fetched",
+    "Get",
+    "Hello",
+    "List",
+    "Message",
+    "OpenExperiment",
+    "Page",
+    "Place",
+    "Progress",
+    "Put",
+    "PutMany",
+    "Ranges",
+    "Record",
+    "ReleaseSlot",
+    "RequestSlot",
+    "SlotGranted",
+    "Status",
+    "StatusReport",
+    "Upload",
+    "Wait",
+    "Waited",
+    "Welcome",
+    "check",
+    "decode",
+    "encode",
+]
+
+SHORT = 128
+"""No bound is less: what is shorter in all needs no closer look."""
+DESCRIBED_BYTES = 512 * KIB
+"""All that is said of a file: texts are bounded in characters, frames in bytes."""
+
+REQUESTS: dict[int, type[Message]] = {
+    message.kind: message
+    for message in (
+        Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
+        Status, Drain, PutMany, Branch, Examine,
+    )
+}  # fmt: skip
+REPLIES: dict[int, type[Message]] = {
+    message.kind: message
+    for message in (
+        Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
+        Drained, AcceptedMany, Branched, Examined,
+    )
+}  # fmt: skip
+REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
+REPLY_LIMITS = {kind: message.limit for kind, message in REPLIES.items()}
+
+
+def encode(message: Message, descriptors: int = 0) -> bytes:
+    """The frame of a message; send its descriptors with the first byte."""
+    return wire.encode(message.kind, plain(message), descriptors)
+
+
+def decode(frame: wire.Frame, kinds: Mapping[int, type[Message]]) -> Message:
+    """The message that a frame holds; its descriptors stay the caller's. Raises ProtocolError."""
+    schema = kinds[frame.kind]
+    if len(frame.descriptors) not in schema.descriptors:
+        raise broken(f"{schema.__name__} came with {len(frame.descriptors)} descriptors")
+    message: Message = reader(cast("Hashable", schema))(frame.fields, schema.__name__)
+    return message
+
+
+def check(described: Described) -> None:
+    """Raises INVALID_ARGUMENT where the caller's words are past a bound: the daemon would hang up for it."""
+    place, tags = described.place, (*described.tags, *described.bindrs)
+    texts = (described.to, described.description or "", described.metadata or "", *tags)
+    names = (place.namespace, place.project, place.experiment, place.prefix)
+    if sum(map(len, texts + names)) + len(tags) <= SHORT:
+        return
+    try:
+        reader(cast("Hashable", Described))(plain(described), "")
+    except ProtocolError as bad:
+        raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
+    size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    if size > DESCRIBED_BYTES:
+        what = f"name, description, tags, bindrs and metadata take {size} bytes, at most {DESCRIBED_BYTES}"
+        raise error(Code.INVALID_ARGUMENT, what, "shorten them")

@@ -1,0 +1,194 @@
+"""What a client asks of the daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from ml_dash.messages.parts import INLINE_BYTES, KIB, MANY, Described, Key, Message, Name, Place, Ranges
+from ml_dash.schema import Max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(Message):
+    """The first message of a connection: the versions that the client speaks."""
+
+    kind: ClassVar[int] = 1
+    min_version: int
+    max_version: int
+    client: Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenExperiment(Message):
+    """Asks whether files can be kept there: checks the prefix."""
+
+    kind: ClassVar[int] = 2
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload(Message):
+    """Hands over an open file, the one descriptor beside it. `source` is its path, for messages and recovery."""
+
+    kind: ClassVar[int] = 3
+    limit: ClassVar[int] = 640 * KIB
+    descriptors: ClassVar[range] = range(1, 2)
+    key: Key
+    file: Described
+    source: Name
+    durability: Name = ""
+    snapshot: Name = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put(Message):
+    """Hands over content of at most INLINE_BYTES."""
+
+    kind: ClassVar[int] = 4
+    limit: ClassVar[int] = 640 * KIB + INLINE_BYTES
+    key: Key
+    file: Described
+    content: Annotated[bytes, Max(INLINE_BYTES)]
+    sha256: Annotated[bytes, Max(32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A file in a PutMany: as in a Put."""
+
+    key: Key
+    file: Described
+    content: Annotated[bytes, Max(INLINE_BYTES)]
+    sha256: Annotated[bytes, Max(32)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSlot(Message):
+    """Asks for a spool file of at least `size_bytes` to write into; `held` names slots whose descriptors are kept."""
+
+    kind: ClassVar[int] = 5
+    size_bytes: int
+    held: Annotated[tuple[int, ...], Max(64)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSlot(Message):
+    """Hands over the first `size_bytes` of a slot."""
+
+    kind: ClassVar[int] = 6
+    limit: ClassVar[int] = 640 * KIB
+    key: Key
+    slot: int
+    file: Described
+    size_bytes: int
+    durability: Name = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseSlot(Message):
+    """Gives back a slot that will not be committed."""
+
+    kind: ClassVar[int] = 7
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class List(Message):
+    """Asks for a page of files. `pattern` is a glob relative to the place's prefix; `cursor` is the last page's."""
+
+    kind: ClassVar[int] = 8
+    place: Place
+    pattern: Name | None = None
+    latest: bool = False
+    cursor: Name | None = None
+    page_size: int = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Get(Message):
+    """Asks for files by id; those that are not known, or not the caller's to read, are left out.
+
+    The answer has as many as fit, in the order of the ids; its cursor is the id from which to ask again.
+    """
+
+    kind: ClassVar[int] = 9
+    ids: Annotated[tuple[int, ...], Max(1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(Message):
+    """Asks to be answered when every file has reached `until` (hashed, on_disk, stored), one can't, or time is up.
+
+    With a `place`, the files are all of that experiment's that the caller may read (its prefix is not used);
+    `timeout_ms` is at most 60,000: ask again.
+    """
+
+    kind: ClassVar[int] = 10
+    until: Name
+    timeout_ms: int
+    ids: Annotated[tuple[int, ...], Max(1000)] = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete(Message):
+    """Deletes the files of these ids, or, where one may not be, none; one that is on its way is cancelled."""
+
+    kind: ClassVar[int] = 11
+    ids: Annotated[tuple[int, ...], Max(1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch(Message):
+    """Asks for a file's bytes to be written into the descriptor beside it, from offset 0, and verified.
+
+    `have` is what the last Progress of an earlier Fetch into the same file said: it is verified, and not fetched again.
+    """
+
+    kind: ClassVar[int] = 12
+    descriptors: ClassVar[range] = range(1, 2)
+    id: int
+    have: Ranges = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status(Message):
+    """Asks how the daemon is doing."""
+
+    kind: ClassVar[int] = 13
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain(Message):
+    """Asks for the most valuable files to be sent first, until nothing is left or `deadline_ms` have passed.
+
+    Progress comes meanwhile; hanging up ends the drain. `stop` ends the daemon once it has answered.
+    """
+
+    kind: ClassVar[int] = 14
+    deadline_ms: int
+    stop: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutMany(Message):
+    """Hands over several small contents, all or none of them."""
+
+    kind: ClassVar[int] = 15
+    limit: ClassVar[int] = Put.limit
+    files: Annotated[tuple[Content, ...], Max(MANY)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch(Message):
+    """Asks for another connection to the same daemon, whatever has become of the path that led to it."""
+
+    kind: ClassVar[int] = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examine(Message):
+    """Asks for all that may be wrong with the daemon, its disks and its store to be looked at: it takes seconds."""
+
+    kind: ClassVar[int] = 17
