@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +88,10 @@ class FaultProxy:
         self._player = f.Player(script)
         self._idle: set[Peer] = set()
         self.ended = asyncio.Event()
+        self.came: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        """The operations that clients have asked for."""
+        self.late: dict[str, asyncio.Event] = {}
+        """The operations that what is late goes ahead of, once they are asked for."""
         self._next_piece_s = 0.0
 
     def __enter__(self) -> Self:
@@ -161,7 +165,11 @@ class Exchange:
     async def run(self) -> None:
         """Raises EndedError where the connection ends with it."""
         method, target, _ = self._head.first
-        action = self._proxy.player.action(f.operation_of(method, target), self._head.length)
+        operation = f.operation_of(method, target)
+        self._proxy.came[operation].set()
+        if (delivered := self._proxy.late.get(operation)) is not None:
+            await delivered.wait()
+        action = self._proxy.player.action(operation, self._head.length)
         if self._head.headers.get("expect", "").lower() == "100-continue" and not isinstance(action, f.NoContinue):
             await self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         match action:
@@ -177,6 +185,8 @@ class Exchange:
                 await self._break_answer(action)
             case f.Twice():
                 await self._twice()
+            case f.Late(behind):
+                await self._deliver_late(behind)
             case f.Delay(seconds):
                 await asyncio.sleep(seconds)
                 await self._pass(action)
@@ -226,6 +236,16 @@ class Exchange:
             pass
         async for piece in self._served(None, body):
             await self._client.send(piece)
+
+    async def _deliver_late(self, behind: str) -> None:
+        body = b"".join([piece async for piece in self._client.pieces(self._head.length)])
+        delivered = self._proxy.late[behind] = asyncio.Event()
+        self._client.reset()
+        await self._proxy.came[behind].wait()
+        async for _ in self._served(None, body):
+            pass
+        delivered.set()
+        raise EndedError
 
     async def _pass(self, action: f.Action | None) -> None:
         if isinstance(action, f.Rate):

@@ -66,6 +66,13 @@ class Twice:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """The client sees RST; the server gets the request just before the next of that operation."""
+
+    behind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delay:
     """The request arrives so much later."""
 
@@ -84,7 +91,20 @@ class FlipBit:
     """A random bit of the request's body arrives as its opposite."""
 
 
-Action = Refuse | ErrorIn200 | Reset | LoseAnswer | Truncate | StopReading | NoContinue | Twice | Delay | Rate | FlipBit
+Action = (
+    Refuse
+    | ErrorIn200
+    | Reset
+    | LoseAnswer
+    | Truncate
+    | StopReading
+    | NoContinue
+    | Twice
+    | Late
+    | Delay
+    | Rate
+    | FlipBit
+)
 
 
 @dataclass(frozen=True, slots=True)

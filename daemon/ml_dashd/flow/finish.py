@@ -154,6 +154,16 @@ class Finish:
             log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
             await self._store.abort(target, upload.upload_id)
 
+    async def tidy(self, job: Job) -> None:
+        """Removes what an earlier try at a stored file has begun after all: its request may have arrived late.
+
+        The file is whole without it, so a store that refuses holds nothing up; the sweep asks again.
+        """
+        try:
+            await self.abort_strays(job)
+        except StoreError as refused:
+            log.info("clean_postponed", extra={"id": job.id, "error": refused})
+
     async def requeue(self, job: Job, trouble: Trouble, delay_ms: int) -> None:
         """Back to the queue, for a new upload."""
         await self._journal.advance(

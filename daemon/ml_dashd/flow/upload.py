@@ -233,6 +233,8 @@ class Uploader:
         evidence = await self._head_if_allowed(job.record.key or "")
         if evidence is None:
             evidence = await self._complete_now(job)
+        if job.trouble is not None:
+            await self._finish.tidy(job)
         return await self._verify(job, evidence, _whole(job), job.record.sha256 or "")
 
     async def _head_if_allowed(self, key: str) -> Evidence | None:
