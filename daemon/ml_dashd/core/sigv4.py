@@ -49,7 +49,7 @@ class Signer:
             signed["x-amz-security-token"] = keys.token
         names = sorted(signed)
         listed = ";".join(names)
-        lines = "\n".join(f"{name}:{' '.join(signed[name].split())}" for name in names)
+        lines = "\n".join([f"{name}:{' '.join(signed[name].split())}" for name in names])
         request = f"{method}\n{path}\n{canonical_query(query)}\n{lines}\n\n{listed}\n{UNSIGNED}"
         scope = f"{at[:8]}/{self._scope}"
         text = f"{ALGORITHM}\n{at}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"

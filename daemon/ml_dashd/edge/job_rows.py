@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from ml_dash.errors import Code
@@ -16,6 +19,10 @@ READ_COLUMNS = (*record_values(FileRecord(0, 0, "", "", "", "", "", 0, "", 0, 0)
                  "pin_source", "device", "inode", "mtime_ns", "ctime_ns", "error_code", "error_message", "error_hint",
                  *_PLAIN)  # fmt: skip
 """Every column but the content of an inline pin, which is read only when it is sent."""
+
+_RECORD_AT = {field.name: at for at, field in enumerate(fields(FileRecord))}
+_JOB_AT = {field.name: at for at, field in enumerate(fields(Job))}
+_RECORD_OF, _JOB_OF = attrgetter(*_RECORD_AT), attrgetter(*_JOB_AT)
 
 
 def job_values(job: Job) -> dict[str, Any]:
@@ -60,23 +67,34 @@ def _trouble_columns(trouble: Trouble | None) -> dict[str, Any]:
 
 def read_job(row: sqlite3.Row) -> Job:
     """The job of a row that has READ_COLUMNS."""
-    values = {name: row[name] for name in _PLAIN}
+    columns = dict(zip(row.keys(), row, strict=True))  # a Row looks each name up from the first on
+    values = {name: columns[name] for name in _PLAIN}
     for flag in ("on_disk", "cancel_requested", "blocked"):
         values[flag] = bool(values[flag])
-    return Job(
-        **values
-        | {
-            "record": read_record(row),
-            "pin": _read_pin(row),
-            "state": State(row["state"]),
-            "algorithm": Algorithm(row["algorithm"]),
-            "trouble": row["error_code"] and Trouble(Code(row["error_code"]), row["error_message"], row["error_hint"]),
-        }
-    )
+    values["state"] = State(columns["state"])
+    values["algorithm"] = Algorithm(columns["algorithm"])
+    return Job(read_record(columns), _read_pin(columns), trouble=_read_trouble(columns), **values)
 
 
-def _read_pin(row: sqlite3.Row) -> Pin:
+def _read_pin(columns: Mapping[str, Any]) -> Pin:
     mark = None
-    if row["inode"] is not None:
-        mark = Fingerprint(row["device"], row["inode"], row["size_bytes"], row["mtime_ns"], row["ctime_ns"])
-    return Pin(PinKind(row["pin_kind"]), row["pin_name"], row["pin_source"], mark)
+    if columns["inode"] is not None:
+        mark = Fingerprint(*(columns[name] for name in ("device", "inode", "size_bytes", "mtime_ns", "ctime_ns")))
+    return Pin(PinKind(columns["pin_kind"]), columns["pin_name"], columns["pin_source"], mark)
+
+
+def _read_trouble(columns: Mapping[str, Any]) -> Trouble | None:
+    code = columns["error_code"]
+    return code and Trouble(Code(code), columns["error_message"], columns["error_hint"])
+
+
+def changed_job(job: Job, changes: Mapping[str, Any]) -> Job:
+    """`dataclasses.replace`, for a job and its record together, in half its time: a batch asks for thousands."""
+    record, own = list(_RECORD_OF(job.record)), list(_JOB_OF(job))
+    for name, value in changes.items():
+        if (at := _RECORD_AT.get(name)) is not None:
+            record[at] = value
+        else:
+            own[_JOB_AT[name]] = value
+    own[_JOB_AT["record"]] = FileRecord(*record)
+    return Job(*own)

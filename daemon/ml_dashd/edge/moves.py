@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from ml_dashd.core.model import FileRecord, Job
+from ml_dashd.core.model import Job
 from ml_dashd.core.states import State
-from ml_dashd.edge.job_rows import changed_columns, read_job
-from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders
+from ml_dashd.edge.job_rows import changed_columns, changed_job, read_job
+from ml_dashd.edge.rows import insert, marks, placeholders
 from ml_dashd.ports import Handed
 
 LET_GO = (State.DONE, State.CANCELLED)
@@ -91,7 +90,7 @@ def move_all(
         ids = [job.id for job in jobs]
         connection.execute(f"DELETE FROM contents WHERE file_id IN ({marks(ids)})", ids)
     return [
-        _moved(job, {**change, "state": to, "cancel_requested": asked[job.id][0], "updated_ms": now_ms})
+        changed_job(job, {**change, "state": to, "cancel_requested": asked[job.id][0], "updated_ms": now_ms})
         if asked[job.id][1] == job.pin.kind
         else read_job(connection.execute("SELECT * FROM files WHERE id = ?", (job.id,)).fetchone())
         for job, change in left
@@ -110,11 +109,6 @@ def _update(
         f"UPDATE files SET state = ?, updated_ms = ?{assignments} FROM new WHERE files.id = new.id",
         [*chain.from_iterable(values), to, now_ms],
     )
-
-
-def _moved(job: Job, values: dict[str, Any]) -> Job:
-    record: FileRecord = replace(job.record, **{name: values.pop(name) for name in RECORD_COLUMNS if name in values})
-    return replace(job, record=record, **values)
 
 
 def _old(jobs: Sequence[Job]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,7 +23,7 @@ def record_values(record: FileRecord) -> dict[str, Any]:
     return values
 
 
-def read_record(row: sqlite3.Row) -> FileRecord:
+def read_record(row: Mapping[str, Any] | sqlite3.Row) -> FileRecord:
     values = {name: row[name] for name in RECORD_COLUMNS}
     values["tags"] = _words(row["tags"])
     values["bindrs"] = _words(row["bindrs"])

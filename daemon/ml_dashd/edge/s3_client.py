@@ -8,7 +8,8 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
@@ -108,7 +109,15 @@ class S3Settings:
         return "path" if endpoint or "." in self.bucket else "virtual"
 
 
-@dataclass(frozen=True, slots=True)
+class Origin(NamedTuple):
+    """A server. `tls` is None for plain HTTP."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+
+
+@dataclass(frozen=True)
 class Way:
     """Where the bucket is, and how it is reached: the same for every request, until it turns out to be elsewhere."""
 
@@ -116,6 +125,27 @@ class Way:
     bucket_url: str
     proxy: str | None
     tls: ssl.SSLContext | None
+
+    @cached_property
+    def netloc(self) -> str:
+        """The host, and the port where it is named: what the header Host says."""
+        return urlsplit(self.bucket_url).netloc
+
+    @cached_property
+    def base_path(self) -> str:
+        """What goes before a key in a request's path, without a slash at its end."""
+        return urlsplit(self.bucket_url).path
+
+    @cached_property
+    def origin_url(self) -> str:
+        """The URL as far as its path."""
+        return self.bucket_url.removesuffix(self.base_path)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Whom to connect to."""
+        parts = urlsplit(self.bucket_url)
+        return Origin(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80), self.tls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ async with pace.turn(job, Lane.SMALL, size_bytes) as deadline_s:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from ml_dashd.core.fair import Claim, Shares
 from ml_dashd.core.model import Job, Sending
@@ -39,28 +39,37 @@ class Pace:
         self._gate = Gate(Shares(connections, 1, 1, each=True))
         self._resize()
 
-    @asynccontextmanager
-    async def turn(self, job: Job, lane: Lane, size_bytes: int) -> AsyncIterator[float]:
+    def turn(self, job: Job, lane: Lane, size_bytes: int) -> Turn:
         """Waits for a place among the requests, and keeps it while one with so many bytes in its body is sent.
 
         Gives how long the request may take, in seconds: what is longer is to end with TimeoutError. How it ended, by
         what the block raises, sets the pace of those to come.
         """
+        return Turn(self, job, lane, size_bytes)
+
+    async def enter(self, job: Job, lane: Lane, size_bytes: int) -> None:
+        """For a Turn: waits for a place."""
         await self._gate.enter(Claim.of(lane, job), 1, size_bytes + REQUEST_BYTES)
-        began = self._clock.monotonic()
-        try:
-            yield deadline_s(size_bytes, self._bandwidth, self._connections)
-        except (StoreError, TimeoutError) as failure:
-            if isinstance(failure, TimeoutError) or failure.fault in TOO_MUCH:
-                self._limit.slowed(began, self._clock.monotonic())
-            raise
-        else:
-            self._limit.ended(size_bytes, self._clock.monotonic(), scarce=self._gate.crowded)
-            self._answered(job)
-        finally:
-            self._gate.leave(lane, 1)
-            if self._limit.places != self._gate.total:
-                self._resize()
+
+    def now(self) -> float:
+        """The clock by which turns are measured."""
+        return self._clock.monotonic()
+
+    def deadline_s(self, size_bytes: int) -> float:
+        """How long a request with so many bytes in its body may take, in seconds."""
+        return deadline_s(size_bytes, self._bandwidth, self._connections)
+
+    def leave(self, turn: Turn, failure: BaseException | None) -> None:
+        """For a Turn: gives the place back; how the request ended sets the pace."""
+        now = self._clock.monotonic()
+        if failure is None:
+            self._limit.ended(turn.size_bytes, now, scarce=self._gate.crowded)
+            self._answered(turn.job)
+        elif isinstance(failure, TimeoutError) or (isinstance(failure, StoreError) and failure.fault in TOO_MUCH):
+            self._limit.slowed(turn.began, now)
+        self._gate.leave(turn.lane, 1)
+        if self._limit.places != self._gate.total:
+            self._resize()
 
     def answered(self, job: Job) -> None:
         """The store has done something else for this job."""
@@ -76,6 +85,29 @@ class Pace:
 
     def _resize(self) -> None:
         self._gate.resize(self._limit.places, max(1, self._limit.places // KEPT_SHARE))
+
+
+class Turn:
+    """A place among the requests; see Pace.turn. No generator: each small file takes one."""
+
+    __slots__ = ("_pace", "began", "job", "lane", "size_bytes")
+
+    def __init__(self, pace: Pace, job: Job, lane: Lane, size_bytes: int) -> None:
+        self._pace = pace
+        self.job = job
+        self.lane = lane
+        self.size_bytes = size_bytes
+        self.began = 0.0
+
+    async def __aenter__(self) -> float:
+        await self._pace.enter(self.job, self.lane, self.size_bytes)
+        self.began = self._pace.now()
+        return self._pace.deadline_s(self.size_bytes)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pace.leave(self, raised)
 
 
 class FairBuffers:

@@ -1,0 +1,215 @@
+"""Small requests on kept connections, against a server that says just what a test has written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge import s3_line
+from ml_dashd.edge.s3_client import Origin
+from ml_dashd.edge.s3_line import Lines, Reply, request
+
+OK = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n'
+ASKED = request("PUT", "/b/k", {"host": "h", "content-length": "4"}, b"body")
+Say = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server:
+    """Answers each request with the next of `says`; connections are counted, and may be ended."""
+
+    def __init__(self) -> None:
+        self.says: list[bytes | Say] = []
+        self.asked: list[bytes] = []
+        self.connections = 0
+        self.ended = asyncio.Event()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> Origin:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return Origin("127.0.0.1", self._server.sockets[0].getsockname()[1], None)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        try:
+            while True:
+                self.asked.append(await reader.readuntil(b"body"))
+                say = self.says.pop(0)
+                if isinstance(say, bytes):
+                    writer.write(say)
+                else:
+                    await say(writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.ended.set()
+        finally:
+            writer.close()
+
+    def end_all(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    async def stop(self) -> None:
+        self.end_all()
+        self._server.close()
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    yield made
+    await made.stop()
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def ending_with(text: bytes) -> Say:
+    async def say(writer: asyncio.StreamWriter) -> None:
+        writer.write(text)
+        writer.close()
+
+    return say
+
+
+async def test_a_connection_is_kept_for_the_next_request(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK, OK]
+    first, second = await lines.ask(origin, ASKED), await lines.ask(origin, ASKED)
+    assert first == second == Reply(200, {"etag": '"e"', "content-length": "0"}, b"")
+    assert (server.connections, server.asked) == (1, [ASKED, ASKED])
+    lines.close()
+    await server.ended.wait()
+
+
+async def test_a_kept_connection_that_has_ended_costs_nothing(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK, hang_up, OK]
+    await lines.ask(origin, ASKED)
+    assert (await lines.ask(origin, ASKED)).status == 200
+    assert server.connections == 2
+    lines.close()
+
+
+async def test_a_request_is_not_repeated_once_some_of_its_answer_has_come(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK, ending_with(b"HTTP/1.1 200 OK\r\nContent-Le")]
+    await lines.ask(origin, ASKED)
+    with pytest.raises(ConnectionError):
+        await lines.ask(origin, ASKED)
+    assert len(server.asked) == 2
+
+
+async def test_a_fresh_connection_that_ends_is_an_error(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [hang_up]
+    with pytest.raises(ConnectionError, match="hung up"):
+        await lines.ask(origin, ASKED)
+
+
+async def test_a_server_that_wants_no_more_requests_is_asked_on_another_connection(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), OK]
+    await lines.ask(origin, ASKED)
+    await server.ended.wait()
+    await lines.ask(origin, ASKED)
+    assert server.connections == 2
+    lines.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        (b"HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\n<Err>", b"<Err>"),
+        (b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n<Er\r\n2\r\nr>\r\n0\r\n\r\n", b"<Err>"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\n<Err>", b"<Err>"),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 200\r\n\r\n" + b"x" * 200, b"x" * 100),
+    ],
+    ids=["length", "chunks", "after a continue", "too long"],
+)
+async def test_a_refusal_is_read(server: Server, answer: bytes, content: bytes) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [answer]
+    assert (await lines.ask(origin, ASKED))[::2] == (403, content)
+    lines.close()
+
+
+async def test_a_refusal_without_a_length_ends_with_the_connection(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [ending_with(b"HTTP/1.1 403 No\r\n\r\n<Err>")]
+    assert (await lines.ask(origin, ASKED))[::2] == (403, b"<Err>")
+
+
+async def test_a_truncated_refusal_is_none(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [ending_with(b"HTTP/1.1 403 No\r\nContent-Length: 50\r\n\r\n<Err>")]
+    with pytest.raises(ConnectionError):
+        await lines.ask(origin, ASKED)
+
+
+async def test_what_is_not_http_is_an_error(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [b"SSH-2.0-OpenSSH_9.2\r\n"]
+    with pytest.raises(ConnectionError, match="not HTTP"):
+        await lines.ask(origin, ASKED)
+    await server.ended.wait()
+
+
+async def test_whoever_gives_up_ends_the_connection(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [b""]
+    asking = asyncio.create_task(lines.ask(origin, ASKED))
+    while not server.asked:
+        await asyncio.sleep(0)
+    asking.cancel()
+    await server.ended.wait()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_a_silent_server_is_given_up_and_not_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK, b""]
+    await lines.ask(origin, ASKED)
+    monkeypatch.setattr(s3_line, "DATA_READ_TIMEOUT_S", 0.05)
+    with pytest.raises(ConnectionError, match="no answer"):
+        await lines.ask(origin, ASKED)
+    await server.ended.wait()
+    assert len(server.asked) == 2
+
+
+async def test_an_idle_connection_is_ended(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_line, "IDLE_S", 0.05)
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK]
+    await lines.ask(origin, ASKED)
+    await server.ended.wait()
+
+
+async def test_an_answer_that_nobody_asked_for_ends_the_connection(server: Server) -> None:
+    """Its next request would be given the answer to another."""
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK + OK.replace(b"200", b"500"), OK]
+    assert (await lines.ask(origin, ASKED)).status == 200
+    assert (await lines.ask(origin, ASKED)).status == 200
+    assert server.connections == 2
+    lines.close()
+
+
+async def test_a_server_that_is_not_there_is_unreachable() -> None:
+    nobody = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = nobody.sockets[0].getsockname()[1]
+    nobody.close()
+    await nobody.wait_closed()
+    with pytest.raises(StoreError, match=str(port)) as refused:
+        await Lines(100).ask(Origin("127.0.0.1", port, None), ASKED)
+    assert refused.value.fault is Fault.UNREACHABLE
+
+
+def test_no_header_can_be_two() -> None:
+    with pytest.raises(ValueError, match="line"):
+        request("PUT", "/", {"content-type": "a\r\nx-amz-acl: public-read"}, b"")
