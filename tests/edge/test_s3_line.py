@@ -25,6 +25,7 @@ class Server:
         self.says: list[bytes | Say] = []
         self.asked: list[bytes] = []
         self.connections = 0
+        self.came = asyncio.Event()
         self.ended = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -38,6 +39,7 @@ class Server:
         try:
             while True:
                 self.asked.append(await reader.readuntil(b"body"))
+                self.came.set()
                 say = self.says.pop(0)
                 if isinstance(say, bytes):
                     writer.write(say)
@@ -163,8 +165,7 @@ async def test_whoever_gives_up_ends_the_connection(server: Server) -> None:
     origin, lines = await server.start(), Lines(100)
     server.says = [b""]
     asking = asyncio.create_task(lines.ask(origin, ASKED))
-    while not server.asked:
-        await asyncio.sleep(0)
+    await server.came.wait()
     asking.cancel()
     await server.ended.wait()
     with pytest.raises(asyncio.CancelledError):
