@@ -41,8 +41,17 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "
 class Daemon:
     """ml-dashd as its users run it, with settings that are all default. It and its folder are gone afterwards."""
 
-    def __init__(self, folder: Path, store_url: str = "", endpoint: str = "", ca_bundle: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store_url: str = "",
+        endpoint: str = "",
+        ca_bundle: str = "",
+        before: Callable[[Path], None] | None = None,
+    ) -> None:
+        """`before` is called with its state folder, before it is started for the first time."""
         self._folder = folder
+        self._before = before
         self._socket = folder / "socket"
         self._settings = (
             f'[daemon]\nsocket = "{self._socket}"\nstate_dir = "{folder / "state"}"\nlog_level = "warning"\n'
@@ -53,6 +62,9 @@ class Daemon:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True)
         (self._folder / "ml-dashd.toml").write_text(self._settings)
+        if self._before:
+            (self._folder / "state").mkdir(mode=0o700)
+            self._before(self._folder / "state")
         self._start()
         return self
 

@@ -136,13 +136,13 @@ class FileSet(HandOff):
             if (cursor := page.cursor) is None:
                 return
 
-    def _versions(self, name: str | None) -> Sequence[m.Record]:
-        """All versions of one file, newest first: the one of the prefix, or `name` below it."""
+    def _versions(self, name: str | None, *, latest: bool = False) -> Sequence[m.Record]:
+        """All versions of one file, newest first, or only that: the one of the prefix, or `name` below it."""
         path = "/".join(part for part in (self._place.prefix, name) if part)
         folder, _, filename = path.rpartition("/")
         if not filename:
             raise error(Code.NO_MATCH, "no file is named", 'say which, as in files("model.pt"), or pass a pattern')
-        found = [*self._records(replace(self._place, prefix=folder), escape(filename))]
+        found = [*self._records(replace(self._place, prefix=folder), escape(filename), latest=latest)]
         if not found:
             raise self._no_match(name)
         return found
@@ -153,7 +153,7 @@ class FileSet(HandOff):
             if record.deleted_ms is not None:
                 raise error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
             return record
-        return self._versions(name)[0]
+        return self._versions(name, latest=True)[0]
 
     def _no_match(self, pattern: str | None) -> Exception:
         where = "/".join(part for part in (self._place.prefix, pattern) if part)

@@ -157,7 +157,10 @@ class Journal(Protocol):
         """The bytes of inline pins, by id; those that were let go are left out."""
 
     async def select(self, selection: Selection) -> list[Job]:
-        """Jobs that the catalog does not list: on their way or failed, in the order of (path, newest first)."""
+        """Jobs that the catalog does not list: on their way or failed, in the order of (path, newest first).
+
+        All that are asked for, up to the limit; and perhaps some that do not fit the pattern.
+        """
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
         """How many files of an experiment, as far as the scope goes, are on their way, and up to 16 that failed."""
@@ -367,7 +370,10 @@ class Catalog(Protocol):
         """The records of these ids, deleted ones too."""
 
     async def select(self, selection: Selection) -> list[FileRecord]:
-        """Records that are not deleted, in the order of (path, newest first)."""
+        """Records that are not deleted, in the order of (path, newest first).
+
+        All that are asked for, up to the limit; and perhaps some that do not fit the pattern.
+        """
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         """Marks records as deleted; returns the ids that are now. Idempotent: the first time stays."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ml_dashd.core import names
 from ml_dashd.core.model import EVERYBODY, FileRecord, Scope, Selection
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.system import NoFaults
@@ -133,17 +133,66 @@ async def test_a_list_keeps_to_its_scope(catalog: Catalog, scope: Scope, seen: l
     assert first == (await paths(catalog, scope=scope))[:1]
 
 
-async def test_a_list_reads_an_index(tmp_path: Path) -> None:
-    made = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
-    await made.close()
-    with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:
-        plan = connection.execute(
-            "EXPLAIN QUERY PLAN SELECT * FROM files WHERE deleted_ms IS NULL AND namespace = 'a' AND project = 'b' "
-            "AND experiment = 'c' AND (path > 'x' OR (path = 'x' AND id < 5)) ORDER BY path, id DESC LIMIT 10"
-        ).fetchall()
-    connection.close()
-    assert "files_by_path" in str(plan)
-    assert "TEMP B-TREE" not in str(plan)
+TREE = [
+    "a.json", "a.png", "json", "README", "configs/a.json", "configs/b.yaml", "configs/old/a.json", "configs.json",
+    "images/1.png", "images/10.png", "images/x/1.png", "images-2/1.png", "[a]/*.json", "größe/ä.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prefix", "pattern"),
+    [
+        ("", "**/*.json"),
+        ("", "*"),
+        ("", "*.json"),
+        ("", "**/a*"),
+        ("", "**/README"),
+        ("", "c[no]*/**/*.json"),
+        ("", "**/[a-b].*"),
+        ("", "**"),
+        ("configs", "**/*.json"),
+        ("configs/a.json", ""),
+        ("images", "*.png"),
+        ("images", "?.png"),
+        ("images", "**/1.png"),
+        ("images", "*/*"),
+        ("[a]", "*.json"),
+        ("größe", "?.json"),
+    ],
+)
+async def test_a_list_has_whatever_fits_its_pattern(catalog: Catalog, prefix: str, pattern: str) -> None:
+    """In its order, and in pages; what else it has is for its caller to leave out."""
+    await catalog.commit([record(number, path) for number, path in enumerate(TREE, start=1)])
+    whole = f"{prefix}/{pattern}".strip("/")
+    fitting = sorted(path for path in TREE if names.matches(path, "", whole.replace("[a]", "[[]a]")))
+    assert fitting
+    pages, cursor = [], None
+    while page := await paths(catalog, prefix=prefix, pattern=pattern, cursor=cursor, limit=2):
+        pages += page
+        cursor = page[-1]
+    assert pages == sorted(set(pages))
+    assert [path for path, _ in pages if path in fitting] == fitting
+
+
+async def test_the_newest_of_each_path(catalog: Catalog) -> None:
+    await catalog.commit([record(number, f"p{number % 5}") for number in range(1, 24)])
+    await catalog.commit([record(30, "p2/deep"), record(31, "p2/deep")])
+    await catalog.delete([23, 31], 99)  # the newest of p3, and of p2/deep
+    newest = [("p0", 20), ("p1", 21), ("p2", 22), ("p2/deep", 30), ("p3", 18), ("p4", 19)]
+    assert await paths(catalog, latest=True) == newest
+    assert await paths(catalog, latest=True, limit=3) == newest[:3]
+    assert await paths(catalog, latest=True, cursor=("p2", 22)) == newest[3:]
+    assert await paths(catalog, latest=True, prefix="p2") == newest[2:4]
+    assert await paths(catalog, latest=True, prefix="p2", cursor=("p2", 22)) == newest[3:4]
+    assert await paths(catalog, latest=True, prefix="p3", pattern="") == [("p3", 18)]
+    assert ("p2/deep", 30) in await paths(catalog, latest=True, pattern="**/d*")
+
+
+async def test_the_newest_that_is_in_the_scope(catalog: Catalog) -> None:
+    for number, owner in enumerate([1000, 2000, 1000, 2000], start=1):
+        await catalog.commit([replace(record(number), owner_uid=owner)])
+    assert await paths(catalog, latest=True, scope=Scope(1000)) == [("models/best.pt", 3)]
+    assert await paths(catalog, latest=True) == [("models/best.pt", 4)]
 
 
 async def test_records_without_the_optional_fields(catalog: Catalog) -> None:

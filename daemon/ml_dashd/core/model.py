@@ -236,13 +236,17 @@ class Selection:
 
     Those outside `scope` are left out.
 
-    They come in the order of (path, newest first); `cursor` is the (path, id) of the last one seen.
+    They come in the order of (path, newest first); `cursor` is the (path, id) of the last one seen. `pattern` is a
+    glob relative to `prefix`, as core/narrow.py leaves it: who answers may leave out what does not fit it, and need
+    not. `latest`: only the newest version of each path, and none of the cursor's.
     """
 
     namespace: str
     project: str
     experiment: str
     prefix: str = ""
+    pattern: str | None = None
+    latest: bool = False
     cursor: tuple[str, int] | None = None
     limit: int = 500
     scope: Scope = EVERYBODY

@@ -137,23 +137,15 @@ def matches(path: str, prefix: str, pattern: str | None) -> bool:
     return pattern is None or _glob(pattern).fullmatch(path) is not None
 
 
-def literal_prefix(pattern: str) -> str:
-    """The leading segments of a glob that have no wildcard, all of them where none has: what an index can look up."""
-    pattern = unicodedata.normalize("NFC", pattern)
-    if not is_pattern(pattern):
-        return pattern
-    segments = pattern.split("/")[:-1]
-    literal: list[str] = []
-    for segment in segments:
-        if any(mark in segment for mark in "*?["):
-            break
-        literal.append(segment)
-    return "/".join(literal)
-
-
-def is_pattern(text: str) -> bool:
-    """Whether text has a wildcard."""
-    return any(mark in text for mark in "*?[")
+def only_name(segment: str) -> str | None:
+    """The one name that fits this segment of a glob, without wildcards or with sets of one; None where more do."""
+    name = ""
+    for token in _TOKEN.finditer(segment):
+        negation, members = token.groups()
+        if token[0][0] in "*?" or (members and (negation or len(members) > 1)):
+            return None
+        name += members or token[0]
+    return name
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,8 @@ from pathlib import Path
 from ml_dash.errors import MLDashError
 from ml_dashd.core.model import FileRecord, Selection, Trouble
 from ml_dashd.edge.database import Database, open_database
-from ml_dashd.edge.rows import insert, marks, read_record, record_values, selection_where
+from ml_dashd.edge.listing import ENDING, read_selection
+from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, read_record, record_values
 from ml_dashd.ports import Faults, JournalError
 
 log = logging.getLogger("ml_dashd.catalog")
@@ -33,8 +34,14 @@ MIGRATIONS = [
     CREATE INDEX files_by_path ON files (namespace, project, experiment, path, id DESC) WHERE deleted_ms IS NULL;
     CREATE INDEX files_by_sha256 ON files (sha256);
     CREATE INDEX files_deleted ON files (deleted_ms) WHERE deleted_ms IS NOT NULL;
-    """
+    """,
+    # Globs such as **/*.json and images/*.png.
+    f"""
+    CREATE INDEX files_by_ending ON files (namespace, project, experiment, {ENDING}, path, id DESC)
+        WHERE deleted_ms IS NULL;
+    """,
 ]
+_LISTED = "deleted_ms IS NULL"
 
 
 class SqliteCatalog:
@@ -56,8 +63,12 @@ class SqliteCatalog:
         return await self._records(f"SELECT * FROM files WHERE id IN ({marks(ids)})", ids)
 
     async def select(self, selection: Selection) -> list[FileRecord]:
-        where, values = selection_where(selection)
-        return await self._records(f"SELECT * FROM files WHERE deleted_ms IS NULL AND {where}", values)
+        return await self._database.call(
+            lambda connection: [
+                read_record(row)
+                for row in read_selection(connection, selection, RECORD_COLUMNS, _LISTED, by_ending=True)
+            ]
+        )
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         statement = f"UPDATE files SET deleted_ms = coalesce(deleted_ms, ?) WHERE id IN ({marks(ids)}) RETURNING id"

@@ -34,6 +34,7 @@ from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
+from ml_dashd.edge.listing import read_selection
 from ml_dashd.edge.moves import LET_GO, insert_all, move_all
 from ml_dashd.edge.rows import (
     crc_blob,
@@ -41,7 +42,6 @@ from ml_dashd.edge.rows import (
     marks,
     read_crc,
     scope_where,
-    selection_where,
 )
 from ml_dashd.ports import Clock, Faults, Handed, Superseded
 
@@ -219,8 +219,12 @@ class SqliteJournal:
         return await self._jobs(f"WHERE id IN ({marks(ids)})", ids)
 
     async def select(self, selection: Selection) -> list[Job]:
-        where, values = selection_where(selection)
-        return await self._jobs(f"WHERE {_LISTED} AND NOT cancel_requested AND {where}", values)
+        listed = f"{_LISTED} AND NOT cancel_requested"
+        return await self._database.call(
+            lambda connection: [
+                read_job(row) for row in read_selection(connection, selection, READ_COLUMNS, listed, by_ending=False)
+            ]
+        )
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
         these, values = experiment_where(selection)

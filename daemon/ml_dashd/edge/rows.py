@@ -74,17 +74,3 @@ def experiment_where(selection: Selection) -> tuple[str, list[Any]]:
     text, values = scope_where(selection.scope)
     experiment = [selection.namespace, selection.project, selection.experiment]
     return f"namespace = ? AND project = ? AND experiment = ? AND {text}", [*experiment, *values]
-
-
-def selection_where(selection: Selection) -> tuple[str, list[Any]]:
-    """The WHERE, ORDER and LIMIT of a Selection, over an index of (namespace, project, experiment, path, id DESC)."""
-    text, values = experiment_where(selection)
-    if selection.prefix:
-        # "0" follows "/", so this range is every path below the prefix; the prefix itself may be a file's path.
-        text += " AND (path = ? OR (path > ? AND path < ?))"
-        values += [selection.prefix, selection.prefix + "/", selection.prefix + "0"]
-    if selection.cursor is not None:
-        path, last = selection.cursor
-        text += " AND (path > ? OR (path = ? AND id < ?))"
-        values += [path, path, last]
-    return f"{text} ORDER BY path, id DESC LIMIT ?", [*values, selection.limit]

@@ -10,7 +10,7 @@ from heapq import merge
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import Place
-from ml_dashd.core import names
+from ml_dashd.core import names, narrow
 from ml_dashd.core.access import Policy, Right
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Scope, Selection, Trouble
 from ml_dashd.core.plan import MIB
@@ -77,7 +77,7 @@ class Browse:
     ) -> tuple[list[Seen], str | None]:
         """Files at or below a place that fit the pattern, and the cursor of the next page."""
         scope = self._policy.scope(session.uid)
-        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), scope)
+        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), latest, scope)
         prefix = "/".join(names.clean(place.prefix, "the prefix"))
         names.matches("", "", pattern)  # a bad pattern is an error even where nothing is listed
         found: list[Seen] = []
@@ -231,16 +231,20 @@ class Browse:
         return seen if trouble is None else replace(seen, state=State.FAILED, trouble=trouble)
 
 
-def _selection(place: Place, pattern: str | None, cursor: str | None, limit: int, scope: Scope) -> Selection:
-    """What to ask journal and catalog for: the literal start of the pattern narrows it."""
+def _selection(
+    place: Place, pattern: str | None, cursor: str | None, limit: int, latest: bool, scope: Scope
+) -> Selection:
+    """What to ask journal and catalog for; the literal start of the pattern is a part of the prefix."""
     namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
     prefix = "/".join(names.clean(place.prefix, "the prefix"))
-    literal = names.literal_prefix(pattern) if pattern else ""
+    literal, rest = ("", None) if pattern is None else narrow.split(pattern)
     return Selection(
         namespace,
         project,
         experiment,
         prefix="/".join(part for part in (prefix, literal) if part),
+        pattern=rest,
+        latest=latest,
         cursor=_read_cursor(cursor),
         limit=limit,
         scope=scope,

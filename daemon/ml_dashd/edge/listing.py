@@ -1,0 +1,137 @@
+"""A Selection as questions to SQLite: each is one range of an index, so that a page costs what it lists.
+
+Conditions joined by OR would not be: SQLite would read an experiment from its start for every page.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_dashd.core import narrow
+from ml_dashd.core.model import Selection
+from ml_dashd.edge.rows import experiment_where
+
+ENDING = "substr(filename, length(rtrim(filename, replace(filename, '.', ''))) + 1)"
+"""core/narrow.py: ending. An index over this expression serves only a question that has its very words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Paths above `low` and below `high`; or the one path `low`, of its versions those below `id`."""
+
+    low: str
+    high: str | None = None
+    only: bool = False
+    id: int | None = None
+
+
+def read_selection(
+    connection: sqlite3.Connection, selection: Selection, columns: Sequence[str], listed: str, *, by_ending: bool
+) -> list[sqlite3.Row]:
+    """The rows of a table `files` that are asked for, in their order.
+
+    `listed` is the condition of its indexes; `by_ending`: it has one over ENDING.
+    """
+    found: list[sqlite3.Row] = []
+    for span in _spans(selection):
+        statement, values = _question(selection, span, columns, listed, by_ending=by_ending)
+        found += connection.execute(statement, [*values, selection.limit - len(found)]).fetchall()
+        if len(found) >= selection.limit:
+            break
+    return found
+
+
+def _spans(selection: Selection) -> Iterator[_Span]:
+    """What follows the cursor of the paths that are asked for, in order."""
+    if selection.cursor is None:
+        yield from _all_spans(selection)
+        return
+    at, last = selection.cursor
+    for span in _all_spans(selection):
+        if span.only:
+            holds, is_behind = span.low == at, span.low > at
+        else:
+            holds, is_behind = span.low < at and (span.high is None or at < span.high), span.low >= at
+        if is_behind:
+            yield span
+        elif holds:
+            if not selection.latest:
+                yield _Span(at, only=True, id=last)
+            if not span.only:
+                yield _Span(at, span.high)
+
+
+def _all_spans(selection: Selection) -> Iterator[_Span]:
+    prefix, pattern = selection.prefix, selection.pattern
+    if not prefix:
+        yield _Span("")
+        return
+    if not pattern:  # the prefix itself may be a file's path
+        yield _Span(prefix, only=True)
+    if pattern != narrow.WHOLE:
+        yield _Span(prefix + "/", prefix + "0")  # "0" follows "/"
+
+
+def _question(
+    selection: Selection, span: _Span, columns: Sequence[str], listed: str, *, by_ending: bool
+) -> tuple[str, list[Any]]:
+    """A statement and its values, but for its last one, the limit."""
+    where, values = _file_where(selection, by_ending=by_ending)
+    where = f"{listed} AND {where}"
+    if span.only:
+        where, values = f"{where} AND path = ?", [*values, span.low]
+        if span.id is not None:
+            where, values = f"{where} AND id < ?", [*values, span.id]
+        limit = "min(1, ?)" if selection.latest else "?"
+        return f"SELECT {', '.join(columns)} FROM files WHERE {where} ORDER BY path, id DESC LIMIT {limit}", values
+    if span.high is not None:
+        where, values = f"{where} AND path < ?", [*values, span.high]
+    if selection.latest:
+        return _newest(columns, where), [*values, span.low, *values]
+    statement = f"SELECT {', '.join(columns)} FROM files WHERE {where} AND path > ? ORDER BY path, id DESC LIMIT ?"
+    return statement, [*values, span.low]
+
+
+def _newest(columns: Sequence[str], where: str) -> str:
+    """The first row of each path: after each a seek for the next path, whatever the number of versions between."""
+    first = f"SELECT id FROM files WHERE {where} AND path > {{after}} ORDER BY path, id DESC LIMIT 1"
+    return f"""
+    WITH RECURSIVE newest (id, path) AS (
+        SELECT id, path FROM files WHERE id = ({first.format(after="?")})
+        UNION ALL
+        SELECT next.id, next.path FROM newest JOIN files AS next ON next.id = ({first.format(after="newest.path")})
+        LIMIT ?
+    )
+    SELECT {", ".join(f"files.{name}" for name in columns)} FROM newest JOIN files ON files.id = newest.id
+    ORDER BY newest.path
+    """
+
+
+def _file_where(selection: Selection, *, by_ending: bool) -> tuple[str, list[Any]]:
+    """The condition on a file but for its place in the order. What concerns its path is read from the index alone."""
+    text, values = experiment_where(selection)
+    if not selection.pattern:
+        return text, values
+    prefix = f"{selection.prefix}/" if selection.prefix else ""
+    if by_ending and (ending := narrow.ending_of_all(selection.pattern)) is not None:
+        text, values = f"{text} AND {ENDING} = ?", [*values, ending]
+    if (depth := narrow.depth(selection.pattern)) is not None:
+        slashes = prefix.count("/") + depth - 1
+        text, values = f"{text} AND length(path) - length(replace(path, '/', '')) = ?", [*values, slashes]
+    # "+": SQLite would compile the statement anew for every pattern, to look for a range that `_spans` has found.
+    return f"{text} AND +path GLOB ?", [*values, _literal(prefix) + _wider(selection.pattern)]
+
+
+def _literal(text: str) -> str:
+    """Text as a pattern of SQLite's GLOB."""
+    return re.sub(r"[*?[]", r"[\g<0>]", text)
+
+
+def _wider(pattern: str) -> str:
+    """A pattern of SQLite's GLOB, whose `*` spans segments, that everything fits that fits a glob of ours."""
+    segments = ("*" if "[" in segment else segment for segment in pattern.split("/"))
+    return "/".join(segments).replace("**/", "*")
