@@ -803,6 +803,8 @@ async def test_the_workers_questions_read_an_index(journal: SqliteJournal, path:
     await journal.release(EXPERIMENT, 9)
     await journal.next_due_ms(1000)
     await journal.backlog()
+    await journal.summary()
+    await journal.unclean(9)
     await journal._database.call(lambda connection: connection.set_trace_callback(None))
 
     def plans(questions: list[str]) -> list[str]:
@@ -823,9 +825,13 @@ async def test_the_workers_questions_read_an_index(journal: SqliteJournal, path:
         inner = question[question.index("(SELECT") + 1 : -1]
         ((plan,),) = [rows(path, f"EXPLAIN QUERY PLAN {inner}")]
         assert "SEARCH files USING INDEX files_waiting" in plan[3]
-    waiting, listed, *_ = plans([question for question in asked[due_asked:] if question.startswith("SELECT")])
+    waiting, listed, *rest = plans([question for question in asked[due_asked:] if question.startswith("SELECT")])
     assert "files_waiting" in waiting
     assert "files_listed" in listed
+    assert [plan.partition("INDEX ")[2].partition(" ")[0] for plan in rest] == [
+        "files_listed", "files_finished", "files_finished", "files_due", "files_due", "files_listed", "files_listed",
+    ]  # fmt: skip
+    assert [plan for plan in rest if "files_finished" in plan] == ["SCAN files USING COVERING INDEX files_finished"] * 2
 
 
 # ---- what was answered is there

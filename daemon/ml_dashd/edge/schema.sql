@@ -121,3 +121,9 @@ DROP INDEX files_due;
 -- The worker's question: what may run now, the highest priority first, then by experiments (edge/due.py).
 CREATE INDEX files_due ON files (lane, priority DESC, namespace, project, experiment, not_before_ms, id)
     WHERE state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED');
+
+-- ---- step 5: what is finished is counted without its rows
+
+DROP INDEX files_finished;
+-- The janitor's question, and a count for status: what is finished and old, and how much it is.
+CREATE INDEX files_finished ON files (updated_ms, state, size_bytes) WHERE state IN ('DONE', 'CANCELLED');
