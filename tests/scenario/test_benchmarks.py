@@ -55,6 +55,26 @@ def test_handoff_gives_figures(tmp_path: Path) -> None:
     assert all(each["seconds"] > 0 for each in found["acks"])
 
 
+def test_catalog_gives_figures(tmp_path: Path) -> None:
+    found = figures("catalog.py", tmp_path)["catalog"]
+    listed = {(each["files"], each["call"]): each["listed"] for each in found}
+    of_2000 = {call: files for (size, call), files in listed.items() if size == 2000}
+    assert of_2000 == {
+        "save_json": 0,
+        "list(), first page": 500,
+        'list("**/*.json")': 100,
+        'list("configs/*.json")': 10,
+        'list("*")': 0,
+        'list("models/*", latest=True)': 50,
+        "download by name": 0,
+    }
+    of_none = {call: files for (size, call), files in listed.items() if size == 0}
+    assert of_none == dict.fromkeys(of_2000, 0) | {"list(), first page": 1 + 5}, "what it saved itself"
+    for each in found:
+        assert each["calls"] == 5
+        assert 0 < each["p50_ms"] <= each["p99_ms"] <= each["max_ms"]
+
+
 def test_peers_give_figures_and_a_picture_once_every_byte_is_verified(tmp_path: Path) -> None:
     folder, picture = tmp_path / "work", tmp_path / "peers.svg"
     options = ["--size", "20M", "--files", "8", "--seed", "7", "--profile", "--picture", str(picture)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_dash.errors import MLDashError
 from ml_dashd.core.model import FileRecord, Selection, Trouble
-from ml_dashd.edge.database import Database, open_database
+from ml_dashd.edge.database import LOCKED_S, Database, open_database
 from ml_dashd.edge.listing import ENDING, read_selection
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, read_record, record_values
 from ml_dashd.ports import Faults, JournalError
@@ -105,11 +105,9 @@ class SqliteCatalog:
         What fails is logged, and tried again at the next call.
         """
         try:
-            rows, changes = await self._database.call(
-                lambda connection: (connection.execute("SELECT * FROM files").fetchall(), connection.total_changes)
-            )
+            changes = await self._database.call(lambda connection: connection.total_changes)
             if changes != self._exported:
-                await asyncio.to_thread(_write_copy, self._path.with_name("export.sqlite"), rows, path)
+                await asyncio.to_thread(_write_copy, self._path, self._path.with_name("export.sqlite"), path)
                 self._exported = changes
         except (OSError, MLDashError, JournalError, sqlite3.Error) as failure:
             log.warning("catalog_not_exported", extra={"path": path, "error": failure})
@@ -141,15 +139,17 @@ def _rows(path: Path, copy: Path) -> list[sqlite3.Row]:
         _remove(copy)
 
 
-def _write_copy(copy: Path, rows: Sequence[sqlite3.Row], path: Path) -> None:
-    """Made on the state folder's disk, where SQLite can lock, and then copied as plain bytes. Blocks."""
+def _write_copy(catalog: Path, copy: Path, path: Path) -> None:
+    """Made on the state folder's disk, where SQLite can lock, and then copied as plain bytes. Blocks.
+
+    It is read beside the catalog's own connection, which goes on meanwhile, however many rows there are.
+    """
     _remove(copy)
     try:
-        with closing(open_database(copy, MIGRATIONS)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            _upsert(connection, rows)
-            connection.execute("COMMIT")
-            connection.execute("PRAGMA journal_mode=DELETE")
+        copy.touch(0o600)
+        with closing(sqlite3.connect(catalog, timeout=LOCKED_S)) as ours, closing(sqlite3.connect(copy)) as theirs:
+            ours.backup(theirs)
+            theirs.execute("PRAGMA journal_mode=DELETE")
         temporary = path.with_name(f".{path.name}")
         shutil.copyfile(copy, temporary)
         descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
