@@ -24,35 +24,59 @@ ME = Session(1, 1000, 1)
 PLACE = Place(namespace="alice", project="cv", experiment="resnet")
 
 
-class Moving(SqliteJournal):
-    """One in which files go on right after it was asked what is on its way."""
+class Moves:
+    """Lets files go on right after journal or catalog was asked, before the other is."""
 
-    goes_on: Callable[[], Awaitable[None]] | None = None
+    def __init__(self) -> None:
+        self.go_on: Callable[[], Awaitable[None]] | None = None
+
+    async def now(self) -> None:
+        if self.go_on is not None:
+            await self.go_on()
+
+
+class MovingJournal(SqliteJournal):
+    moves: Moves
 
     async def select(self, selection: Selection) -> list[Job]:
         jobs = await super().select(selection)
-        if self.goes_on is not None:
-            await self.goes_on()
+        await self.moves.now()
         return jobs
 
 
+class MovingCatalog(SqliteCatalog):
+    moves: Moves
+
+    async def select(self, selection: Selection) -> list[FileRecord]:
+        records = await super().select(selection)
+        await self.moves.now()
+        return records
+
+
 @pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Moving]:
-    made = Moving(tmp_path / "journal.sqlite", SystemClock(), NoFaults(), lambda _, __: Lane.INLINE)
+def moves() -> Moves:
+    return Moves()
+
+
+@pytest.fixture
+async def journal(tmp_path: Path, moves: Moves) -> AsyncIterator[MovingJournal]:
+    made = MovingJournal(tmp_path / "journal.sqlite", SystemClock(), NoFaults(), lambda _, __: Lane.INLINE)
+    made.moves = moves
     await made.open()
     yield made
     made.close()
 
 
 @pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[SqliteCatalog]:
-    made = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+async def catalog(tmp_path: Path, moves: Moves) -> AsyncIterator[MovingCatalog]:
+    made = MovingCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    made.moves = moves
     yield made
     await made.close()
 
 
 @pytest.fixture
-def browse(journal: Moving, catalog: SqliteCatalog) -> Browse:
+def browse(journal: MovingJournal, catalog: MovingCatalog) -> Browse:
     unused = cast("Any", None)
     return Browse(
         journal=journal, catalog=catalog, pins=unused, threads=unused, worker=unused, bell=Bell(),
@@ -68,12 +92,12 @@ def file(number: int, path: str) -> FileRecord:
     )  # fmt: skip
 
 
-async def hand_over(journal: Moving, *files: FileRecord) -> list[Job]:
+async def hand_over(journal: MovingJournal, *files: FileRecord) -> list[Job]:
     taken = [Handed(Job(one, Pin(PinKind.NONE), on_disk=True), one.id.to_bytes(16, "big")) for one in files]
     return [job for job, _ in await journal.accept_all(taken)]
 
 
-async def store(journal: Moving, catalog: SqliteCatalog, jobs: list[Job]) -> None:
+async def store(journal: MovingJournal, catalog: MovingCatalog, jobs: list[Job]) -> None:
     for state in (State.SENDING, State.VERIFIED):
         jobs = await journal.advance_all(jobs, state)
     await catalog.commit([job.record for job in jobs])
@@ -94,21 +118,21 @@ async def pages(browse: Browse, pattern: str | None = None, *, latest: bool = Fa
 @pytest.mark.parametrize("latest", [False, True])
 @pytest.mark.parametrize("pattern", [None, "**/*.pt", "m/*"])
 async def test_what_moves_over_between_the_two_questions(
-    browse: Browse, journal: Moving, catalog: SqliteCatalog, pattern: str | None, latest: bool
+    browse: Browse, journal: MovingJournal, catalog: MovingCatalog, moves: Moves, pattern: str | None, latest: bool
 ) -> None:
     jobs = await hand_over(journal, *(file(number, f"m/{number}.pt") for number in range(1, 8)))
-    left = iter([jobs[:1], jobs[1:4], jobs[4:]])
+    left = iter([[], jobs[:1], [], jobs[1:2], jobs[2:4], [], jobs[4:]])
 
     async def go_on() -> None:
         if some := next(left, None):
             await store(journal, catalog, some)
 
-    journal.goes_on = go_on
+    moves.go_on = go_on
     for _ in range(4):
         assert await pages(browse, pattern, latest=latest) == [1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_the_newest_is_the_newest_of_both(browse: Browse, journal: Moving, catalog: SqliteCatalog) -> None:
+async def test_the_newest_is_the_newest_of_both(browse: Browse, journal: MovingJournal, catalog: MovingCatalog) -> None:
     """Whichever of journal and catalog has it, with versions of a path that reach over pages."""
     stored = await hand_over(journal, *(file(number, f"{'abc'[number % 3]}.pt") for number in range(1, 13)))
     await store(journal, catalog, stored[:6] + stored[9:10])
