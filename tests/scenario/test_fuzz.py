@@ -81,7 +81,7 @@ def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 
 @pytest.mark.parametrize("size", [SMALL, SLOT], ids=["inline", "slot"])
 @pytest.mark.parametrize("how", ["to", "prefix"])
-@fuzzed(60)
+@fuzzed(30)
 @given(path=NAMES)
 @example(path="../../x")
 @example(path="a/../../x")
