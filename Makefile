@@ -22,7 +22,7 @@ demo: $(READY)   ## train a small model, hand its checkpoints over, read one bac
 
 test: $(READY)   ## every suite, the real S3 servers included
 	$(BIN)/python -m pytest tests/unit --cov --cov-report=term:skip-covered --cov-fail-under=100
-	$(BIN)/python -m pytest tests/contract tests/edge tests/scenario tests/crash tests/e2e -n 3 --dist worksteal
+	$(BIN)/python -m pytest tests/contract tests/edge tests/scenario tests/spec tests/crash tests/e2e -n 3 --dist worksteal
 
 check: $(READY)  ## lint, types, layers, locked versions
 	$(BIN)/ruff format --check .
