@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,9 +172,10 @@ def test_a_block_runs_as_written(place: Place, title: str, request: pytest.Fixtu
         assert (place.folder / name).is_file(), name
 
 
-@needs("files.update")
-def test_an_update_of_an_id_that_nobody_has(place: Place) -> None:
-    assert "FileNotFoundError" in run(place, OPEN + BLOCKS["Updating metadata"], [])[1]
+def test_an_id_that_nobody_has(place: Place) -> None:
+    block = textwrap.indent(BLOCKS["Updating metadata"], "    ")
+    script = f"{OPEN}try:\n{block}except FileNotFoundError as refused:\n    print(refused)\n"
+    assert run(place, script, [])[0].startswith("no file has the id 'abc123'")
 
 
 def packages_of(python: Path) -> str:
