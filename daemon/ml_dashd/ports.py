@@ -479,6 +479,9 @@ class Slots(Protocol):
     def grant(self, connection: int, size_bytes: int) -> Slot:
         """A slot of at least that size, allocated; raises DISK_FULL. One that the connection had is used again."""
 
+    def grow(self, connection: int, number: int, size_bytes: int) -> Slot:
+        """A granted slot with at least that size, allocated, and what was in it; raises DISK_FULL. Idempotent."""
+
     def commit(self, connection: int, number: int, size_bytes: int) -> Pin:
         """The pin of a granted slot; it is not granted again before `Pins.release`. Idempotent."""
 
