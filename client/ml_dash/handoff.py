@@ -6,10 +6,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
-from ml_dash import serialize
 from ml_dash.arguments import (
     PathLike,
     content_of,
@@ -27,7 +27,7 @@ from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, error
 from ml_dash.many import Basket
 from ml_dash.result import FileResult
-from ml_dash.slot_writer import SlotWriter, slot_writer
+from ml_dash.slot_writer import slot_writer
 
 Many = Mapping[str, PathLike] | Iterable[PathLike]
 """Files for `upload_many`: paths, or names below the prefix and the paths they are read from."""
@@ -166,6 +166,29 @@ class HandOff:
         """Saves bytes, a bytearray, a memoryview, or anything else that has a buffer."""
         return self._save(serialize.blob_view(content), to, described)
 
+    def save_pkl(self, content: Any, *, to: str, **described: Any) -> FileResult:
+        """Pickles an object (protocol 5) straight into the daemon's file; `pickle.load` reads it back.
+
+        Raises ValueError for what can't be pickled. Load pickles of people whom you trust only.
+        """
+        size = checkpoint.pickle_size(content)
+        return self._stream(to, described, lambda out: checkpoint.write_pickle(content, out), size_hint=size)
+
+    def save_torch(self, content: Any, *, to: str, **described: Any) -> FileResult:
+        """Saves tensors, state dicts, optimizers' states, modules: `torch.save` straight into the daemon's file.
+
+        It takes about as long as a copy of the bytes in memory; once it returns, tensors may change. `torch.load` reads
+        it back, bit for bit; storages that tensors share stay shared. Raises ValueError for what can't be pickled,
+        ImportError without torch.
+        """
+        size = checkpoint.torch_size(content)
+        small = size <= m.INLINE_BYTES
+
+        def write(out: BinaryIO) -> None:
+            checkpoint.write_torch(content, out, checksums=small)
+
+        return self._stream(to, described, write, size_hint=size, seal=not small)
+
     def save(self, content: Any, *, to: str | None = None, **described: Any) -> FileResult:
         """Saves by type: the path of a file is uploaded, bytes become a blob, a dict or list becomes JSON.
 
@@ -202,7 +225,7 @@ class HandOff:
         self,
         to: str,
         described: dict[str, Any],
-        write: Callable[[SlotWriter], None],
+        write: Callable[[BinaryIO], None],
         *,
         size_hint: int = 0,
         seal: bool = False,
@@ -215,7 +238,7 @@ class HandOff:
         """
         saved = self._saved(to, described, seal=seal)
         with slot_writer(self._connection, size_hint) as out:
-            write(out)
+            write(cast("BinaryIO", out))
             accepted = out.hand_over(None if seal else saved.put, saved.commit)
         return self._result(accepted.record)
 

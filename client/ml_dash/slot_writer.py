@@ -42,6 +42,8 @@ class SlotWriter(io.RawIOBase):
         self._hint = size_hint
         self._at = 0
         self.size_bytes = 0
+        self.failure: BaseException | None = None
+        """What a write has raised: Ctrl-C, mostly. A serializer in C++ may raise something else for it."""
         if size_hint > INLINE_BYTES:
             self._lease = connection.lease(size_hint, patience)  # nothing is written yet, so it can wait for room
 
@@ -71,14 +73,17 @@ class SlotWriter(io.RawIOBase):
         return size
 
     def write(self, data: ReadableBuffer, /) -> int:
-        if self.closed:
-            raise ValueError("this file is closed")
-        view = memoryview(data)
-        if not view.nbytes:
-            return 0
-        if self._at > self.size_bytes:
-            self._fill_to(self._at)
-        self._put(view.cast("B"))
+        try:
+            if self.closed:
+                raise ValueError("this file is closed")  # noqa: TRY301 as any file does
+            view = memoryview(data)
+            if view.nbytes:
+                if self._at > self.size_bytes:
+                    self._fill_to(self._at)
+                self._put(view.cast("B"))
+        except BaseException as failure:
+            self.failure = failure
+            raise
         return view.nbytes
 
     def hand_over(
@@ -160,5 +165,9 @@ def slot_writer(connection: Connection, size_hint: int) -> Iterator[SlotWriter]:
         out = SlotWriter(free, size_hint, Patience(free.on_full))
         try:
             yield out
+        except Exception:
+            if out.failure is not None and not isinstance(out.failure, Exception):
+                raise out.failure from None
+            raise
         finally:
             out.discard()

@@ -194,6 +194,24 @@ def test_only_a_slot_that_is_being_written_grows(slots: SlotFiles) -> None:
     assert os.fstat(slot.descriptor).st_size == MIB
 
 
+def test_a_slot_is_its_files_until_it_is_released(slots: SlotFiles) -> None:
+    """Whoever writes to what is committed asks first: a reader that comes late must not write to another save's."""
+    slot = slots.grant(MINE, MIB)
+    name = slots.commit(MINE, slot.number, 5, 77).name
+    assert slots.commit(MINE, slot.number, 5, 78).name == name, "a request that comes again is the first one's"
+
+    def is_of(file_id: int) -> bool:
+        with slots.kept_for(name, file_id) as still:
+            return still
+
+    assert [is_of(77), is_of(78)] == [True, False]
+    slots.release(name)
+    assert [is_of(77), is_of(0)] == [False, True]
+    assert slots.grant(MINE, MIB).number == slot.number
+    slots.commit(MINE, slot.number, 5, 79)
+    assert [is_of(77), is_of(79)] == [False, True]
+
+
 def test_a_slot_can_not_be_granted_while_it_is_committed(slots: SlotFiles) -> None:
     committed = slots.grant(MINE, MIB)
     slots.commit(MINE, committed.number, 5)

@@ -1,7 +1,8 @@
-"""One cached virtual environment per server, kept apart from the tests' own packages.
+"""One cached virtual environment per server, and one with torch, kept apart from the tests' own packages.
 
-The servers pin packages that the project needs in other versions (botocore above all), so they are
-never installed beside it. An environment is found by the hash of its pins: new pins, new environment.
+The servers pin packages that the project needs in other versions (botocore above all), and torch is
+large, so they are never installed beside it. An environment is found by the hash of its pins: new pins,
+new environment.
 """
 
 import fcntl
@@ -35,6 +36,14 @@ def server_python(name: str, cache: Path = _CACHE) -> Path:
             if not _ready(root):  # another process may have built it while this one waited
                 _build(name, root, pins, lock.fileno())
     return _python(root)
+
+
+def torch_python() -> Path:
+    """Return the interpreter of the environment with torch, CPU alone where pip finds such a build.
+
+    Raises EnvironmentUnavailableError where there is none: a build for CUDA without its libraries, say.
+    """
+    return server_python("torch")
 
 
 def _fingerprint(pins: Path) -> str:
@@ -85,7 +94,7 @@ def _run(name: str, lock: int, *command: str) -> None:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise EnvironmentUnavailableError(
-            f"The test server {name!r} cannot be installed on Python {platform.python_version()} "
+            f"The environment {name!r} of the tests cannot be installed on Python {platform.python_version()} "
             f"({platform.machine()}) from the versions pinned in tests/servers/{name}.txt: {error}\n"
             f"{error.output}"
         ) from error

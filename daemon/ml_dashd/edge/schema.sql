@@ -121,3 +121,6 @@ DROP INDEX files_due;
 -- The worker's question: what may run now, the highest priority first, then by experiments (edge/due.py).
 CREATE INDEX files_due ON files (lane, priority DESC, namespace, project, experiment, not_before_ms, id)
     WHERE state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED');
+-- ---- step 5: archives in slots whose checksums are put right before they are read
+
+ALTER TABLE files ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;

@@ -11,7 +11,8 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +42,8 @@ class _Entry:
     connection: int
     use: str
     """granted, committed or free."""
+    owner: int = 0
+    """The file whose content is committed here."""
 
 
 class SlotFiles:
@@ -102,12 +105,13 @@ class SlotFiles:
             entry.slot = replace(slot, capacity_bytes=_steps(size_bytes))
             return entry.slot
 
-    def commit(self, connection: int, number: int, size_bytes: int) -> Pin:
+    def commit(self, connection: int, number: int, size_bytes: int, file_id: int = 0) -> Pin:
         with self._lock:
             entry = self._mine(connection, number)
             if size_bytes > entry.slot.capacity_bytes:
                 raise error(Code.INVALID_ARGUMENT, f"slot {number} holds {entry.slot.capacity_bytes} bytes")
             entry.use = "committed"
+            entry.owner = entry.owner or file_id
             if (
                 sum(one.use == "committed" and one.connection == connection for one in self._entries.values())
                 > KEEP_HELD
@@ -130,6 +134,16 @@ class SlotFiles:
                 return
         self._unlink(name)
 
+    @contextmanager
+    def kept_for(self, name: str, file_id: int) -> Iterator[bool]:
+        """Whether a committed slot is that file's still; it is not released, and granted again, in the meantime.
+
+        One that is nobody's to be granted again is removed when it is released, so whoever has it open harms nobody.
+        """
+        with self._lock:
+            entry = self._entries.get(int(name))
+            yield entry is None or entry.owner == file_id
+
     def disconnect(self, connection: int) -> None:
         with self._lock:
             for entry in list(self._entries.values()):
@@ -149,6 +163,7 @@ class SlotFiles:
         return entry
 
     def _free(self, entry: _Entry) -> None:
+        entry.owner = 0
         free = sum(one.use == "free" and one.connection == entry.connection for one in self._entries.values())
         if free >= KEEP_FREE:
             self._remove(entry)
