@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
 from tests.harness import DaemonProcess, Folder, eventually
 from tests.scenario.conftest import Held, path_in_store
+from tests.servers.environments import library_path
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("torch_checks.py")
 CHECKS = [
     node.name.removeprefix("check_")
@@ -31,15 +30,10 @@ CHECKS = [
 
 def start(torch: Path, folder: Path, socket: Path, *command: str) -> subprocess.Popen[str]:
     """A program of the Python that has torch, with the library of this checkout."""
-    own = distribution("ml-dash")
-    installed = folder / "installed"
-    installed.mkdir(exist_ok=True)
-    if not (found := installed / "ml_dash-0.dist-info").exists():
-        found.symlink_to(own.locate_file(own._path.name))  # where the library looks its version up
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
-        "PYTHONPATH": f"{ROOT / 'client'}:{installed}",
+        "PYTHONPATH": library_path(folder),
         "ML_DASH_SOCKET": str(socket),
         "OMP_NUM_THREADS": "1",
     }

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 _PINS = Path(__file__).parent
@@ -22,12 +23,13 @@ class EnvironmentUnavailableError(RuntimeError):
     """A server's pinned packages could not be installed here; the message holds pip's own words."""
 
 
-def server_python(name: str, cache: Path = _CACHE) -> Path:
+def server_python(name: str, cache: Path = _CACHE, pins: Path = _PINS) -> Path:
     """Return the interpreter of server `name`'s environment, which is built first where there is none.
 
+    The file {name}.txt in the folder `pins` says what is in it.
     Safe to call from several processes at once, and after a build that was cut off at any point.
     """
-    pins = _PINS / f"{name}.txt"
+    pins = pins / f"{name}.txt"
     root = cache / f"{name}-{_fingerprint(pins)}"
     if not _ready(root):
         cache.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,20 @@ def torch_python() -> Path:
     Raises EnvironmentUnavailableError where there is none: a build for CUDA without its libraries, say.
     """
     return server_python("torch")
+
+
+def library_path(folder: Path) -> str:
+    """Return the PYTHONPATH by which the Python of another environment finds the library of this checkout.
+
+    The folder gets what it needs to know which release it is.
+    """
+    installed = folder / "installed"
+    if not installed.exists():
+        installed.mkdir()
+        files = distribution("ml-dash").files or []
+        own = next(file for file in files if file.name == "METADATA").locate().parent
+        (installed / own.name).symlink_to(own)
+    return f"{_PINS.parents[1] / 'client'}:{installed}"
 
 
 def _fingerprint(pins: Path) -> str:
@@ -95,6 +111,6 @@ def _run(name: str, lock: int, *command: str) -> None:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise EnvironmentUnavailableError(
             f"The environment {name!r} of the tests cannot be installed on Python {platform.python_version()} "
-            f"({platform.machine()}) from the versions pinned in tests/servers/{name}.txt: {error}\n"
+            f"({platform.machine()}) from the versions pinned in {name}.txt: {error}\n"
             f"{error.output}"
         ) from error
