@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -38,7 +39,7 @@ def start(torch: Path, folder: Path, socket: Path, *command: str) -> subprocess.
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [torch, *command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [torch, *command], env=environment, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -136,6 +137,14 @@ def test_kill_9_of_the_daemon_changes_no_byte(torch: Path, tmp_path: Path, point
         whole(stored)
         run(torch, tmp_path, daemon.socket, "-c", LOAD, str(stored))
         assert point in daemon.faults_met()
+
+
+def test_the_examples_of_its_page_run(torch: Path, service: DaemonProcess, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    run(torch, tmp_path, service.socket, "-c", examples[0])
+    assert run(torch, tmp_path, service.socket, "-c", examples[1]) == "['a', 'b']\n"
 
 
 def test_what_is_no_archive_is_stored_as_it_is_and_told(service: DaemonProcess, exp: Experiment) -> None:
