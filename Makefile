@@ -38,6 +38,7 @@ fmt: $(READY)    ## format and mend what can be mended
 bench: $(READY)  ## the figures in README, with their peers
 	$(BIN)/python benchmarks/handoff.py
 	$(BIN)/python benchmarks/catalog.py
+	$(BIN)/python benchmarks/blocking.py
 	$(BIN)/python benchmarks/peers.py --profile --picture docs/peers.svg
 
 long: $(READY)   ## the same suites at full size; seeds are printed

@@ -9,8 +9,9 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from typing import TypeVar
@@ -18,9 +19,9 @@ from typing import TypeVar
 from ml_dash import messages, wire
 from ml_dash.channel import OPEN, Channel, close_all
 from ml_dash.errors import Code, MLDashError, error, parse_code
-from ml_dash.messages import Failed, Hello, Message, Progress, ReleaseSlot, Welcome
+from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
-from ml_dash.persistence import LOSSES, PASSING, Persistence, away
+from ml_dash.persistence import Persistence, away
 from ml_dash.reach import Endpoint, adopt, connect, daemon_of, reach, socket_of
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
@@ -44,6 +45,20 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A slot while it is written to, and the socket by which it was granted: it is gone with that."""
+
+    number: int
+    mapping: mmap.mmap
+    channel: Channel | None
+
+    @property
+    def capacity_bytes(self) -> int:
+        """How much may be written to it."""
+        return len(self.mapping)
 
 
 class Connection:
@@ -134,40 +149,89 @@ class Connection:
 
     def save(self, data: memoryview, build: Callable[..., Message]) -> messages.Accepted:
         """Writes content into a slot and commits it; `build` takes the request's number and the slot's."""
-        if self._interrupted():
-            with closing(Connection(self.endpoint, self.on_full)) as another:
-                return another.save(data, build)
-        patience = Patience(self.on_full)
-        losses = 0
+        with self.uninterrupted() as free:
+            patience = Patience(free.on_full)
+            while True:
+                lease = free.lease(len(data), patience)
+                try:
+                    if len(data):
+                        lease.mapping[: len(data)] = data
+                except BaseException:  # Ctrl-C
+                    free.release(lease)
+                    raise
+                if (accepted := free.commit(lease, build, patience)) is not None:
+                    return accepted
+                # The connection broke, and the slot with it: the content goes into another one, under the same key.
+
+    @contextmanager
+    def uninterrupted(self) -> Iterator[Connection]:
+        """Yields this connection; in a signal handler that came in the middle of its own thread's request, another."""
+        if not self._interrupted():
+            yield self
+            return
+        with closing(Connection(self.endpoint, self.on_full)) as another:
+            yield another
+
+    def lease(self, size_bytes: int, patience: Patience | None = None) -> Lease:
+        """A slot of at least that size, to be committed or released. Waits for room; without `patience` it raises."""
         while True:
             try:
                 with self._lock:
-                    slot, mapping = self._grant(len(data))
-                    granted_by = self._channel
+                    slot, mapping = self._grant(size_bytes)
                     self._writing += 1
+                    return Lease(slot, mapping, self._channel)
             except MLDashError as full:
+                if patience is None:
+                    raise
                 # Without the lock: others commit, and free what they hold.
                 patience.wait(full, room_comes=self._writing > 0)
-                continue
+
+    def grow(self, lease: Lease, size_bytes: int) -> bool:
+        """Makes a slot larger, what was written to it stays; False where it is gone, or there is no room now.
+
+        Raises TOO_LARGE. Its pages are not touched: the kernel moves the mapping.
+        """
+        with self._lock:
+            if self._channel is not lease.channel:
+                return False
             try:
-                try:
-                    if len(data):
-                        mapping[: len(data)] = data
-                except BaseException:  # Ctrl-C
-                    self._give_back(slot, granted_by)
+                answer = self._ask(
+                    lambda channel: channel.ask(
+                        lambda number: GrowSlot(request=number, slot=lease.number, size_bytes=size_bytes)
+                    )
+                )
+                granted = expect(messages.SlotGranted, answer)
+            except (ConnectionError, EOFError, MLDashError) as refused:
+                if isinstance(refused, MLDashError) and refused.code is Code.TOO_LARGE:
                     raise
-                with self._lock:
-                    if self._channel is granted_by:
-                        try:
-                            answer = self._ask(lambda channel, slot=slot: channel.ask(partial(build, slot=slot)))  # type: ignore[misc]
-                            return expect(messages.Accepted, answer)
-                        except (ConnectionError, EOFError) as lost:
-                            losses += 1
-                            if (failure := away(lost, self.endpoint)).code not in PASSING or losses > LOSSES:
-                                raise failure from None
-            finally:
-                self._writing -= 1
-            # The connection broke, and the slot with it: the content goes into another one, under the same key.
+                return False
+            lease.mapping.resize(granted.capacity_bytes)
+        return True
+
+    def commit(self, lease: Lease, build: Callable[..., Message], patience: Patience) -> messages.Accepted | None:
+        """Hands over what is in a slot; None where the connection broke, and the slot is gone with it."""
+        try:
+            with self._lock:
+                if self._channel is not lease.channel:
+                    return None
+                try:
+                    answer = self._ask(lambda channel: channel.ask(partial(build, slot=lease.number)))
+                    return expect(messages.Accepted, answer)
+                except (ConnectionError, EOFError) as lost:
+                    patience.lost(away(lost, self.endpoint))
+                    return None
+        finally:
+            self._writing -= 1
+
+    def release(self, lease: Lease) -> None:
+        """Lets go of a slot that will not be committed: a connection has only so many at once."""
+        self._writing -= 1
+        with self._lock:
+            if self._channel is lease.channel:
+                with suppress(ConnectionError, EOFError):
+                    self._ask(
+                        lambda channel: channel.ask(lambda number: ReleaseSlot(request=number, slot=lease.number))
+                    )
 
     def _interrupted(self) -> bool:
         """Whether this is a signal handler, or a finalizer, in the middle of its own thread's request.
@@ -175,13 +239,6 @@ class Connection:
         It gets a connection of its own: the answer that comes next on this one is not for it.
         """
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001 as Condition does
-
-    def _give_back(self, slot: int, granted_by: Channel | None) -> None:
-        """Lets go of a slot that will not be committed: a connection has only so many at once."""
-        with self._lock:
-            if self._channel is granted_by:
-                with suppress(ConnectionError, EOFError):
-                    self._ask(lambda channel: channel.ask(lambda number: ReleaseSlot(request=number, slot=slot)))
 
     def close(self) -> None:
         """Hangs up; the next request connects again."""

@@ -27,6 +27,7 @@ class Code(StrEnum):
     NO_MATCH = "NO_MATCH"
     UNKNOWN_FILE = "UNKNOWN_FILE"
     RUN_NOT_OPEN = "RUN_NOT_OPEN"
+    MISSING_LIBRARY = "MISSING_LIBRARY"
     # What became of the file
     SOURCE_CHANGED = "SOURCE_CHANGED"
     SOURCE_LOST = "SOURCE_LOST"
@@ -111,6 +112,10 @@ class StateError(MLDashError, RuntimeError):
     """The call does not fit the state of the run or the program."""
 
 
+class LibraryError(MLDashError, ImportError):
+    """A library that this call needs is not installed."""
+
+
 class ProtocolError(MLDashError, ConnectionError):
     """The peer broke the protocol; the connection is closed."""
 
@@ -140,6 +145,7 @@ TABLE: dict[Code, Entry] = {
     Code.NO_MATCH: Entry(InvalidError, "list the files with files().list() or `ml-dash ls`"),
     Code.UNKNOWN_FILE: Entry(MissingError, "list the files with files().list() or `ml-dash ls`"),
     Code.RUN_NOT_OPEN: Entry(StateError, "use `with Experiment(prefix=...).run as exp:`, or call run.start() first"),
+    Code.MISSING_LIBRARY: Entry(LibraryError, 'pip install "ml-dash[media]"'),
     Code.SOURCE_CHANGED: Entry(
         StorageError,
         'write to a new name and rename, or hand it over with snapshot="copy", and upload it again',

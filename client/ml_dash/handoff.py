@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
-from ml_dash import serialize
 from ml_dash.arguments import (
     PathLike,
     content_of,
@@ -27,6 +27,7 @@ from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, error
 from ml_dash.many import Basket
 from ml_dash.result import FileResult
+from ml_dash.slot_writer import slot_writer
 
 Many = Mapping[str, PathLike] | Iterable[PathLike]
 """Files for `upload_many`: paths, or names below the prefix and the paths they are read from."""
@@ -42,6 +43,31 @@ class Defaults:
     tags: tuple[str, ...] = ()
     bindrs: tuple[str, ...] = ()
     metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What is said of content that is handed over, in a message of its own or in a slot."""
+
+    file: m.Described
+    key: bytes
+    durability: str
+    seal: bool
+
+    def put(self, content: bytes) -> Callable[[int], m.Put]:
+        sha256 = hashlib.sha256(content).digest()
+        return lambda number: m.Put(request=number, key=self.key, file=self.file, content=content, sha256=sha256)
+
+    def commit(self, size_bytes: int) -> Callable[..., m.CommitSlot]:
+        return lambda number, slot: m.CommitSlot(
+            request=number,
+            key=self.key,
+            slot=slot,
+            file=self.file,
+            size_bytes=size_bytes,
+            durability=self.durability,
+            seal=self.seal,
+        )
 
 
 class HandOff:
@@ -140,6 +166,29 @@ class HandOff:
         """Saves bytes, a bytearray, a memoryview, or anything else that has a buffer."""
         return self._save(serialize.blob_view(content), to, described)
 
+    def save_pkl(self, content: Any, *, to: str, **described: Any) -> FileResult:
+        """Pickles an object (protocol 5) straight into the daemon's file; `pickle.load` reads it back.
+
+        Raises ValueError for what can't be pickled. Load pickles of people whom you trust only.
+        """
+        size = checkpoint.pickle_size(content)
+        return self._stream(to, described, lambda out: checkpoint.write_pickle(content, out), size_hint=size)
+
+    def save_torch(self, content: Any, *, to: str, **described: Any) -> FileResult:
+        """Saves tensors, state dicts, optimizers' states, modules: `torch.save` straight into the daemon's file.
+
+        It takes about as long as a copy of the bytes in memory; once it returns, tensors may change. `torch.load` reads
+        it back, bit for bit; storages that tensors share stay shared. Raises ValueError for what can't be pickled,
+        ImportError without torch.
+        """
+        size = checkpoint.torch_size(content)
+        small = size <= m.INLINE_BYTES
+
+        def write(out: BinaryIO) -> None:
+            checkpoint.write_torch(content, out, checksums=small)
+
+        return self._stream(to, described, write, size_hint=size, seal=not small)
+
     def save(self, content: Any, *, to: str | None = None, **described: Any) -> FileResult:
         """Saves by type: the path of a file is uploaded, bytes become a blob, a dict or list becomes JSON.
 
@@ -165,29 +214,37 @@ class HandOff:
         return self.upload(content, to=to, **described)
 
     def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
-        durability = durability_of(described.pop("durability", None) or self._durability)
-        file = self._describe(to, **only_known(described))
-        key = new_key()
+        saved = self._saved(to, described)
         if len(data) <= m.INLINE_BYTES:
-            content, sha256 = bytes(data), hashlib.sha256(data).digest()
-            accepted = self._connection.call(
-                m.Accepted,
-                lambda number: m.Put(request=number, key=key, file=file, content=content, sha256=sha256),
-                silent_s=None,
-            )
+            accepted = self._connection.call(m.Accepted, saved.put(bytes(data)), silent_s=None)
         else:
-            accepted = self._connection.save(
-                data,
-                lambda number, slot: m.CommitSlot(
-                    request=number,
-                    key=key,
-                    slot=slot,
-                    file=file,
-                    size_bytes=len(data),
-                    durability=durability,
-                ),
-            )
+            accepted = self._connection.save(data, saved.commit(len(data)))
         return self._result(accepted.record)
+
+    def _stream(
+        self,
+        to: str,
+        described: dict[str, Any],
+        write: Callable[[BinaryIO], None],
+        *,
+        size_hint: int = 0,
+        seal: bool = False,
+    ) -> FileResult:
+        """Saves what `write` writes into the file that it is given, straight into a slot of the daemon's.
+
+        `size_hint` is how many bytes it will be, as far as that is known: a slot that is too small has to grow, one
+        that is too large takes room until it is used again. `write` is called once; what it raises passes, and nothing
+        is left behind. With `seal` it writes a zip archive, whose checksums the daemon puts right.
+        """
+        saved = self._saved(to, described, seal=seal)
+        with slot_writer(self._connection, size_hint) as out:
+            write(cast("BinaryIO", out))
+            accepted = out.hand_over(None if seal else saved.put, saved.commit)
+        return self._result(accepted.record)
+
+    def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False) -> _Saved:
+        durability = durability_of(described.pop("durability", None) or self._durability)
+        return _Saved(self._describe(to, **only_known(described)), new_key(), durability, seal)
 
     # ---- the pieces
 

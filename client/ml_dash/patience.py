@@ -7,6 +7,7 @@ import threading
 import time
 
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.persistence import LOSSES, PASSING
 
 POLICIES = ("warn", "wait", "raise")
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
@@ -31,6 +32,7 @@ class Patience:
         self._begun = time.monotonic()
         self._look = FIRST_LOOK_S
         self._speak_at = self._begun + QUIET_S
+        self._losses = 0
 
     def wait(self, refused: MLDashError, *, room_comes: bool = False) -> None:
         """Returns when it is time to ask again; raises the refusal where waiting is not wanted, or does not help.
@@ -43,6 +45,12 @@ class Patience:
             self._say(refused)
         threading.Event().wait(self._look)
         self._look = min(2 * self._look, LONGEST_LOOK_S)
+
+    def lost(self, failure: MLDashError) -> None:
+        """The daemon went away before its answer. Raises where it is not to be tried again."""
+        self._losses += 1
+        if failure.code not in PASSING or self._losses > LOSSES:
+            raise failure from None
 
     def _say(self, refused: MLDashError) -> None:
         now = time.monotonic()

@@ -73,6 +73,7 @@ EVENTS = {
     "lane_stumbled": "the journal could not be asked what to send; it is asked again",
     "library_message": "a warning of a library, in its own words",
     "log_not_folded": "at the end a database's log could not be folded back; the next start reads it",
+    "not_sealed": "what was saved as an archive is none whose checksums could be put right: it is stored as it is",
     "not_on_disk": "a source could not be brought to the disk now: its `ack` stays `memory`, and it is tried again",
     "notice_not_left": "the note that says who serves the state folder could not be written",
     "notify_failed": "systemd does not take messages; one line until it does again",

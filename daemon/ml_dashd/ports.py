@@ -5,7 +5,7 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -273,6 +273,10 @@ class SyncRefusedError(OSError):
     """What the disk said when it was asked to sync: what was to be kept may be lost, whatever it says the next time."""
 
 
+class NotAnArchiveError(Exception):
+    """What is in a slot is not laid out as an archive whose checksums could be put right."""
+
+
 class Store(Protocol):
     """Where objects go. Raises StoreError (core/retry.py) and nothing else for what a store can answer."""
 
@@ -436,6 +440,13 @@ class Pins(Protocol):
         Raises SOURCE_CHANGED or SOURCE_LOST when the source is not as it was, DISK_FULL or RETRY_LATER without room.
         """
 
+    def sealing(self, job: Job) -> Iterator[bool]:
+        """Steps that put the checksums of an archive in a slot right, of some MiB each; none where that was done.
+
+        What comes out is the same however often it is done, and by how many at once. Yields whether a step wrote
+        something. Raises SOURCE_LOST, or NotAnArchiveError.
+        """
+
     def open(self, job: Job, content: bytes) -> Source:
         """Opens a job's source; raises SOURCE_LOST or SOURCE_CHANGED when it is not there as it was."""
 
@@ -485,8 +496,11 @@ class Slots(Protocol):
     def grant(self, connection: int, size_bytes: int) -> Slot:
         """A slot of at least that size, allocated; raises DISK_FULL. One that the connection had is used again."""
 
-    def commit(self, connection: int, number: int, size_bytes: int) -> Pin:
-        """The pin of a granted slot; it is not granted again before `Pins.release`. Idempotent."""
+    def grow(self, connection: int, number: int, size_bytes: int) -> Slot:
+        """A granted slot with at least that size, allocated, and what was in it; raises DISK_FULL. Idempotent."""
+
+    def commit(self, connection: int, number: int, size_bytes: int, file_id: int) -> Pin:
+        """The pin of a granted slot, that file's until `Pins.release`; it is not granted again before. Idempotent."""
 
     def give_back(self, connection: int, number: int) -> None:
         """Takes a granted slot back, to be granted again. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from ml_dash import MLDashError
 from ml_dash.errors import Code
+from tests.doubles.archives import archive, unsealed
 from tests.doubles.counting_proxy import CountingProxy
 from tests.harness import (
     Bucket,
@@ -30,6 +32,7 @@ MIB = 1 << 20
 SIZE = 40 * MIB + 5
 CANCEL = "finish.before_cancelled"
 COPY = ("copies.copied", "copies.before_repin", "copies.after_repin")
+SEAL = ("seal.written", "seal.done")
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",
                "settle.before_sync", "settle.after_sync",
@@ -72,7 +75,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
 
 def test_every_point_in_the_code_belongs_to_a_rule() -> None:
     """The list is read from the code; each case below fails unless its point was met."""
-    assert sorted([CANCEL, *COPY, *(point for points in RULES.values() for point in points)]) == fault_points()
+    assert sorted([CANCEL, *COPY, *SEAL, *(point for points in RULES.values() for point in points)]) == fault_points()
 
 
 @pytest.mark.slow
@@ -167,6 +170,32 @@ def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
             gate.unlink()
             result.wait(60)
             assert_whole(daemon, exp, {"big.bin": sha256})
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("store", "size"), [("local", MIB), ("swift", SIZE)], indirect=["store"])
+@pytest.mark.parametrize("point", SEAL)
+def test_killed_while_it_puts_an_archive_right(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
+    """As often as it is killed there: what is stored is the archive with its checksums, and the SHA-256 is of that."""
+    make_file(tmp_path / "big.bin", size)
+    whole = archive({"data": (tmp_path / "big.bin").read_bytes(), "version": b"3"})
+    bare = unsealed(whole)
+    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon), daemon.experiment().run as exp:
+            exp.files._stream("model.pt", {}, lambda out: out.write(bare), size_hint=len(bare), seal=True)
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill" if point == "seal.done" else "")
+        if point == "seal.done":
+            with revived(daemon):
+                pass
+        with daemon.experiment().run as exp:
+            exp.files.flush(timeout=60)
+            assert_whole(daemon, exp, {"model.pt": hashlib.sha256(whole).hexdigest()})
+            assert exp.files("model.pt").download(to=tmp_path / "back.pt")
+        assert (tmp_path / "back.pt").read_bytes() == whole
         assert point in daemon.faults_met()
 
 

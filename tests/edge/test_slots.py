@@ -143,6 +143,75 @@ def test_only_a_few_free_slots_are_kept(slots: SlotFiles, names) -> None:
     assert len(names()) == KEEP_FREE
 
 
+def test_a_slot_grows_and_keeps_what_was_written(slots: SlotFiles, names) -> None:
+    slot = slots.grant(MINE, MIB)
+    os.pwrite(slot.descriptor, b"first", 0)
+    grown = slots.grow(MINE, slot.number, 3 * MIB + 1)
+    assert (grown.number, grown.capacity_bytes) == (slot.number, 4 * MIB)
+    status = os.fstat(slot.descriptor)
+    assert status.st_size == 4 * MIB <= status.st_blocks * 512
+    assert os.pread(slot.descriptor, 5, 0) == b"first"
+    assert slots.grow(MINE, slot.number, 2 * MIB) == grown, "it was large enough"
+    slots.release(slots.commit(MINE, slot.number, 4 * MIB).name)
+    assert slots.grant(MINE, 4 * MIB) == grown
+    assert names() == [str(slot.number)]
+
+
+def test_a_slot_grows_within_the_quota_only(tmp_path: Path) -> None:
+    room = Room(4 * MIB)
+    slots = SlotFiles(tmp_path, room)
+    slot = slots.grant(MINE, 2 * MIB)
+    assert slots.grow(MINE, slot.number, 4 * MIB).capacity_bytes == 4 * MIB
+    assert "quota" in refused(Code.DISK_FULL, slots.grow, MINE, slot.number, 5 * MIB).hint
+    assert room.used_bytes == 4 * MIB
+    slots.give_back(MINE, slot.number)
+    small = slots.grant(THEIRS, MIB)
+    assert slots.grow(THEIRS, small.number, 2 * MIB).capacity_bytes == 2 * MIB, "what was kept for a save made room"
+    refused(Code.RETRY_LATER, slots.grant, MINE, 3 * MIB)
+    slots.close()
+    assert room.used_bytes == 0
+
+
+def test_a_slot_that_can_not_grow_is_as_it_was(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 4 * MIB) as disk:
+        room = Room()
+        slots = SlotFiles(disk, room)
+        slot = slots.grant(MINE, 2 * MIB)
+        os.pwrite(slot.descriptor, b"first", 0)
+        refused(Code.RETRY_LATER, slots.grow, MINE, slot.number, 9 * MIB)
+        assert os.fstat(slot.descriptor).st_size == room.used_bytes == 2 * MIB
+        assert os.pread(slot.descriptor, 5, 0) == b"first"
+        slots.commit(MINE, slot.number, 2 * MIB)
+        slots.close()
+
+
+def test_only_a_slot_that_is_being_written_grows(slots: SlotFiles) -> None:
+    slot = slots.grant(MINE, MIB)
+    refused(Code.INVALID_ARGUMENT, slots.grow, THEIRS, slot.number, 2 * MIB)
+    refused(Code.TOO_LARGE, slots.grow, MINE, slot.number, MAX_FILE_BYTES + 1)
+    slots.commit(MINE, slot.number, MIB)
+    refused(Code.INVALID_ARGUMENT, slots.grow, MINE, slot.number, 2 * MIB)
+    assert os.fstat(slot.descriptor).st_size == MIB
+
+
+def test_a_slot_is_its_files_until_it_is_released(slots: SlotFiles) -> None:
+    """Whoever writes to what is committed asks first: a reader that comes late must not write to another save's."""
+    slot = slots.grant(MINE, MIB)
+    name = slots.commit(MINE, slot.number, 5, 77).name
+    assert slots.commit(MINE, slot.number, 5, 78).name == name, "a request that comes again is the first one's"
+
+    def is_of(file_id: int) -> bool:
+        with slots.kept_for(name, file_id) as still:
+            return still
+
+    assert [is_of(77), is_of(78)] == [True, False]
+    slots.release(name)
+    assert [is_of(77), is_of(0)] == [False, True]
+    assert slots.grant(MINE, MIB).number == slot.number
+    slots.commit(MINE, slot.number, 5, 79)
+    assert [is_of(77), is_of(79)] == [False, True]
+
+
 def test_a_slot_can_not_be_granted_while_it_is_committed(slots: SlotFiles) -> None:
     committed = slots.grant(MINE, MIB)
     slots.commit(MINE, committed.number, 5)

@@ -1,7 +1,8 @@
-"""One cached virtual environment per server, kept apart from the tests' own packages.
+"""One cached virtual environment per server, and one with torch, kept apart from the tests' own packages.
 
-The servers pin packages that the project needs in other versions (botocore above all), so they are
-never installed beside it. An environment is found by the hash of its pins: new pins, new environment.
+The servers pin packages that the project needs in other versions (botocore above all), and torch is
+large, so they are never installed beside it. An environment is found by the hash of its pins: new pins,
+new environment.
 """
 
 import fcntl
@@ -10,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 _PINS = Path(__file__).parent
@@ -21,12 +23,13 @@ class EnvironmentUnavailableError(RuntimeError):
     """A server's pinned packages could not be installed here; the message holds pip's own words."""
 
 
-def server_python(name: str, cache: Path = _CACHE) -> Path:
+def server_python(name: str, cache: Path = _CACHE, pins: Path = _PINS) -> Path:
     """Return the interpreter of server `name`'s environment, which is built first where there is none.
 
+    The file {name}.txt in the folder `pins` says what is in it.
     Safe to call from several processes at once, and after a build that was cut off at any point.
     """
-    pins = _PINS / f"{name}.txt"
+    pins = pins / f"{name}.txt"
     root = cache / f"{name}-{_fingerprint(pins)}"
     if not _ready(root):
         cache.mkdir(parents=True, exist_ok=True)
@@ -35,6 +38,28 @@ def server_python(name: str, cache: Path = _CACHE) -> Path:
             if not _ready(root):  # another process may have built it while this one waited
                 _build(name, root, pins, lock.fileno())
     return _python(root)
+
+
+def torch_python() -> Path:
+    """Return the interpreter of the environment with torch, CPU alone where pip finds such a build.
+
+    Raises EnvironmentUnavailableError where there is none: a build for CUDA without its libraries, say.
+    """
+    return server_python("torch")
+
+
+def library_path(folder: Path) -> str:
+    """Return the PYTHONPATH by which the Python of another environment finds the library of this checkout.
+
+    The folder gets what it needs to know which release it is.
+    """
+    installed = folder / "installed"
+    if not installed.exists():
+        installed.mkdir()
+        files = distribution("ml-dash").files or []
+        own = next(file for file in files if file.name == "METADATA").locate().parent
+        (installed / own.name).symlink_to(own)
+    return f"{_PINS.parents[1] / 'client'}:{installed}"
 
 
 def _fingerprint(pins: Path) -> str:
@@ -85,7 +110,7 @@ def _run(name: str, lock: int, *command: str) -> None:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise EnvironmentUnavailableError(
-            f"The test server {name!r} cannot be installed on Python {platform.python_version()} "
-            f"({platform.machine()}) from the versions pinned in tests/servers/{name}.txt: {error}\n"
+            f"The environment {name!r} of the tests cannot be installed on Python {platform.python_version()} "
+            f"({platform.machine()}) from the versions pinned in {name}.txt: {error}\n"
             f"{error.output}"
         ) from error

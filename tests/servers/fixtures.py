@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.doubles.s3_double import S3Double
 from tests.servers.ceph import Ceph
 from tests.servers.debian import NotInstallableError
+from tests.servers.environments import EnvironmentUnavailableError, torch_python
 from tests.servers.localstack import LocalStack
 from tests.servers.s3server import S3Server
 from tests.servers.swift import Swift
@@ -42,6 +44,16 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
         yield from _serve(Ceph(tmp_path_factory.mktemp("ceph")))
     except NotInstallableError as reason:
         pytest.skip(f"no Ceph: {reason}")
+
+
+@pytest.fixture(scope="session")
+def torch() -> Path:
+    """A Python that has torch; where pip finds no build for CPUs alone, those who ask skip."""
+    try:
+        return torch_python()
+    except EnvironmentUnavailableError as reason:
+        last = str(reason).strip().splitlines()[-1]
+        pytest.skip(f"no torch (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu has it): {last}")
 
 
 def _serve(server: Server) -> Iterator[Server]:

@@ -40,6 +40,7 @@ from ml_dash.messages.requests import (
     Examine,
     Fetch,
     Get,
+    GrowSlot,
     Hello,
     List,
     OpenExperiment,
@@ -81,6 +82,7 @@ __all__ = [
     "Fetch",
     "Fetched",
     "Get",
+    "GrowSlot",
     "Hello",
     "List",
     "Message",
@@ -115,7 +117,7 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch, Examine,
+        Status, Drain, PutMany, Branch, Examine, GrowSlot,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {

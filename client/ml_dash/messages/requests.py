@@ -74,7 +74,10 @@ class RequestSlot(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitSlot(Message):
-    """Hands over the first `size_bytes` of a slot."""
+    """Hands over the first `size_bytes` of a slot.
+
+    `seal`: they are a zip archive whose checksums the daemon is to put right before it reads them.
+    """
 
     kind: ClassVar[int] = 6
     limit: ClassVar[int] = 640 * KIB
@@ -83,6 +86,7 @@ class CommitSlot(Message):
     file: Described
     size_bytes: int
     durability: Name = ""
+    seal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,3 +196,12 @@ class Examine(Message):
     """Asks for all that may be wrong with the daemon, its disks and its store to be looked at: it takes seconds."""
 
     kind: ClassVar[int] = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowSlot(Message):
+    """Asks for a slot that is being written to have at least `size_bytes`; what is in it stays."""
+
+    kind: ClassVar[int] = 28
+    slot: int
+    size_bytes: int

@@ -144,6 +144,8 @@ class Job:
     algorithm: Algorithm = Algorithm.NONE
     priority: int = 0
     """Higher goes first."""
+    seal: bool = False
+    """The source is an archive in a slot, whose checksums are put right before it is read."""
     proof: str | None = None
     """The whole object's checksum in the algorithm's own form, once every byte was read (core/checksum.py)."""
 

@@ -12,9 +12,10 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
@@ -25,11 +26,12 @@ from ml_dashd.edge.cloning import changed, copy_range, disk_error, link, reflink
 from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
 from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
 from ml_dashd.edge.room import Room
+from ml_dashd.edge.seal import seal
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.edge.source import FileSource, InlineSource, crc64_of_range, fingerprint, tells_of_writes
 from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
-from ml_dashd.ports import Faults, Source
+from ml_dashd.ports import Faults, NotAnArchiveError, Source
 
 _OURS = re.compile(r"[0-9]+(\.copy)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background."""
@@ -64,6 +66,8 @@ class SpoolPins:
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
         self._no_reflink: set[int] = set()
+        self._sealed: set[int] = set()
+        """Files whose archives are right. Nothing is noted of it in the journal: another daemon looks again."""
         for pool in self._pools:
             pool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._by_device = {pool.stat().st_dev: pool for pool in reversed(self._pools)}
@@ -192,6 +196,40 @@ class SpoolPins:
 
     # ---- afterwards
 
+    def sealing(self, job: Job) -> Iterator[bool]:
+        if job.id in self._sealed:
+            return
+        try:
+            descriptor = os.open(self._path(job.pin), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._lost(job) from None
+        try:
+            for wrote in seal(descriptor, job.record.size_bytes, partial(self._writing, job)):
+                if wrote:
+                    self._faults.at("seal.written")
+                yield wrote
+            self._faults.at("seal.done")
+        except NotAnArchiveError:
+            self._note_sealed(job, descriptor)  # nor will it be one the next time
+            raise
+        else:
+            self._note_sealed(job, descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _writing(self, job: Job) -> Iterator[None]:
+        """A late reader's job may have ended: its slot is another save's by then, and not to be written to."""
+        with self._slots.kept_for(job.pin.name, job.id) as still:
+            if not still:
+                raise self._lost(job)
+            yield
+
+    def _note_sealed(self, job: Job, descriptor: int) -> None:
+        with self._writing(job):
+            if os.fstat(descriptor).st_nlink:
+                self._sealed.add(job.id)
+
     def open(self, job: Job, content: bytes) -> Source:
         if job.pin.kind is PinKind.INLINE:
             return InlineSource(content)
@@ -234,6 +272,7 @@ class SpoolPins:
         if pin.kind is PinKind.SLOT:
             self._room.note(self._path(pin), failed=False)  # it may be kept, for the next save
             self._slots.release(pin.name)
+            self._sealed.discard(file_id)
         elif pin.kind is PinKind.FD:
             with self._lock:
                 if (held := self._held.pop(file_id, None)) is not None:
@@ -333,7 +372,10 @@ class SpoolPins:
         try:
             return os.open(self._path(job.pin), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})") from None
+            raise self._lost(job) from None
+
+    def _lost(self, job: Job) -> MLDashError:
+        return error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})")
 
 
 def _baseline(job: Job) -> Fingerprint:

@@ -31,16 +31,19 @@ class Room:
             return self._failed_bytes()
 
     def take(self, path: str, size_bytes: int, *, spare: bool = False) -> None:
-        """Sets bytes aside for a file of the spool. `spare`: nobody waits for it, so half of the quota is left alone.
+        """Sets bytes aside for a file of the spool, or for one that grows to that size.
+
+        `spare`: nobody waits for it, so half of the quota is left alone.
 
         Raises RETRY_LATER where there is no room now, DISK_FULL where there never is.
         """
         with self._lock:
             most = self._quota // 2 if spare else self._quota
-            if self._quota and self._used + size_bytes > most:
+            more = size_bytes - self._taken.get(path, 0)
+            if self._quota and self._used + more > most:
                 failed = self._failed_bytes()
-                enough = self._used - failed + size_bytes <= most
-                raise _refusal(size_bytes, self._used, self._quota, failed, enough=enough)
+                enough = self._used - failed + more <= most
+                raise _refusal(size_bytes, more, self._used, self._quota, failed, enough=enough)
             self._count(path, size_bytes)
 
     def found(self, path: str, size_bytes: int) -> None:
@@ -70,12 +73,12 @@ class Room:
         self._taken[path] = size_bytes
 
 
-def _refusal(size_bytes: int, used: int, quota: int, failed: int, *, enough: bool) -> Exception:
+def _refusal(size_bytes: int, more: int, used: int, quota: int, failed: int, *, enough: bool) -> Exception:
     """`enough`: it would fit if the files that failed were deleted."""
     if size_bytes > quota:
         what = f"{size_bytes} bytes are more than the spool may hold, {quota}"
         return error(Code.DISK_FULL, what, "raise spool.quota, or upload the file from its own place")
     kept = f", {failed} of them for files that failed" if failed else ""
-    what = f"the spool holds {used} of {quota} bytes{kept}, and {size_bytes} more do not fit"
+    what = f"the spool holds {used} of {quota} bytes{kept}, and {more} more do not fit"
     hint = "it goes on when files are stored: see `ml-dash status`; or raise spool.quota"
     return error(Code.RETRY_LATER, what, f"{FREE_FAILED}; {hint}" if enough and failed else hint)

@@ -7,17 +7,23 @@ content is stored; when the connection ends it is removed, so no byte of it is e
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
 from ml_dashd.edge.descriptors import FOR_SLOTS, DescriptorBudget
 from ml_dashd.edge.room import FREE_FAILED, Room
 from ml_dashd.ports import Slot
+
+T = TypeVar("T")
 
 SLOT_FOLDER = "slots"
 SLOT_STEP = 1024 * 1024
@@ -36,6 +42,8 @@ class _Entry:
     connection: int
     use: str
     """granted, committed or free."""
+    owner: int = 0
+    """The file whose content is committed here."""
 
 
 class SlotFiles:
@@ -69,17 +77,41 @@ class SlotFiles:
                 raise error(Code.RETRY_LATER, "as many slots are granted as the daemon may hold open")
             self._last += 1
             number = self._last
-        slot = self._allocate(number, max(SLOT_STEP, -(-size_bytes // SLOT_STEP) * SLOT_STEP))
+        capacity = _steps(size_bytes)
+        slot = self._with_room(lambda: self._reserve(number, capacity))
         with self._lock:
             self._entries[number] = _Entry(slot, connection, "granted")
         return slot
 
-    def commit(self, connection: int, number: int, size_bytes: int) -> Pin:
+    def grow(self, connection: int, number: int, size_bytes: int) -> Slot:
+        if size_bytes > MAX_FILE_BYTES:
+            raise error(Code.TOO_LARGE, f"{size_bytes} bytes were asked for")
+        with self._lock:
+            entry = self._mine(connection, number)
+            slot = entry.slot
+            if entry.use != "granted":
+                raise error(Code.INVALID_ARGUMENT, f"slot {number} is committed")
+            if slot.capacity_bytes >= size_bytes:
+                return slot
+            # Of our own, since the connection may end meanwhile, and its descriptors with it.
+            descriptor = fcntl.fcntl(slot.descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            self._with_room(lambda: self._extend(number, descriptor, slot.capacity_bytes, _steps(size_bytes)))
+        finally:
+            os.close(descriptor)
+        with self._lock:
+            if self._entries.get(number) is not entry:
+                self._room.give_back(str(self._folder / str(number)))
+            entry.slot = replace(slot, capacity_bytes=_steps(size_bytes))
+            return entry.slot
+
+    def commit(self, connection: int, number: int, size_bytes: int, file_id: int = 0) -> Pin:
         with self._lock:
             entry = self._mine(connection, number)
             if size_bytes > entry.slot.capacity_bytes:
                 raise error(Code.INVALID_ARGUMENT, f"slot {number} holds {entry.slot.capacity_bytes} bytes")
             entry.use = "committed"
+            entry.owner = entry.owner or file_id
             if (
                 sum(one.use == "committed" and one.connection == connection for one in self._entries.values())
                 > KEEP_HELD
@@ -102,6 +134,16 @@ class SlotFiles:
                 return
         self._unlink(name)
 
+    @contextmanager
+    def kept_for(self, name: str, file_id: int) -> Iterator[bool]:
+        """Whether a committed slot is that file's still; it is not released, and granted again, in the meantime.
+
+        One that is nobody's to be granted again is removed when it is released, so whoever has it open harms nobody.
+        """
+        with self._lock:
+            entry = self._entries.get(int(name))
+            yield entry is None or entry.owner == file_id
+
     def disconnect(self, connection: int) -> None:
         with self._lock:
             for entry in list(self._entries.values()):
@@ -121,6 +163,7 @@ class SlotFiles:
         return entry
 
     def _free(self, entry: _Entry) -> None:
+        entry.owner = 0
         free = sum(one.use == "free" and one.connection == entry.connection for one in self._entries.values())
         if free >= KEEP_FREE:
             self._remove(entry)
@@ -148,17 +191,17 @@ class SlotFiles:
         path.unlink(missing_ok=True)
         self._room.give_back(str(path))
 
-    def _allocate(self, number: int, capacity: int) -> Slot:
+    def _with_room(self, allocate: Callable[[], T]) -> T:
         """Reserves the blocks first: a full disk is an error here, never a SIGBUS in the trainer.
 
         Where there is no room, what is kept free for saves to come goes first.
         """
         try:
-            return self._reserve(number, capacity)
+            return allocate()
         except MLDashError as full:
             if full.code not in (Code.RETRY_LATER, Code.DISK_FULL) or not self._remove_free():
                 raise
-        return self._reserve(number, capacity)
+        return allocate()
 
     def _reserve(self, number: int, capacity: int) -> Slot:
         path = self._folder / str(number)
@@ -176,6 +219,18 @@ class SlotFiles:
             raise
         return Slot(number, capacity, descriptor)
 
+    def _extend(self, number: int, descriptor: int, was: int, capacity: int) -> None:
+        path = str(self._folder / str(number))
+        self._room.take(path, capacity)
+        try:
+            os.posix_fallocate(descriptor, was, capacity - was)
+        except OSError as failure:
+            os.ftruncate(descriptor, was)
+            self._room.found(path, was)
+            if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._no_room(capacity) from None
+            raise
+
     def _no_room(self, capacity: int) -> MLDashError:
         """The disk is full. Where files of ours are on it, room comes by itself."""
         what = f"the spool's disk has no room for {capacity} bytes"
@@ -192,3 +247,8 @@ class SlotFiles:
             for entry in free:
                 self._remove(entry)
         return bool(free)
+
+
+def _steps(size_bytes: int) -> int:
+    """A slot's capacity: so many bytes, in whole steps."""
+    return max(SLOT_STEP, -(-size_bytes // SLOT_STEP) * SLOT_STEP)

@@ -151,8 +151,9 @@ class Accept:
         except MLDashError:
             self._slots.give_back(session.number, message.slot)
             raise
-        pin = self._slots.commit(session.number, message.slot, message.size_bytes)
-        job = Job(_sized(record, message.size_bytes, None), pin, priority=message.file.priority)
+        pin = self._slots.commit(session.number, message.slot, message.size_bytes, record.id)
+        sized = _sized(record, message.size_bytes, None)
+        job = Job(sized, pin, priority=message.file.priority, seal=message.seal)
         return await self._keep(job, None, message.key, message.durability)
 
     async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:

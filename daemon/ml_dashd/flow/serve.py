@@ -92,6 +92,7 @@ class Serve:
             m.Put: self._put,
             m.PutMany: self._put_many,
             m.RequestSlot: self._request_slot,
+            m.GrowSlot: self._grow_slot,
             m.CommitSlot: self._commit_slot,
             m.ReleaseSlot: self._release_slot,
             m.List: self._list,
@@ -157,6 +158,10 @@ class Serve:
         slot = await self._threads.run(self._slots.grant, session.number, message.size_bytes)
         granted = m.SlotGranted(request=message.request, slot=slot.number, capacity_bytes=slot.capacity_bytes)
         return granted, (() if slot.number in message.held else (slot.descriptor,))
+
+    async def _grow_slot(self, session: Session, message: m.GrowSlot, *_: Any) -> Reply:
+        slot = await self._threads.run(self._slots.grow, session.number, message.slot, message.size_bytes)
+        return m.SlotGranted(request=message.request, slot=slot.number, capacity_bytes=slot.capacity_bytes), ()
 
     async def _release_slot(self, session: Session, message: m.ReleaseSlot, *_: Any) -> Reply:
         await self._threads.run(self._slots.give_back, session.number, message.slot)

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.checksum import Digest, Digester
 from ml_dashd.core.model import Algorithm, Job, PinKind
 from ml_dashd.core.plan import MIB, parts
-from ml_dashd.ports import Feedable, Journal, Pins, Source, Threads
+from ml_dashd.ports import Feedable, Journal, NotAnArchiveError, Pins, Source, Threads
+
+log = logging.getLogger("ml_dashd.flow")
 
 STEP = 4 * MIB
 
 
+async def seal(job: Job, pins: Pins, threads: Threads) -> None:
+    """Puts the checksums of an archive right, before anybody reads it, however often it is asked.
+
+    One that is no archive is stored as its client has written it, which is told in the log.
+    """
+    if not job.seal:
+        return
+    steps = pins.sealing(job)
+    try:
+        while await threads.run(next, steps, None) is not None:
+            pass
+    except NotAnArchiveError as reason:
+        log.warning("not_sealed", extra={"id": job.id, "path": job.record.path, "error": reason})
+
+
 async def open_source(job: Job, journal: Journal, pins: Pins, threads: Threads) -> Source:
     """The pinned source, for the caller to close. Raises SOURCE_LOST or SOURCE_CHANGED when it is not as it was."""
+    await seal(job, pins, threads)
     content = await journal.content(job) if job.pin.kind is PinKind.INLINE else b""
     opened: list[Source] = []
     try:
@@ -35,6 +54,7 @@ async def read_whole(
     One that may have been written to unseen is read once more: what is the same both times was the same in between.
     Raises SOURCE_LOST or SOURCE_CHANGED.
     """
+    await seal(job, pins, threads)
 
     def work() -> tuple[Digest, str]:
         source = pins.open(job, content)
