@@ -619,21 +619,47 @@ def itself() -> list[Any]:
     return whole
 
 
+def nested(depth: int) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for _ in range(depth):
+        whole = {"a": whole}
+    return whole
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [
-        ({"a": {1, 2}}, "builtins.set"),
-        ({"a": np.zeros(3)}, "numpy.ndarray"),
-        ({"a": {(1, 2): 3}}, "tuple"),
-        ({"a": b"x"}, "builtins.bytes"),
-        ({"a": itself()}, "Circular"),
+        ({"hist": {"bins": np.zeros(10)}}, '["hist"]["bins"] is a numpy.ndarray of shape (10,) (call .tolist())'),
+        ({"runs": [1, (2, {3})]}, '["runs"][1][1] is a set'),
+        ({"a": {(1, 2): 3}}, '["a"] has the key (1, 2) (use str as keys)'),
+        ({"a": {np.int64(3): 3}}, '["a"] has the key np.int64(3)'),
+        ({"a": {1: 3, "1": 4}}, " has two keys that are '1' in JSON"),
+        ({"a": b"x"}, '["a"] is a bytes'),
+        ({"a": np.datetime64("2020-01-01")}, '["a"] is a numpy.datetime64 ('),
+        ({"a": np.complex64(1)}, '["a"] is a numpy.complex64'),
+        ({"a": np.ma.masked}, '["a"] is a numpy.ma.'),
+        ({"a": "\ud800"}, '["a"] is text with half of a surrogate pair'),
+        ({"a": 10**5000}, '["a"] is an int of too many digits'),
+        ({"a": itself()}, '["a"][0] contains itself'),
+        (nested(100_000), " is nested too deeply"),
     ],
-    ids=["set", "array", "tuple as a key", "bytes", "a list in itself"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_json_can_not_hold(exp: Experiment, value: Any, named: str) -> None:
-    refused(lambda: exp.files.save_json(value, to="a.json"), Code.INVALID_METADATA, TypeError, named)
-    refused(lambda: exp.files.save_text("", to="a", metadata=value), Code.INVALID_METADATA, TypeError, named)
+    """It is named by where it lies; nothing is saved without it."""
+    refused(lambda: exp.files.save_json(value, to="a"), Code.INVALID_METADATA, TypeError, f"content{named}")
+    refused(
+        lambda: exp.files.save_text("", to="a", metadata=value), Code.INVALID_METADATA, TypeError, f"metadata{named}"
+    )
     assert exp.files().list() == []
+
+
+def test_json_of_no_dict_is_named_too(exp: Experiment) -> None:
+    for value, named in (
+        (np.zeros((2, 3)), "content is a numpy.ndarray of shape (2, 3)"),
+        ([{1}], "content[0] is a set"),
+    ):
+        refused(lambda value=value: exp.files.save_json(value, to="a"), Code.INVALID_METADATA, TypeError, named)
 
 
 # ---- what is said of a file
@@ -680,8 +706,8 @@ def test_numpy_scalars_in_metadata_are_numbers(exp: Experiment) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")], ids=repr)
 def test_metadata_takes_no_nan(exp: Experiment, value: float) -> None:
     """JSON has none, and whoever reads the catalog may not know Python's."""
-    call = partial(exp.files.save_text, "x", to="a", metadata={"loss": value})
-    refused(call, Code.INVALID_METADATA, TypeError, "metadata")
+    call = partial(exp.files.save_text, "x", to="a", metadata={"losses": [0.5, value]})
+    refused(call, Code.INVALID_METADATA, TypeError, f'metadata["losses"][1] is {value}')
     assert exp.files().list() == []
 
 
