@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from fractions import Fraction
 from io import RawIOBase
 from itertools import chain
+from numbers import Rational
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -58,10 +59,10 @@ def format_of(to: str) -> Format:
 def rate_of(fps: Any) -> Fraction:
     """Frames a second, as the ratio that the file states."""
     try:
-        rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 and its kin are exact
+        rate = Fraction(fps if isinstance(fps, Rational) else float(fps)).limit_denominator(1001)  # 30000/1001 is exact
     except (TypeError, ValueError, OverflowError):
         rate = Fraction(0)
-    if not 0 < rate <= MOST_FPS:
+    if isinstance(fps, str) or not 0 < rate <= MOST_FPS:
         raise error(Code.INVALID_ARGUMENT, f"fps={fps!r}", f"pass a number above 0, up to {MOST_FPS}")
     return rate
 
