@@ -51,6 +51,9 @@ class Tensor:
     def float(self) -> Tensor:
         return Tensor(self._array.astype(np.float32), self._attached)
 
+    def mode(self) -> None:
+        """Of its values; PIL's images have a text of that name."""
+
     def numpy(self) -> Any:
         assert not self._attached
         return self._array

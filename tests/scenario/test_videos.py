@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from ml_dash.slot_writer import FIRST_SLOT_BYTES, SlotWriter
 from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest
 from tests.scenario.test_download import peak
 from tests.scenario.test_files import refused
+from tests.scenario.test_images import Tensor
 
 pytestmark = pytest.mark.slow
 
@@ -100,8 +102,9 @@ def test_a_video_that_grows_past_its_first_slot(daemon: DaemonProcess, tmp_path:
         (np.full((3, 64, 98), True), 255),
         ([Image.new("RGB", (98, 64), (200, 200, 200))] * 3, 200),
         (iter(np.full((3, 64, 98), 200, np.uint8)), 200),
+        ([Tensor(np.full((64, 98, 3), 200, np.uint8))] * 3, 200),
     ],
-    ids=["gray", "one channel", "rgb", "floats", "bool", "PIL", "an iterator"],
+    ids=["gray", "one channel", "rgb", "floats", "bool", "PIL", "an iterator", "tensors"],
 )
 def test_what_frames_may_be(exp: Experiment, tmp_path: Path, frames: Iterable[Any], first: int) -> None:
     seen = Seen(exp, exp.files.save_video(frames, to="a.mp4"), tmp_path)
@@ -154,6 +157,29 @@ def test_a_generator_that_raises_leaves_nothing(exp: Experiment, tmp_path: Path,
             exp.files.save_video(broken(), to=f"a.{suffix}")
     assert exp.files().list() == []
     assert len(Seen(exp, exp.files.save_video(noise(5), to=f"a.{suffix}"), tmp_path).frames) == 5
+
+
+def test_nothing_is_written_after_a_failure(exp: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the end of the file, by a finalizer: the slot may be another save's by then."""
+    failed = False
+    late: list[int] = []
+    whole = SlotWriter.write
+
+    def write(writer: SlotWriter, data: Any) -> int:
+        late.extend([len(data)] * failed)
+        return whole(writer, data)
+
+    def broken() -> Iterator[Any]:
+        nonlocal failed
+        yield from noise(60)
+        failed = True
+        raise LookupError
+
+    monkeypatch.setattr(SlotWriter, "write", write)
+    with pytest.raises(LookupError):
+        exp.files.save_video(broken(), to="a.mp4")
+    gc.collect()
+    assert late == []
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])

@@ -213,8 +213,8 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 def _picture(frame: Any, name: str) -> Any:
     numpy = library("numpy", "numpy")
-    if getattr(frame, "mode", "RGB") not in ("RGB", "L"):
-        raise error(Code.INVALID_ARGUMENT, f"{name} is an image of mode {frame.mode}", 'pass image.convert("RGB")')
+    if isinstance(mode := getattr(frame, "mode", None), str) and mode not in ("RGB", "L"):  # PIL's
+        raise error(Code.INVALID_ARGUMENT, f"{name} is an image of mode {mode}", 'pass image.convert("RGB")')
     picture = pixels(frame, name)
     if picture.dtype.itemsize > 1:
         raise error(Code.INVALID_ARGUMENT, f"{name} has the type {picture.dtype}", "pass uint8, or floats from 0 to 1")
