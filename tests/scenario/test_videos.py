@@ -220,8 +220,10 @@ def test_a_thousand_frames_do_not_lie_in_memory(exp: Experiment, tmp_path: Path,
     (status.parent / "clear_refs").write_text("5")  # the peak is from here on
     before = peak(status)
     result = exp.files.save_video(frames(1000), to="a.mp4")
-    assert peak(status) - before < (200 if full_size else 40) * MIB
-    assert len(Seen(exp, result, tmp_path).at_s) == 1000
+    assert peak(status) - before < (400 if full_size else 40) * MIB
+    result.wait(60)
+    with av.open(exp.files("a.mp4").download(to=tmp_path / "video")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 1000
 
 
 GRAY = np.zeros((64, 98), np.uint8)
