@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class Cursor(io.RawIOBase):
@@ -13,7 +13,7 @@ class Cursor(io.RawIOBase):
     OSError, and `check` raises it once Python has the word again.
     """
 
-    def __init__(self, file: io.RawIOBase) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._at = 0
         self._interruptions: list[BaseException] = []
@@ -40,7 +40,7 @@ class Cursor(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As of any file."""
-        return self._move(lambda: self._file.readinto(buffer))
+        return self._move(lambda: self._file.readinto(buffer))  # type: ignore[attr-defined]
 
     def write(self, data: Any) -> int:
         """Writes all of it."""

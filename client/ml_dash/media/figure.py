@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from io import RawIOBase
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from ml_dash.errors import Code, error
 from ml_dash.media.libraries import library
@@ -39,7 +38,7 @@ def format_of(figure: Any, to: str) -> str:
     return suffix
 
 
-def write_figure(out: RawIOBase, figure: Any, to: str, options: dict[str, Any]) -> None:
+def write_figure(out: BinaryIO, figure: Any, to: str, options: dict[str, Any]) -> None:
     """Draws the figure into a file; `options` are those of its own library."""
     form = format_of(figure, to)
     if form == "html" and _is_page(figure):

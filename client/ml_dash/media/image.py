@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from io import RawIOBase
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.media.libraries import library
@@ -64,7 +63,7 @@ def quality_of(value: Any) -> int:
     return value
 
 
-def write_image(out: RawIOBase, image: Any, to: str, quality: int) -> None:
+def write_image(out: BinaryIO, image: Any, to: str, quality: int) -> None:
     """Writes a PIL image in the format of its name. Raises ValueError where the format can't hold it."""
     name = format_of(to)
     try:

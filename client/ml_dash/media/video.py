@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from io import RawIOBase
 from itertools import chain
 from numbers import Rational
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ml_dash.errors import Code, error
 from ml_dash.media.cursor import Cursor
@@ -67,7 +66,7 @@ def rate_of(fps: Any) -> Fraction:
     return rate
 
 
-def write_video(out: RawIOBase, frames: Iterable[Any], to: str, rate: Fraction) -> None:
+def write_video(out: BinaryIO, frames: Iterable[Any], to: str, rate: Fraction) -> None:
     """Encodes frames into a file that can be read and written anywhere. Raises ValueError for what is no video.
 
     What the frames' generator raises is raised.
