@@ -110,6 +110,7 @@ def _complaint(value: Any, allow_nan: bool) -> tuple[str, str | None]:
         return f"is {value}", "JSON has no NaN and no infinity: pass None, or text"
     kind = type(value)
     typed = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    said = f"is {'an' if typed[0] in 'aeiou' else 'a'} {typed}"
     if getattr(value, "shape", ()) and hasattr(value, "tolist"):
-        return f"is a {typed} of shape {tuple(value.shape)}", "call .tolist()"
-    return f"is a {typed}", None
+        return f"{said} of shape {tuple(value.shape)}", "call .tolist()"
+    return said, None
