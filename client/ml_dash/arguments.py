@@ -12,6 +12,8 @@ from ml_dash.many import read_small
 
 PathLike = str | os.PathLike[str]
 DIGITS_OF_ID = "0123456789"
+DESCRIBED = ("description", "tags", "bindrs", "metadata", "priority")
+"""The words that every saver takes, beside `durability`."""
 
 
 def open_source(source: str) -> int:
@@ -65,11 +67,19 @@ def priority_of(value: Any) -> int:
 
 def only_known(described: dict[str, Any]) -> dict[str, Any]:
     """The words that every saver takes; any other is a TypeError, as from a plain function."""
-    known = ("description", "tags", "bindrs", "metadata", "priority")
     for name in described:
-        if name not in known:
-            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(known)}, durability")
+        if name not in DESCRIBED:
+            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(DESCRIBED)}, durability")
     return described
+
+
+def split_words(given: dict[str, Any], taken: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The words that every saver takes, and a library's own; `taken` are those of its words that `to` says already."""
+    for name in taken:
+        if name in given:
+            raise TypeError(f"unexpected keyword argument {name!r}: to= says it")
+    described = {name: said for name, said in given.items() if name in (*DESCRIBED, "durability")}
+    return described, {name: said for name, said in given.items() if name not in described}
 
 
 def text(value: Any, name: str) -> str:
@@ -100,12 +110,3 @@ def is_glob(pattern: str) -> bool:
 def escape(name: str) -> str:
     """A pattern that only this name fits."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def saver_for(content: Any) -> str:
-    """Which saver takes this object, in words."""
-    module = type(content).__module__.partition(".")[0]
-    savers = {"torch": "save_torch", "matplotlib": "save_fig", "numpy": "save_image or save_blob"}
-    if module in savers:
-        return f"call {savers[module]}()"
-    return "call save_json, save_text, save_blob or save_pkl"

@@ -19,13 +19,15 @@ from ml_dash.arguments import (
     open_source,
     printable,
     priority_of,
-    saver_for,
+    split_words,
     text,
     texts,
 )
 from ml_dash.connection import Connection, new_key
+from ml_dash.dispatch import saver_of
 from ml_dash.errors import Code, error
 from ml_dash.many import Basket
+from ml_dash.media import figure, image, video
 from ml_dash.result import FileResult
 from ml_dash.slot_writer import slot_writer
 
@@ -189,20 +191,55 @@ class HandOff:
 
         return self._stream(to, described, write, size_hint=size, seal=not small)
 
-    def save(self, content: Any, *, to: str | None = None, **described: Any) -> FileResult:
-        """Saves by type: the path of a file is uploaded, bytes become a blob, a dict or list becomes JSON.
+    def save_image(self, content: Any, *, to: str, quality: int = 95, **described: Any) -> FileResult:
+        """Saves pixels or a PIL image in the format of its name: .png, .jpg, .webp, .bmp, .gif, .tif.
 
-        Raises ValueError for any other type; the message names the saver to call.
+        `content` is an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): numpy's, a tensor, one of jax; uint8,
+        bool, floats from 0 to 1, for a gray .png uint16. A PIL image is saved as its own save() does it. `quality`, 1
+        to 100, is that of .jpg and .webp. Raises ValueError for what the format can't hold.
+        """
+        image.format_of(text(to, "to"))
+        pixels, quality = image.image_of(content, to), image.quality_of(quality)
+        return self._stream(to, described, lambda out: image.write_image(out, pixels, to, quality))
+
+    def save_fig(self, fig: Any = None, *, to: str, **savefig_kw: Any) -> FileResult:
+        """Saves a figure in the format of its name, .png, .pdf, .svg, …; by default pyplot's current one.
+
+        A figure of plotly becomes a page, .html. What is no word of upload()'s (`metadata` is) goes to the figure's own
+        savefig, or to_html. pyplot forgets a figure that was handed over (plt.close); one whose saving failed stays
+        open, so that it can be saved again. Raises ValueError for a format that there is not.
+        """
+        described, options = split_words(savefig_kw, taken=("format", "fname"))
+        drawn = figure.figure_of(fig)
+        figure.format_of(drawn, text(to, "to"))
+        saved = self._stream(to, described, lambda out: figure.write_figure(out, drawn, to, options))
+        figure.close(drawn)
+        return saved
+
+    def save_video(self, frames: Iterable[Any], *, to: str, fps: float = 30, **described: Any) -> FileResult:
+        """Encodes frames as a video: .mp4 (H.264, for any browser and player), .webm (VP9) or .gif.
+
+        `frames` is an array of shape (T, H, W) or (T, H, W, 3), or any iterable of such frames, all of one size; uint8,
+        bool, or floats from 0 to 1. They are taken and encoded one by one, so a generator's are never in memory
+        together. `fps` is frames a second, up to 1,000; a .gif counts in hundredths of a second. H.264 has even sizes
+        alone: an odd width or height of an .mp4 grows by one pixel, the last column or row once more. Encoding takes
+        the caller's time. Raises ValueError for what is no video; what a generator raises passes, and nothing is saved.
+        """
+        video.format_of(text(to, "to"))
+        rate = video.rate_of(fps)
+        return self._stream(to, described, lambda out: video.write_video(out, frames, to, rate))
+
+    def save(self, content: Any, *, to: str | None = None, **described: Any) -> FileResult:
+        """Saves by content: a path is uploaded, bytes become a blob, a dict or list JSON, pixels an image.
+
+        Pixels are an array of numpy or a PIL image. Raises ValueError for anything else, and names the saver to call.
         """
         if isinstance(content, str | os.PathLike):
             return self._save_path(content, to, described)
         if to is None:
             raise error(Code.INVALID_PATH, "save() of an object needs to=", 'pass a name, such as to="config.json"')
-        if isinstance(content, bytes | bytearray | memoryview):
-            return self.save_blob(content, to=to, **described)
-        if isinstance(content, dict | list):
-            return self.save_json(content, to=to, **described)
-        raise error(Code.UNSUPPORTED_TYPE, f"save() does not take {type(content).__name__}", saver_for(content))
+        saver: Callable[..., FileResult] = getattr(self, saver_of(content, text(to, "to")))
+        return saver(content, to=to, **described)
 
     def _save_path(self, content: PathLike, to: str | None, described: dict[str, Any]) -> FileResult:
         if isinstance(content, str) and not os.path.exists(content):  # noqa: PTH110

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from ml_dash.errors import Code, NotJSONError, error
+from ml_dash import json_values
+from ml_dash.errors import Code, error
 
 
 def json_bytes(value: Any) -> bytes:
     """JSON text as UTF-8. NaN and the infinities are written as Python's json writes them. Raises TypeError."""
-    return _json(value, "this value")
+    return json_values.encode(value, "content")
 
 
 def text_bytes(value: str, encoding: str = "utf-8") -> bytes:
@@ -36,7 +36,7 @@ def blob_view(value: Any) -> memoryview:
 
 
 def metadata_text(value: Mapping[str, Any] | None) -> str | None:
-    """Metadata as the JSON text that travels. Raises TypeError for what JSON can't hold, and names it."""
+    """Metadata as the JSON text that travels, without NaN. Raises TypeError for what JSON can't hold, and names it."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -44,21 +44,4 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
     for key in value:
         if not isinstance(key, str):
             raise error(Code.INVALID_METADATA, f"the metadata key {key!r} is {type(key).__name__}, not str")
-    return _json(dict(value), "the metadata", allow_nan=False).decode()
-
-
-def _json(value: Any, what: str, *, allow_nan: bool = True) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan, default=_refuse).encode()
-    except NotJSONError:
-        raise
-    except (TypeError, ValueError, RecursionError) as bad:
-        raise error(Code.INVALID_METADATA, f"{what} is not JSON: {bad}") from None
-
-
-def _refuse(value: Any) -> Any:
-    """Scalars of numpy and its kin are taken for what they are; anything else is named."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
-    kind = type(value)
-    raise error(Code.INVALID_METADATA, f"a value of type {kind.__module__}.{kind.__qualname__} is not JSON")
+    return json_values.encode(dict(value), "metadata", allow_nan=False).decode()

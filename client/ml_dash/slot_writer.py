@@ -13,7 +13,7 @@ from ml_dash.messages import INLINE_BYTES, Accepted, Message
 from ml_dash.patience import Patience
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 FIRST_SLOT_BYTES = 1024 * 1024
 """Of what turns out to be more than fits into a message, when nobody knows how much it will be."""
@@ -24,7 +24,7 @@ LARGEST_BYTES = 100_000_000_000
 
 
 class SlotWriter(io.RawIOBase):
-    """What `write`, `seek`, `tell` and `truncate` need of a file. It has no descriptor and can't be read.
+    """What `write`, `read`, `seek`, `tell` and `truncate` need of a file. It has no descriptor.
 
     It begins in memory, for content that travels in a message, goes on in a slot, and makes it larger as it needs to.
     Where the slot can't grow, for want of room or of the daemon, the rest is written in memory: no write waits or
@@ -48,6 +48,9 @@ class SlotWriter(io.RawIOBase):
             self._lease = connection.lease(size_hint, patience)  # nothing is written yet, so it can wait for room
 
     def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
@@ -85,6 +88,15 @@ class SlotWriter(io.RawIOBase):
             self.failure = failure
             raise
         return view.nbytes
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """What was written, for formats whose start is known at the end, such as that of a video."""
+        into = memoryview(buffer).cast("B")
+        count = max(0, min(len(into), self.size_bytes - self._at))
+        with memoryview(self._memory if self._lease is None else self._lease.mapping) as written:
+            into[:count] = written[self._at : self._at + count]
+        self._at += count
+        return count
 
     def hand_over(
         self, put: Callable[[bytes], Callable[[int], Message]] | None, commit: Callable[[int], Callable[..., Message]]

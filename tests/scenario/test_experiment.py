@@ -379,7 +379,9 @@ IMPORTING = """
         "seen": seen,
         "threads": threading.active_count(),
         "new descriptors": sorted(set(os.listdir("/proc/self/fd")) - set(descriptors)),
-        "modules": sorted({"asyncio", "numpy", "aiohttp", "uvloop", "awscrt", "ml_dashd"} & set(sys.modules)),
+        "modules": sorted({
+            "asyncio", "numpy", "PIL", "av", "matplotlib", "aiohttp", "uvloop", "awscrt", "ml_dashd"
+        } & set(sys.modules)),
     }, sys.stdout)
 """
 
@@ -400,10 +402,17 @@ def test_a_base_install_talks_to_a_service(service: DaemonProcess, exp: Experime
             exp.files.save_blob(bytes(100_000), to="b.bin").wait(30)
             exp.files.flush(30)
             print(len(exp.files().list()), exp.files("a.txt").download(to=sys.argv[3]))
+            try:
+                exp.files.save_image([[0]], to="a.png")
+            except ImportError as missing:
+                print(missing)
             print({"asyncio", "numpy"} & set(sys.modules))
     """
     target = base.parent / f"{exp.prefix.rpartition('/')[2]}.txt"
-    assert python(script, exp.prefix, str(service.socket), str(target), path=base) == f"2 {target}\nset()\n"
+    said = python(script, exp.prefix, str(service.socket), str(target), path=base).splitlines()
+    assert (said[0], said[2]) == (f"2 {target}", "set()")
+    assert said[1].startswith("Pillow is needed")
+    assert said[1].endswith('(pip install "ml-dash[media]") [MISSING_LIBRARY]')
     assert target.read_text() == "x"
 
 

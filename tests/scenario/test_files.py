@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import array
 import hashlib
+import io
 import json
 import os
 import re
+import sys
+from collections import OrderedDict
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from ml_dash import Experiment, FileResult, MLDashError, StorageError
 from ml_dash.errors import Code
+from ml_dash.media.video import write_video
 from tests.harness import DaemonProcess, eventually, file_sha256, make_file
 from tests.scenario.conftest import Held, path_in_store
 
 pytestmark = pytest.mark.slow
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+PAGE = SimpleNamespace(to_html=lambda: "<html>", write_html=None)
+"""A figure of plotly's as far as it goes."""
+
+
+def png() -> bytes:
+    Image.fromarray(PIXELS).save(out := io.BytesIO(), format="PNG")
+    return out.getvalue()
+
+
+def mp4() -> bytes:
+    write_video(out := io.BytesIO(), PIXELS[None], "a.mp4", Fraction(30))  # type: ignore[arg-type]
+    return out.getvalue()
+
 
 LARGE = 100_000
 """More than travels inside a message (64 KiB): it takes the way of a slot, or of a pin."""
@@ -30,9 +53,13 @@ SAVERS: dict[str, tuple[Callable[..., FileResult], bytes]] = {
     "save_json": (lambda files, _, to: files.save_json({"lr": 1e-3}, to=to), b'{"lr": 0.001}'),
     "save_text": (lambda files, _, to: files.save_text("größe\n", to=to), "größe\n".encode()),
     "save_blob": (lambda files, _, to: files.save_blob(b"\x00\x01", to=to), b"\x00\x01"),
+    "save_image": (lambda files, _, to: files.save_image(PIXELS, to=f"{to}.png"), png()),
+    "save_fig": (lambda files, _, to: files.save_fig(PAGE, to=f"{to}.html"), b"<html>"),
+    "save_video": (lambda files, _, to: files.save_video(PIXELS[None], to=f"{to}.mp4"), mp4()),
     "save a path": (lambda files, folder, to: files.save(str(folder / "source"), to=to), b"uploaded"),
     "save bytes": (lambda files, _, to: files.save(b"\x02", to=to), b"\x02"),
     "save a dict": (lambda files, _, to: files.save({"a": [1]}, to=to), b'{"a": [1]}'),
+    "save pixels": (lambda files, _, to: files.save(PIXELS, to=f"{to}.png"), png()),
 }
 
 
@@ -76,8 +103,8 @@ def test_builder_and_direct_style(service: DaemonProcess, exp: Experiment, tmp_p
         save(exp.files, tmp_path, "p/q/a/b.bin"),
     ]
     exp.files.flush(30)
-    assert [(each["path"], each["filename"]) for each in made] == [("/p/q/a", "b.bin")] * 5
-    assert sorted(each["id"] for each in made) == sorted(each["id"] for each in exp.files("p/q/a/b.bin").list())
+    assert [(each["path"], each["filename"][:5]) for each in made] == [("/p/q/a", "b.bin")] * 5
+    assert sorted(each["id"] for each in made) == sorted(each["id"] for each in exp.files("p/q/a").list("b.bin*"))
     for each in made:
         assert path_in_store(service, each).read_bytes() == content
         assert path_in_store(service, each).parent.parent.parts[-5:] == (
@@ -518,12 +545,16 @@ def test_flush_raises_what_became_of_a_file(held: Held, tmp_path: Path) -> None:
         (b"", b""),
         ({"a": 1}, b'{"a": 1}'),
         ([1, "two", None], b'[1, "two", null]'),
+        (OrderedDict(b=1, a=np.float32(0.5)), b'{"b": 1, "a": 0.5}'),
+        (PIXELS, png()),
+        (PIXELS / 255, png()),
+        (Image.fromarray(PIXELS), png()),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_save_by_type(exp: Experiment, tmp_path: Path, content: Any, stored_as: bytes) -> None:
-    exp.files("m").save(content, to="a.bin")
-    assert content_of(exp, "m/a.bin", tmp_path) == stored_as
+    exp.files("m").save(content, to="a.png")
+    assert content_of(exp, "m/a.png", tmp_path) == stored_as
 
 
 def test_save_of_a_path(exp: Experiment, tmp_path: Path) -> None:
@@ -536,20 +567,45 @@ def test_save_of_a_path(exp: Experiment, tmp_path: Path) -> None:
     assert content_of(exp, "m/b.bin", tmp_path) == b"content"
 
 
+class Tensor:
+    """Of torch's, as far as its class tells."""
+
+    __module__ = "torch"
+    ndim = 1
+
+
+class Module(type("Module", (), {"__module__": "torch.nn.modules.module"})):  # type: ignore[misc]
+    """A user's own model."""
+
+
 @pytest.mark.parametrize(
-    ("content", "saver"),
+    ("content", "to", "saver"),
     [
-        (1.5, "save_json"),
-        (None, "save_json"),
-        (("a", 1), "save_json"),
-        (object(), "save_pkl"),
-        (np.zeros(3), "save_blob"),
+        (1.5, "a", "save_json"),
+        (None, "a", "save_json"),
+        (("a", 1), "a", "save_json"),
+        (object(), "a", "save_pkl"),
+        (Module(), "a.pt", "call save_torch()"),
+        (Tensor(), "a.pt", "call save_torch()"),
+        (Figure(), "a.png", "call save_fig()"),
+        (np.float32(1), "a.json", "save_json"),
+        (PIXELS, "a", "end it with one of .png"),
+        (PIXELS, "a.npy", "save_pkl(), or numpy.save() to a file and upload() it"),
+        (PIXELS, "a.mp4", "call save_video()"),
+        (Image.fromarray(PIXELS), "a.pt", "end it with one of .png"),
     ],
-    ids=["float", "None", "tuple", "object", "array"],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_save_of_another_type_names_the_saver(exp: Experiment, content: Any, saver: str) -> None:
-    refused(lambda: exp.files.save(content, to="a"), Code.UNSUPPORTED_TYPE, ValueError, type(content).__name__, saver)
+def test_save_of_another_type_names_the_saver(exp: Experiment, content: Any, to: str, saver: str) -> None:
+    refused(lambda: exp.files.save(content, to=to), Code.UNSUPPORTED_TYPE, ValueError, type(content).__name__, saver)
     assert exp.files().list() == []
+
+
+def test_save_of_tensors_by_name_names_the_saver(exp: Experiment) -> None:
+    """A state dict is no JSON."""
+    for content in ({"weight": Tensor(), "bias": Tensor()}, [Tensor()]):
+        call = lambda content=content: exp.files.save(content, to="a.pt")  # noqa: E731
+        refused(call, Code.UNSUPPORTED_TYPE, ValueError, "tensors", "save_torch()")
 
 
 def test_save_of_text_that_is_no_path(exp: Experiment, tmp_path: Path) -> None:
@@ -557,6 +613,25 @@ def test_save_of_text_that_is_no_path(exp: Experiment, tmp_path: Path) -> None:
         refused(lambda text=text: exp.files.save(text, to="a"), Code.FILE_NOT_FOUND, ValueError, "save_text()")
     refused(lambda: exp.files.save(tmp_path, to="a"), Code.NOT_A_FILE, ValueError, str(tmp_path))
     refused(lambda: exp.files.save({}), Code.INVALID_PATH, ValueError, "to=")
+    assert exp.files().list() == []
+
+
+MISSING = {
+    "PIL.Image": ("Pillow", lambda files, _: files.save_image(PIXELS, to="a.png")),
+    "numpy": ("numpy", lambda files, _: files.save_image(PIXELS, to="a.png")),
+    "matplotlib.pyplot": ("matplotlib", lambda files, _: files.save_fig(to="a.png")),
+    "av": ("PyAV", lambda files, frames: files.save_video(frames, to="a.mp4")),
+}
+
+
+@pytest.mark.parametrize("module", MISSING)
+def test_a_library_that_is_missing(exp: Experiment, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """The error says what to install, before a frame is taken, and old scripts catch it as an ImportError."""
+    name, call = MISSING[module]
+    monkeypatch.setitem(sys.modules, module, None)
+    frames = iter([PIXELS])
+    refused(lambda: call(exp.files, frames), Code.MISSING_LIBRARY, ImportError, name, 'pip install "ml-dash[media]"')
+    assert len([*frames]) == 1
     assert exp.files().list() == []
 
 
@@ -619,21 +694,47 @@ def itself() -> list[Any]:
     return whole
 
 
+def nested(depth: int) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for _ in range(depth):
+        whole = {"a": whole}
+    return whole
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [
-        ({"a": {1, 2}}, "builtins.set"),
-        ({"a": np.zeros(3)}, "numpy.ndarray"),
-        ({"a": {(1, 2): 3}}, "tuple"),
-        ({"a": b"x"}, "builtins.bytes"),
-        ({"a": itself()}, "Circular"),
+        ({"hist": {"bins": np.zeros(10)}}, '["hist"]["bins"] is a numpy.ndarray of shape (10,) (call .tolist())'),
+        ({"runs": [1, (2, {3})]}, '["runs"][1][1] is a set'),
+        ({"a": {(1, 2): 3}}, '["a"] has the key (1, 2) (use str as keys)'),
+        ({"a": {np.int64(3): 3}}, '["a"] has the key np.int64(3)'),
+        ({"a": {1: 3, "1": 4}}, " has two keys that are '1' in JSON"),
+        ({"a": b"x"}, '["a"] is a bytes'),
+        ({"a": np.datetime64("2020-01-01")}, '["a"] is a numpy.datetime64 ('),
+        ({"a": np.complex64(1)}, '["a"] is a numpy.complex64'),
+        ({"a": np.ma.masked}, '["a"] is a numpy.ma.'),
+        ({"a": "\ud800"}, '["a"] is text with half of a surrogate pair'),
+        ({"a": 10**5000}, '["a"] is an int of too many digits'),
+        ({"a": itself()}, '["a"][0] contains itself'),
+        (nested(100_000), " is nested too deeply"),
     ],
-    ids=["set", "array", "tuple as a key", "bytes", "a list in itself"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_json_can_not_hold(exp: Experiment, value: Any, named: str) -> None:
-    refused(lambda: exp.files.save_json(value, to="a.json"), Code.INVALID_METADATA, TypeError, named)
-    refused(lambda: exp.files.save_text("", to="a", metadata=value), Code.INVALID_METADATA, TypeError, named)
+    """It is named by where it lies; nothing is saved without it."""
+    refused(lambda: exp.files.save_json(value, to="a"), Code.INVALID_METADATA, TypeError, f"content{named}")
+    refused(
+        lambda: exp.files.save_text("", to="a", metadata=value), Code.INVALID_METADATA, TypeError, f"metadata{named}"
+    )
     assert exp.files().list() == []
+
+
+def test_json_of_no_dict_is_named_too(exp: Experiment) -> None:
+    for value, named in (
+        (np.zeros((2, 3)), "content is a numpy.ndarray of shape (2, 3)"),
+        ([{1}], "content[0] is a set"),
+    ):
+        refused(lambda value=value: exp.files.save_json(value, to="a"), Code.INVALID_METADATA, TypeError, named)
 
 
 # ---- what is said of a file
@@ -680,8 +781,8 @@ def test_numpy_scalars_in_metadata_are_numbers(exp: Experiment) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan")], ids=repr)
 def test_metadata_takes_no_nan(exp: Experiment, value: float) -> None:
     """JSON has none, and whoever reads the catalog may not know Python's."""
-    call = partial(exp.files.save_text, "x", to="a", metadata={"loss": value})
-    refused(call, Code.INVALID_METADATA, TypeError, "metadata")
+    call = partial(exp.files.save_text, "x", to="a", metadata={"losses": [0.5, value]})
+    refused(call, Code.INVALID_METADATA, TypeError, f'metadata["losses"][1] is {value}')
     assert exp.files().list() == []
 
 
@@ -692,13 +793,18 @@ def test_an_unknown_keyword_is_a_type_error(exp: Experiment, tmp_path: Path, sav
         "save_json": partial(exp.files.save_json, {}),
         "save_text": partial(exp.files.save_text, ""),
         "save_blob": partial(exp.files.save_blob, b""),
+        "save_image": partial(exp.files.save_image, PIXELS),
+        "save_fig": partial(exp.files.save_fig, PAGE),
+        "save_video": partial(exp.files.save_video, PIXELS[None]),
         "save a path": partial(exp.files.save, tmp_path / "a"),
         "save bytes": partial(exp.files.save, b""),
         "save a dict": partial(exp.files.save, {}),
+        "save pixels": partial(exp.files.save, PIXELS),
     }
+    suffix = {"save_image": ".png", "save_fig": ".html", "save_video": ".mp4", "save pixels": ".png"}.get(saver, "")
     (tmp_path / "a").touch()
     with pytest.raises(TypeError, match="descripton"):
-        calls[saver](to="a", descripton="typo")
+        calls[saver](to=f"a{suffix}", descripton="typo")
     with pytest.raises(TypeError, match="descripton"):
         exp.files("m", descripton="typo")  # type: ignore[call-arg]
     assert exp.files().list() == []

@@ -92,6 +92,26 @@ def test_a_serializer_may_go_back_and_leave_gaps(service: DaemonProcess, exp: Ex
     assert_stored(service, save(exp, write), (tmp_path / "expected").read_bytes())
 
 
+@pytest.mark.parametrize("size", [INLINE_BYTES, 3 * MIB])
+def test_a_serializer_may_read_what_it_wrote(service: DaemonProcess, exp: Experiment, size: int) -> None:
+    """Not what another save wrote there before."""
+    save(exp, in_pieces(b"x" * 4 * MIB)).wait(30)
+    content = content_of(size)
+
+    def write(out: SlotWriter) -> None:
+        in_pieces(content)(out)
+        assert out.read(10) == b""
+        out.seek(7)
+        assert out.read(1000) == content[7:1007]
+        assert out.tell() == 1007
+        out.seek(-5, io.SEEK_END)
+        assert out.read() == content[-5:]
+        out.seek(size + 100)
+        assert out.read(10) == b""
+
+    assert_stored(service, save(exp, write), content)
+
+
 def test_the_exception_of_a_serializer_passes_and_nothing_is_left(service: DaemonProcess, exp: Experiment) -> None:
     class OurError(Exception):
         pass

@@ -62,6 +62,7 @@ def test_without_a_hint():
         (errors.WaitTimeoutError, TimeoutError),
         (errors.StateError, RuntimeError),
         (errors.ProtocolError, ConnectionError),
+        (errors.LibraryError, ImportError),
     ],
 )
 def test_exceptions_are_the_builtins_that_old_scripts_catch(exception: type[MLDashError], builtin: type[Exception]):
@@ -82,6 +83,7 @@ def test_exceptions_are_the_builtins_that_old_scripts_catch(exception: type[MLDa
         (Code.UNKNOWN_FILE, FileNotFoundError),
         (Code.INVALID_METADATA, TypeError),
         (Code.RUN_NOT_OPEN, RuntimeError),
+        (Code.MISSING_LIBRARY, ImportError),
         (Code.CHECKSUM_MISMATCH, errors.StorageError),
         (Code.DAEMON_UNAVAILABLE, errors.NetworkError),
         (Code.ACCESS_DENIED, PermissionError),

@@ -1,0 +1,38 @@
+"""docs/saving.md: every example runs, and its files are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ml_dash import Experiment
+from ml_dash.media import image, video
+from tests.scenario.test_files import paths
+
+pytestmark = pytest.mark.slow
+
+PAGE = Path(__file__).parents[2] / "docs" / "saving.md"
+
+
+def test_every_example_runs(
+    exp: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(examples) == 6
+    exec("\n".join(examples), {"exp": exp})  # noqa: S102 our own page
+    exp.files.flush(60)
+    assert paths(exp.files().list()) == [
+        "any/config.json", "any/data.bin", "any/model.pt", "any/noise.png", "configs/config.json", "plots/accuracy.pdf",
+        "plots/loss.png", "samples/black.webp", "samples/noise.jpg", "samples/noise.png", "videos/rollout.mp4",
+    ]  # fmt: skip
+    assert capsys.readouterr().out.strip() in PAGE.read_text()
+
+
+def test_every_format_is_named() -> None:
+    text = PAGE.read_text()
+    assert {suffix for suffix in (*image.FORMATS, *video.FORMATS) if suffix not in text} == set()
