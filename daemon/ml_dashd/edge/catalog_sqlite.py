@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 from ml_dash.errors import MLDashError
-from ml_dashd.core.model import FileRecord, Selection, Trouble
+from ml_dashd.core.model import FileRecord, Scope, Selection, Trouble
 from ml_dashd.edge.database import Database, open_database
-from ml_dashd.edge.rows import insert, marks, read_record, record_values, selection_where
+from ml_dashd.edge.rows import insert, marks, read_record, record_values, scope_where, selection_where
 from ml_dashd.ports import Faults, JournalError
 
 log = logging.getLogger("ml_dashd.catalog")
@@ -58,6 +58,11 @@ class SqliteCatalog:
     async def select(self, selection: Selection) -> list[FileRecord]:
         where, values = selection_where(selection)
         return await self._records(f"SELECT * FROM files WHERE deleted_ms IS NULL AND {where}", values)
+
+    async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
+        where, values = scope_where(scope)
+        statement = f"SELECT * FROM files WHERE deleted_ms IS NULL AND id > ? AND {where} ORDER BY id LIMIT ?"
+        return await self._records(statement, [after, *values, limit])
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         statement = f"UPDATE files SET deleted_ms = coalesce(deleted_ms, ?) WHERE id IN ({marks(ids)}) RETURNING id"
