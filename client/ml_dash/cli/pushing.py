@@ -203,6 +203,7 @@ def push(options: Namespace) -> int:
     if options.target and len(options.target.strip("/").split("/")) < PLACE_SEGMENTS:
         raise error(Code.INVALID_PREFIX, f"--target {options.target} has fewer than two segments", "name NS/PROJ")
     with closing(Connection(endpoint_of(root))) as source, closing(Connection(_service(options, root))) as service:
+        service.call(m.StatusReport, lambda number: m.Status(request=number))  # before anything is waited for
         _wait_for(source, options)
         work = Push(root, source, service, options)
         try:

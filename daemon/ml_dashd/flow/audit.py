@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
+from typing import TypeVar
 
 from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import Job, Trouble
@@ -23,11 +25,12 @@ AUDITS = (2, 4)
 """Requests at once, of one user and of all."""
 PROGRESS_S = 0.5
 ATTEMPTS = 5
-"""At a range that the store does not give."""
+"""At a request that the store does not answer."""
 READINGS = 2
 """Of a file whose bytes are wrong: what was damaged on the way is right the second time."""
 RESTORE = "its bytes are damaged in the store: restore them there, or delete this version"
 
+T = TypeVar("T")
 Report = Callable[["Audited"], Awaitable[None]]
 
 
@@ -117,30 +120,33 @@ class Audit:
     async def _sha256(self, job: Job, seen: Audited) -> str:
         sha256, size = hashlib.sha256(), job.record.size_bytes
         seen.read[job.id] = 0
-        if not size and await self._store.head(job.record.key or "") is None:
+        stated = await self._again(partial(self._store.head, job.record.key or ""))
+        if stated is None:
             raise StoreError(Fault.MISSING, "there is no such object")
+        if stated.size_bytes != size:
+            raise StoreError(Fault.CORRUPT, f"it has {stated.size_bytes} bytes in the store, recorded are {size}")
         for part in parts(size, PART_BYTES):
             buffer = await self._buffers.take(part.size_bytes)
             try:
-                await self._read(job.record.key or "", part.offset, buffer)
+                read = partial(self._store.read, job.record.key or "", part.offset, buffer, _unwatched)
+                await self._again(read)
                 await self._threads.run(sha256.update, buffer)
             finally:
                 self._buffers.give_back(buffer)
             seen.read[job.id] += part.size_bytes
         return sha256.hexdigest()
 
-    async def _read(self, key: str, offset: int, into: memoryview) -> None:
+    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """As often as it takes, where the store is only busy."""
         for attempt in count(1):
             try:
-                await self._store.read(key, offset, into, _unwatched)
+                return await ask()
             except StoreError as failure:
-                passes = failure.fault in (Fault.TRANSIENT, Fault.THROTTLED)
-                if not passes or attempt == ATTEMPTS:
+                if failure.fault not in (Fault.TRANSIENT, Fault.THROTTLED) or attempt == ATTEMPTS:
                     raise
                 decision = decide(failure.fault, failure.message, attempt, self._clock.jitter())
                 await self._clock.sleep(decision.delay_ms / 1000)
-            else:
-                return
+        raise AssertionError("the last attempt returns or raises")
 
 
 def _unwatched(size_bytes: int) -> None:
