@@ -325,6 +325,7 @@ def test_ctrl_c_is_quiet(stuck: Shell) -> None:
             while piece := os.read(terminal, 65536):
                 shown += piece
     assert b"Traceback" not in shown
+    assert b"ml-dash: the files go on by themselves\r\nhint: " in shown
     assert shown.endswith(b"\r\n")
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ml_dash.cli.values import add_described, add_prefix, file_id
+from ml_dash.cli.values import add_prefix, file_id
 
 EXAMPLES = {
     "versions": """\
   ml-dash versions models/best.pt --prefix alice/cv/resnet
   ml-dash versions models/best.pt --prefix alice/cv/resnet --json | jq -r '.[].checksum'""",
-    "update": """\
-  ml-dash update models/best.pt --prefix alice/cv/resnet --tag best --tag released
-  ml-dash update --id 7351023561728 --description "epoch 50" --metadata '{"epoch": 50}'""",
     "verify": """\
   ml-dash verify --prefix alice/cv/resnet          every version of every file
   ml-dash verify "models/**" --latest --prefix alice/cv/resnet
@@ -68,14 +65,6 @@ def add_tree_options(parser: argparse.ArgumentParser) -> None:
 def _versions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file in the experiment")
     add_prefix(parser)
-
-
-def _update(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("path", metavar="PATH", nargs="?", help="a file in the experiment: its newest version")
-    which.add_argument("--id", metavar="ID", type=file_id, help="one version, by its id; needs no prefix")
-    add_prefix(parser)
-    add_described(parser)
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:

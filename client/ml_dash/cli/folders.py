@@ -84,8 +84,8 @@ def put(options: Namespace) -> int:
             ids = _hand_over(options, files, found, outcome)
         except KeyboardInterrupt:
             count = wording.files(len(outcome.files))
-            show.trouble(f"{count} handed over so far, they go on by themselves", "the same command goes on")
-            raise
+            what = f"{count} handed over so far, they go on by themselves"
+            raise show.Interrupted(what, "the same command goes on") from None
         if options.wait and ids:
             title = f"{len(ids)} files"
             waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", title)
@@ -165,8 +165,8 @@ def get(options: Namespace) -> int:
             _bring(options, connection, [(file, root / show.path(show.plain(file))) for file in found], outcome)
         except KeyboardInterrupt:
             count = wording.files(len(outcome.files))
-            show.trouble(f"{count} downloaded so far; nothing is left of the others", "the same command goes on")
-            raise
+            what = f"{count} downloaded so far; nothing is left of the others"
+            raise show.Interrupted(what, "the same command goes on") from None
     return outcome.tell()
 
 

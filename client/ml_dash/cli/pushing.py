@@ -211,8 +211,8 @@ def push(options: Namespace) -> int:
                 each(work)
         except KeyboardInterrupt:
             hint = "keep the root until they are stored there; the same command goes on"
-            show.trouble(f"{wording.files(len(work.outcome.sent))} handed over so far go on by themselves", hint)
-            raise
+            what = f"{wording.files(len(work.outcome.sent))} handed over so far go on by themselves"
+            raise show.Interrupted(what, hint) from None
         left = _failed_in(source)
     return _tell(work.outcome, left, options)
 

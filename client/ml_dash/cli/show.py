@@ -74,6 +74,15 @@ def failure(failed: MLDashError, *, as_json: bool) -> None:
     trouble(failed.message, failed.hint)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, and what becomes of the work."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__()
+        self.message = message
+        self.hint = hint
+
+
 def trouble(message: str, hint: str | None) -> None:
     """Says on stderr what is wrong with one file of many; the command goes on."""
     with suppress(OSError):
