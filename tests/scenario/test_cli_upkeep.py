@@ -206,7 +206,7 @@ def test_top_for_scripts(stuck: Shell) -> None:
 
 def test_top_names_what_is_under_way(tmp_path: Path, s3_double: S3Double) -> None:
     """With how much of it is sent, and how quickly."""
-    settings = "part_size = 5242880\n[limits]\nbandwidth = 3000000\n"
+    settings = "part_size = 5242880\n[limits]\nbandwidth = 5000000\nconnections = 1\n"
     with DaemonProcess(tmp_path / "daemon", Bucket(s3_double), settings) as daemon:
         shell = Shell(tmp_path, ["--socket", str(daemon.socket)])
         record = put(shell, "big.bin", os.urandom(60_000_000))
