@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ml_dash import messages as m
 from ml_dash.channel import Channel
 from ml_dash.connection import Connection, expect
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.persistence import Persistence
 from ml_dash.silence import LOOK_S, SilentError
 
@@ -28,6 +28,13 @@ _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
 Tell = Callable[[m.Record, int, int], None]
 """Told of a download: the file, the bytes that are there, of how many."""
+Failed = Callable[[m.Record, Exception], None]
+"""Told of a file that can't be had, and why; the others go on."""
+_OF_ALL_CODES = {
+    Code.DAEMON_UNAVAILABLE, Code.DAEMON_NOT_INSTALLED, Code.CONNECTION_LOST, Code.SHUTTING_DOWN, Code.PROTOCOL,
+    Code.UNSUPPORTED_VERSION, Code.ROOT_HELD, Code.DISK_FULL, Code.DISK_FAILED,
+}  # fmt: skip
+_OF_ALL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
 class Got(NamedTuple):
@@ -39,10 +46,14 @@ class Got(NamedTuple):
 
 
 class Downloads:
-    """Fetches files, all in the caller's thread: the daemon does the work, each on a connection of its own."""
+    """Fetches files, all in the caller's thread: the daemon does the work, each on a connection of its own.
 
-    def __init__(self, connection: Connection, tell: Tell) -> None:
+    With `failed`, what can't be had is told, and the others go on; what would fail them, too, is raised all the same.
+    """
+
+    def __init__(self, connection: Connection, tell: Tell, failed: Failed | None = None) -> None:
         self._connection = connection
+        self._failed = failed
         self._tell = tell
         self._begun: deque[_Download] = deque()
         """In the order in which they are asked for; those that are at their end wait for the ones before them."""
@@ -54,21 +65,30 @@ class Downloads:
         """
         try:
             while self._begin(wanted):
-                while self._begun and (got := self._begun[0].outcome()) is not None:
-                    self._begun.popleft()
-                    yield got
+                while self._begun and self._begun[0].ended:
+                    if (got := self._take_first()) is not None:
+                        yield got
                 self._step()
         finally:
             for download in self._begun:
                 download.close()
 
+    def _take_first(self) -> Got | None:
+        """What became of the first, which has ended; None where its failure was told."""
+        first = self._begun.popleft()
+        if first.failure is not None and self._failed is not None and not _is_of_all(first.failure):
+            self._failed(first.record, first.failure)
+            return None
+        return first.outcome()
+
+    def _goes_on(self) -> bool:
+        """Whether more may be begun."""
+        failures = [each.failure for each in self._begun if each.failure is not None]
+        return not failures or (self._failed is not None and not any(map(_is_of_all, failures)))
+
     def _begin(self, wanted: Iterator[tuple[m.Record, Path]]) -> bool:
         """Begins as many as may be on their way; whether there is anything left to do."""
-        while (
-            len(self._begun) < AHEAD
-            and len(self._on_their_way()) < AT_ONCE
-            and not any(each.failure for each in self._begun)
-        ):
+        while len(self._begun) < AHEAD and len(self._on_their_way()) < AT_ONCE and self._goes_on():
             if (one := next(wanted, None)) is None:
                 break
             self._begun.append(_Download(self._connection, *one, self._tell))
@@ -98,7 +118,7 @@ class _Download:
 
     def __init__(self, connection: Connection, record: m.Record, target: Path, tell: Tell) -> None:
         self._connection = connection
-        self._record = record
+        self.record = record
         self._target = target
         self._tell = tell
         self._have: tuple[int, ...] = ()
@@ -131,7 +151,7 @@ class _Download:
         """What became of it; None while it is on its way. Raises what it failed with."""
         if self.failure is not None:
             raise self.failure
-        return None if self._sha256 is None else Got(self._record, self._target, self._sha256)
+        return None if self._sha256 is None else Got(self.record, self._target, self._sha256)
 
     def step(self) -> None:
         """Asks, or takes one message."""
@@ -150,9 +170,9 @@ class _Download:
 
     def _open(self) -> Destination:
         if self._destination is None:
-            _refuse_escape(self._record)
-            self._destination = Destination(self._target, str(self._record.id))
-            self._tell(self._record, 0, self._record.size_bytes)
+            _refuse_escape(self.record)
+            self._destination = Destination(self._target, str(self.record.id))
+            self._tell(self.record, 0, self.record.size_bytes)
         return self._destination
 
     def _take(self) -> None:
@@ -174,16 +194,16 @@ class _Download:
         fetched = expect(m.Fetched, answer)
         destination.publish()
         self._sha256 = fetched.sha256
-        self._tell(self._record, fetched.size_bytes, fetched.size_bytes)
+        self._tell(self.record, fetched.size_bytes, fetched.size_bytes)
 
     def _ask(self, number: int) -> m.Fetch:
-        return m.Fetch(request=number, id=self._record.id, have=self._have)
+        return m.Fetch(request=number, id=self.record.id, have=self._have)
 
     def _note(self, seen: m.Progress) -> None:
         if seen.have != self._have:  # it gets on, however often its daemon went away
             self._persistence = Persistence(self._connection.endpoint)
         self._have = seen.have
-        self._tell(self._record, seen.done_bytes, seen.total_bytes)
+        self._tell(self.record, seen.done_bytes, seen.total_bytes)
 
     def _hang_up(self) -> None:
         if self._channel is not None:
@@ -247,6 +267,13 @@ class Destination:
             os.link(str(self.descriptor), name, src_dir_fd=folder, follow_symlinks=True)
         finally:
             os.close(folder)
+
+
+def _is_of_all(failure: Exception) -> bool:
+    """Whether other files would fail of it, too."""
+    if isinstance(failure, MLDashError):
+        return failure.code in _OF_ALL_CODES
+    return not isinstance(failure, OSError) or failure.errno in _OF_ALL_ERRORS
 
 
 def _refuse_escape(record: m.Record) -> None:

@@ -34,6 +34,8 @@ class Code(StrEnum):
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     CANCELLED = "CANCELLED"
     NOT_STORED_YET = "NOT_STORED_YET"
+    ALREADY_STORED = "ALREADY_STORED"
+    ID_TAKEN = "ID_TAKEN"
     # The store
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     STORE_UNREACHABLE = "STORE_UNREACHABLE"
@@ -139,7 +141,7 @@ TABLE: dict[Code, Entry] = {
     Code.INVALID_ARGUMENT: Entry(InvalidError, "see the call's documentation"),
     Code.UNSUPPORTED_TYPE: Entry(InvalidError, "call the saver for this type, such as save_json or save_blob"),
     Code.FILE_NOT_FOUND: Entry(InvalidError, "check the path and the working directory"),
-    Code.NOT_A_FILE: Entry(InvalidError, "pass a regular file; for a folder, pass its files one by one"),
+    Code.NOT_A_FILE: Entry(InvalidError, "pass a regular file; for a folder, use upload_many() or `ml-dash put -r`"),
     Code.NOT_READABLE: Entry(InvalidError, "check the file's owner and mode"),
     Code.TOO_LARGE: Entry(InvalidError, "split the file: the largest is 100 GB (100,000,000,000 bytes)"),
     Code.NO_MATCH: Entry(InvalidError, "list the files with files().list() or `ml-dash ls`"),
@@ -154,6 +156,8 @@ TABLE: dict[Code, Entry] = {
     Code.CHECKSUM_MISMATCH: Entry(StorageError, "download it again; if it repeats, the stored bytes are damaged"),
     Code.CANCELLED: Entry(StateError, "it was deleted before it was stored; save it again if you need it"),
     Code.NOT_STORED_YET: Entry(StateError, "wait for it with .wait() or `ml-dash wait`"),
+    Code.ALREADY_STORED: Entry(StateError, "delete it with .delete() or `ml-dash rm`"),
+    Code.ID_TAKEN: Entry(StateError, "hand it over with `ml-dash put`: it gets an id of its own"),
     Code.STORE_UNAVAILABLE: Entry(NetworkError, "the daemon tries again by itself"),
     Code.STORE_UNREACHABLE: Entry(
         NetworkError, "check store.endpoint_url, store.proxy and the network; the daemon tries again by itself"

@@ -25,8 +25,8 @@ from ml_dash.arguments import (
 )
 from ml_dash.connection import Connection, new_key
 from ml_dash.dispatch import saver_of
-from ml_dash.errors import Code, error
-from ml_dash.many import Basket
+from ml_dash.errors import Code, MLDashError, error
+from ml_dash.many import OF_ONE_FILE, Basket, Refused
 from ml_dash.media import figure, image, video
 from ml_dash.result import FileResult
 from ml_dash.slot_writer import slot_writer
@@ -144,16 +144,35 @@ class HandOff:
         self, fpaths: Many, *, durability: str | None = None, snapshot: str | None = None, **described: Any
     ) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
-        durability_of(durability or "")
         named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
-        basket = Basket(self._connection)
+        yield from self.each_of(named, None, durability=durability, snapshot=snapshot, **described)
+
+    def each_of(
+        self,
+        named: Iterable[tuple[str, PathLike]],
+        refused: Refused | None,
+        *,
+        durability: str | None = None,
+        snapshot: str | None = None,
+        **described: Any,
+    ) -> Iterator[FileResult]:
+        """`each_uploaded` of names and paths; with `refused`, what can't be taken is told, and the rest goes on."""
+        durability_of(durability or "")
+        basket = Basket(self._connection, refused)
         for name, path in named:
-            file = self._describe(name, **only_known(described))
-            if (content := content_of(os.fspath(path))) is not None:
+            try:
+                file = self._describe(name, **only_known(described))
+                content = content_of(os.fspath(path))
+                if content is None:
+                    yield from map(self._result, basket.empty())
+                    yield self.upload(path, to=name, durability=durability, snapshot=snapshot, **described)
+            except MLDashError as failure:
+                if refused is None or failure.code not in OF_ONE_FILE:
+                    raise
+                refused(name, failure)
+                continue
+            if content is not None:
                 yield from map(self._result, basket.add(file, content))
-            else:
-                yield from map(self._result, basket.empty())
-                yield self.upload(path, to=name, durability=durability, snapshot=snapshot, **described)
         yield from map(self._result, basket.empty())
 
     def save_json(self, content: Any, *, to: str, **described: Any) -> FileResult:

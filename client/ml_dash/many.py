@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ml_dash import messages as m
 from ml_dash.connection import Connection, new_key
+from ml_dash.errors import Code, MLDashError
 
 MESSAGE_BYTES = m.PutMany.limit - m.INLINE_BYTES
 """Contents and descriptions of one message, in bytes as they are counted here; the rest is for what is not counted."""
 PER_FILE_BYTES = 256
 """Keys, names of fields and the place, of one file."""
 
+OF_ONE_FILE = frozenset({
+    Code.INVALID_PATH, Code.INVALID_ARGUMENT, Code.FILE_NOT_FOUND, Code.NOT_A_FILE, Code.NOT_READABLE, Code.TOO_LARGE,
+    Code.CHECKSUM_MISMATCH, Code.SOURCE_CHANGED,
+})  # fmt: skip
+"""Refusals that say nothing of other files."""
+Refused = Callable[[str, MLDashError], None]
+"""Told of a file that was refused, by its name below the prefix, and why; the others go on."""
+
 
 class Basket:
-    """Collects small files and hands them over together. Not safe among threads."""
+    """Collects small files and hands them over together. Not safe among threads.
 
-    def __init__(self, connection: Connection) -> None:
+    With `refused`, a file that the daemon does not take is told, and the others are handed over without it.
+    """
+
+    def __init__(self, connection: Connection, refused: Refused | None = None) -> None:
         self._connection = connection
+        self._refused = refused
         self._files: list[m.Content] = []
         self._bytes = 0
 
@@ -35,11 +48,30 @@ class Basket:
     def empty(self) -> Iterator[m.Record]:
         """Hands over what was collected; yields its records, in order."""
         files, self._files, self._bytes = tuple(self._files), [], 0
-        if files:
-            accepted = self._connection.call(
-                m.AcceptedMany, lambda number: m.PutMany(request=number, files=files), silent_s=None
-            )
-            yield from accepted.records
+        if not files:
+            return
+        try:
+            accepted = self._put(files)
+        except MLDashError as failure:
+            if self._refused is None or failure.code not in OF_ONE_FILE:
+                raise
+            accepted = list(self._put_one_by_one(files, self._refused))
+        yield from accepted
+
+    def _put(self, files: tuple[m.Content, ...]) -> Sequence[m.Record]:
+        return self._connection.call(
+            m.AcceptedMany, lambda number: m.PutMany(request=number, files=files), silent_s=None
+        ).records
+
+    def _put_one_by_one(self, files: tuple[m.Content, ...], refused: Refused) -> Iterator[m.Record]:
+        """A message is taken as a whole or not at all: one of them is to blame."""
+        for file in files:
+            try:
+                yield from self._put((file,))
+            except MLDashError as failure:
+                if failure.code not in OF_ONE_FILE:
+                    raise
+                refused(file.file.to, failure)
 
 
 def read_small(descriptor: int) -> bytes | None:

@@ -84,6 +84,11 @@ def default_prefix() -> str | None:
     return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")
 
 
+def default_root() -> Path:
+    """The root that the environment names, else the usual one."""
+    return Path(os.environ.get("ML_DASH_ROOT") or ".dash")
+
+
 def missing_packages() -> list[str]:
     """What a daemon of a root would need and is not installed."""
     return [name for name in ("ml_dashd", "uvloop", "awscrt") if importlib.util.find_spec(name) is None]

@@ -46,6 +46,9 @@ from ml_dashd.edge.system import (
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.again import Again
+from ml_dashd.flow.arrivals import Arrivals
+from ml_dashd.flow.audit import Audit
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
@@ -291,7 +294,7 @@ class Daemon:
             "faults": faults,
             "meter": self._meter,
         }
-        finish = Finish(catalog=self._catalog, threads=self._disk, **common)
+        self._finish = finish = Finish(catalog=self._catalog, threads=self._disk, **common)
         self._scratch = Scratch(self._journal, self._store, clock)
         self._checksums = Checksums(self._journal, self._store, self._scratch, clock, self._prober)
         shared: dict[str, Any] = {
@@ -335,6 +338,7 @@ class Daemon:
 
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
+        ids = IdSource(EMBEDDED_NODE, max(await self._journal.high_water(), await self._catalog.highest()))
         self._accept = Accept(
             journal=self._journal,
             pins=self._pins,
@@ -342,13 +346,14 @@ class Daemon:
             threads=self._quick,
             disk=self._disk,
             meter=self._meter,
-            ids=IdSource(EMBEDDED_NODE, max(await self._journal.high_water(), await self._catalog.highest())),
+            ids=ids,
             bell=self._bell,
             clock=self._clock,
             faults=self._faults,
             settle=self._settle,
             health=self._health,
             copies=self._copies,
+            arrivals=Arrivals(self._journal, self._catalog, ids, self._clock),
             key_prefix=config.key_prefix,
             durability=config.spool.durability,
             wake=self._worker.wake,
@@ -389,6 +394,19 @@ class Daemon:
             fetch=fetch,
             drain=self._drain,
             doctor=self._make_doctor(),
+            audit=Audit(
+                browse=browse, store=self._store, threads=self._threads, buffers=self._buffers, clock=self._clock
+            ),
+            again=Again(
+                browse=browse,
+                journal=self._journal,
+                pins=self._pins,
+                threads=self._quick,
+                finish=self._finish,
+                worker=self._worker,
+                policy=policy,
+            ),
+            sending=self._pace.sending,
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,

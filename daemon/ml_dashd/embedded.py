@@ -170,9 +170,12 @@ class EmbeddedService:
     def _told(self, reply: Message) -> Message:
         """The reply, its errors by the names that a user knows."""
         changes: dict[str, Any] = {}
-        for field in ("records", "blocked", "failed", "files"):
+        for field in ("records", "blocked", "failed", "moving", "files"):
             if records := getattr(reply, field, ()):
                 changes[field] = tuple(self._told_of(record) for record in records)
+        for field in ("refused", "damaged"):
+            if refusals := getattr(reply, field, ()):
+                changes[field] = tuple(replace(each, message=self._embedded.named(each.message)) for each in refusals)
         if message := getattr(reply, "error_message", None):
             changes["error_message"] = self._embedded.named(message)
         return replace(reply, **changes) if changes else reply

@@ -64,6 +64,7 @@ EVENTS = {
     "file_failed": "given up; its owner is told why",
     "file_held_back": "the journal can't be written now; the file goes on later",
     "file_retry": "it goes on later, by itself",
+    "file_tried_again": "failed before, and back in the queue because somebody asked",
     "file_stored": "stored, verified and listed",
     "files_stored": "small files that were stored, verified and listed together",
     "file_stumbled": "it goes on later, after a defect or an error of the disk",

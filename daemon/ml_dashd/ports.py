@@ -202,6 +202,9 @@ class Journal(Protocol):
     async def is_done_with(self, last: int) -> bool:
         """Whether no file of this id or an earlier one is on its way."""
 
+    async def stuck(self, scope: Scope, after: int, limit: int) -> list[Job]:
+        """Jobs of the scope that failed or are blocked, without what was deleted, with ids above, in their order."""
+
     async def retry_blocked(self) -> None:
         """Lets every blocked job run now, as if nothing had been tried."""
 
@@ -378,6 +381,9 @@ class Catalog(Protocol):
 
         All that are asked for, up to the limit; and perhaps some that do not fit the pattern.
         """
+
+    async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
+        """Records of the scope that are not deleted, of all experiments, with ids above `after`, in their order."""
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         """Marks records as deleted; returns the ids that are now. Idempotent: the first time stays."""

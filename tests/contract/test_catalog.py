@@ -55,6 +55,19 @@ async def paths(catalog: Catalog, **changes) -> list[tuple[str, int]]:
     return [(found.path, found.id) for found in await catalog.select(selection)]
 
 
+async def test_records_of_all_experiments_in_the_order_of_their_ids(catalog: Catalog) -> None:
+    """A page at a time, each as far as its reader may see; what was deleted is left out."""
+    other = ("bob", "nlp", "bert")
+    some = [record(5), record(2, "a.txt", other), record(9, "z.txt"), record(7), record(11)]
+    await catalog.commit([replace(each, owner_uid=1001) if each.id == 11 else each for each in some])
+    await catalog.delete([7], at_ms=10)
+    assert [found.id for found in await catalog.newer(0, EVERYBODY, 2)] == [2, 5]
+    assert [found.id for found in await catalog.newer(5, EVERYBODY, 10)] == [9, 11]
+    assert [found.id for found in await catalog.newer(0, Scope(1001), 10)] == [11]
+    assert [found.id for found in await catalog.newer(0, Scope(1001, frozenset({"bob"})), 10)] == [2, 11]
+    assert (await catalog.newer(2, EVERYBODY, 1))[0] == record(5)
+
+
 async def test_what_was_committed_comes_back_field_by_field(catalog: Catalog) -> None:
     await catalog.commit([record(2**62)])
     assert await catalog.get([2**62, 5]) == [record(2**62)]

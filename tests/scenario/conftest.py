@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
+import select
+import signal
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +17,9 @@ from typing import Any
 import pytest
 
 from ml_dash import Experiment, NetworkError
-from tests.harness import DaemonProcess, Folder
+from tests.harness import DaemonProcess, Folder, StoreUnderTest
 from tests.scenario.embedded import Root
+from tests.scenario.shell import Shell, closing_descriptor
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +87,38 @@ def make_root(tmp_path: Path) -> Iterator[Callable[..., Root]]:
 @pytest.fixture
 def root(make_root: Callable[..., Root]) -> Root:
     return make_root()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """The command, for a root whose daemon it starts by itself; that daemon is ended with the test."""
+    root = tmp_path / "root"
+    folder = tmp_path / "work"
+    folder.mkdir()
+    shell = Shell(folder, ["--root", str(root)])
+    yield shell
+    if not root.exists():
+        return
+    pid = shell.json("status")["pid"]
+    with closing_descriptor(os.pidfd_open(pid)) as process:
+        os.kill(pid, signal.SIGTERM)
+        if not select.select([process], [], [], 60)[0]:
+            os.kill(pid, signal.SIGKILL)
+            pytest.fail("the daemon did not end after SIGTERM")
+    with (root / ".ml-dashd" / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Shell]:
+    """The command, for a daemon whose store does not answer: files stay on their way."""
+    with closing(socket.socket()) as deaf:
+        deaf.bind(("127.0.0.1", 0))  # it does not listen
+        store = StoreUnderTest()
+        store.url, store.endpoint = "s3://bucket/there", f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        store.credentials = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        folder = tmp_path / "work"
+        folder.mkdir()
+        # Without copies in the background, so that a source that is overwritten fails its file.
+        with DaemonProcess(tmp_path / "daemon", store, settings="[spool]\ncopy_below = 0\n") as daemon:
+            yield Shell(folder, ["--socket", str(daemon.socket)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -141,6 +142,20 @@ def test_what_may_be_done_with_a_stored_file(
         assert_refused(somebody.ask(wait), Code.UNKNOWN_FILE, str(record.id))
         assert_refused(answer, Code.UNKNOWN_FILE, str(record.id))
         assert content == b""
+    everywhere = listed(somebody, place, everywhere=True, cursor=str(record.id - 1))
+    assert (record.id in everywhere) == bool(mine)
+    verified = somebody.ask(m.Verify(request=6, ids=(record.id,)))
+    if mine:
+        assert isinstance(verified, m.Verified)
+        assert (verified.read_files, verified.damaged) == (1, ())
+    else:
+        assert_refused(verified, Code.UNKNOWN_FILE, str(record.id))
+    retried = somebody.ask(m.Retry(request=6, ids=(record.id,)))
+    if right == ALL:
+        assert isinstance(retried, m.Retried)
+        assert [each.code for each in retried.refused] == ["ALREADY_STORED"]
+    else:
+        assert_refused(retried, Code.ACCESS_DENIED if mine else Code.UNKNOWN_FILE, str(record.id))
 
     answer = somebody.ask(m.Delete(request=6, ids=(record.id,)))
     if right == ALL:
@@ -188,10 +203,39 @@ def test_what_may_be_done_with_a_file_on_its_way(
     assert sum(count.files for count in report.counts) >= 1  # how much there is to do is no secret
     _, content = fetch(somebody, record.id, open_folder)
     assert content == (b"weights" if mine else b"")
+    retried = somebody.ask(m.Retry(request=6, ids=(record.id,)))
+    assert isinstance(retried, m.Retried if right == ALL else m.Failed)
+    if right == ALL:
+        eventually(lambda: somebody.expect(m.Retried, m.Retry(request=6, everything=True)).tried_files > 0)
+    else:
+        assert somebody.expect(m.Retried, m.Retry(request=6, everything=True)).tried_files == 0
 
-    answer = somebody.ask(m.Delete(request=6, ids=(record.id,)))
+    answer = somebody.ask(m.Delete(request=6, ids=(record.id,), unless_stored=True))
     assert isinstance(answer, m.Deleted if right == ALL else m.Failed)
     assert listed(owner, place) == ([] if right == ALL else [record.id])
+
+
+def test_an_id_from_elsewhere_takes_nobodys_place(
+    users: Callable[[int], User], place: m.Place, open_folder: Path
+) -> None:
+    """Not even an admin's, not with the same bytes; whose it is, and what it is, is not told."""
+    owner = users(OWNER)
+    record = owner.put("secret-name.pt", place)
+    stored(owner, record)
+    source = open_folder / "everybody" / secrets.token_hex(8)
+    source.write_bytes(b"weights")
+    source.chmod(0o644)
+    origin = m.Origin(id=record.id, created_ms=1, updated_ms=1, sha256=hashlib.sha256(b"weights").hexdigest())
+    file = m.Described(place=place, to="secret-name.pt")
+    for uid in (OTHER, READER, ADMIN):
+        upload = m.Upload(request=6, key=secrets.token_bytes(16), file=file, source="there", origin=origin)
+        answer = users(uid).ask(upload, source, os.O_RDONLY)
+        assert_refused(answer, Code.ID_TAKEN, str(record.id))
+        assert isinstance(answer, m.Failed)
+        assert str(OWNER) not in answer.message
+    mine = m.Upload(request=6, key=secrets.token_bytes(16), file=file, source="there", origin=origin)
+    assert owner.expect(m.Accepted, mine, source, os.O_RDONLY).record.created_ms == record.created_ms
+    assert listed(owner, place) == [record.id]
 
 
 def test_a_sample_is_of_the_callers_own_files_however_many_others_there_are(

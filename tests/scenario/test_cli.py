@@ -2,174 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import pty
 import re
-import select
 import shlex
 import signal
-import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, build
-from tests.harness import PREFIX, DaemonProcess, StoreUnderTest, eventually, file_sha256, make_file
+from tests.harness import PREFIX, eventually, file_sha256, make_file
+from tests.scenario.shell import RECORD, RUN, WITHOUT_RICH, Ended, Shell, closing_descriptor, put
 
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
-RUN = [sys.executable, "-W", "error", "-m", "ml_dash.cli"]
-WITHOUT_RICH = [
-    sys.executable,
-    "-c",
-    "import sys; sys.modules['rich'] = None; from ml_dash.cli import main; sys.exit(main())",
-]
-RECORD = {
-    "id", "experimentId", "path", "filename", "description", "tags", "bindrs", "contentType", "sizeBytes", "checksum",
-    "metadata", "createdAt", "uploadedAt", "updatedAt", "deletedAt", "state", "ack", "pin",
-}  # fmt: skip
-
-
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-@dataclass
-class Shell:
-    """Runs the command in a folder, against one daemon."""
-
-    folder: Path
-    where: list[str]
-
-    def __call__(self, *words: str, status: int = 0, **environment: str) -> Ended:
-        done = subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    def json(self, *words: str) -> Any:
-        """What --json prints; nothing may stand on stderr."""
-        ended = self(*words, "--json")
-        assert ended.err == ""
-        return json.loads(ended.out)
-
-    def refused(self, *words: str, status: int) -> dict[str, str]:
-        """The error that --json prints; nothing may stand on stdout."""
-        ended = self(*words, "--json", status=status)
-        assert ended.out == ""
-        failure = json.loads(ended.err)["error"]
-        assert failure.keys() == {"code", "message", "hint"}
-        assert failure["hint"]
-        return failure
-
-    def on_a_terminal(self, *words: str, run: list[str] = RUN) -> Ended:
-        """Runs it with stdin and stderr on a terminal, as in `ml-dash … > file`."""
-        with self.terminal(*words, run=run) as (process, terminal):
-            shown = b""
-            with suppress(OSError):  # EIO: the other end is closed
-                while piece := os.read(terminal, 65536):
-                    shown += piece
-            assert process.stdout is not None
-            out = process.stdout.read().decode()
-            return Ended(process.wait(60), out, shown.decode())
-
-    @contextmanager
-    def terminal(self, *words: str, run: list[str] = RUN) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-        ours, theirs = pty.openpty()
-        try:
-            with subprocess.Popen(
-                self.command(*words, run=run),
-                cwd=self.folder,
-                env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
-                stdin=theirs,
-                stdout=subprocess.PIPE,
-                stderr=theirs,
-                start_new_session=True,
-            ) as process:
-                os.close(theirs)
-                theirs = -1
-                try:
-                    yield process, ours
-                finally:
-                    process.kill()
-        finally:
-            for descriptor in (ours, theirs):
-                if descriptor >= 0:
-                    os.close(descriptor)
-
-    def command(self, *words: str, run: list[str] = RUN) -> list[str]:
-        return [*run, *words, *self.where]
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    """The command, for a root whose daemon it starts by itself; that daemon is ended with the test."""
-    root = tmp_path / "root"
-    folder = tmp_path / "work"
-    folder.mkdir()
-    shell = Shell(folder, ["--root", str(root)])
-    yield shell
-    if not root.exists():
-        return
-    pid = shell.json("status")["pid"]
-    with closing_descriptor(os.pidfd_open(pid)) as process:
-        os.kill(pid, signal.SIGTERM)
-        if not select.select([process], [], [], 60)[0]:
-            os.kill(pid, signal.SIGKILL)
-            pytest.fail("the daemon did not end after SIGTERM")
-    with (root / ".ml-dashd" / "lock").open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@contextmanager
-def closing_descriptor(descriptor: int) -> Iterator[int]:
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@pytest.fixture
-def stuck(tmp_path: Path) -> Iterator[Shell]:
-    """The command, for a daemon whose store does not answer: files stay on their way."""
-    with closing(socket.socket()) as deaf:
-        deaf.bind(("127.0.0.1", 0))  # it does not listen
-        store = StoreUnderTest()
-        store.url, store.endpoint = "s3://bucket/there", f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        store.credentials = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-        folder = tmp_path / "work"
-        folder.mkdir()
-        # Without copies in the background, so that a source that is overwritten fails its file.
-        with DaemonProcess(tmp_path / "daemon", store, settings="[spool]\ncopy_below = 0\n") as daemon:
-            yield Shell(folder, ["--socket", str(daemon.socket)])
-
-
-def put(shell: Shell, name: str, content: bytes, *words: str) -> dict[str, Any]:
-    (shell.folder / name).write_bytes(content)
-    return shell.json("put", name, "--prefix", PREFIX, *words)
 
 
 # ---- status
@@ -473,6 +325,7 @@ def test_ctrl_c_is_quiet(stuck: Shell) -> None:
             while piece := os.read(terminal, 65536):
                 shown += piece
     assert b"Traceback" not in shown
+    assert b"ml-dash: the files go on by themselves\r\nhint: " in shown
     assert shown.endswith(b"\r\n")
 
 
@@ -601,14 +454,16 @@ def test_version_and_options_before_the_command(shell: Shell) -> None:
     [
         (["ml-dash", ""], {*COMMANDS, "--json", "--socket", "--root", "--version", "--help", "-h"}),
         (["ml-dash", "st"], {"status"}),
-        (["ml-dash", "--json", "p"], {"put"}),
-        (["ml-dash", "put", "--d"], {"--description", "--durability"}),
+        (["ml-dash", "--json", "pu"], {"put", "push"}),
+        (["ml-dash", "put", "--d"], {"--description", "--durability", "--dry-run"}),
         (["ml-dash", "put", "--durability", ""], {"disk", "memory"}),
         (["ml-dash", "put", "mod"], {"model one.pt", "models"}),
         (["ml-dash", "put", "--prefix", ""], set()),
         (["ml-dash", "ls", "--root", "mod"], {"models"}),
         (["ml-dash", "get", "-o", "mod"], {"model one.pt", "models"}),
         (["ml-dash", "ls", "mod"], set()),
+        (["ml-dash", "push", "mod"], {"models"}),
+        (["ml-dash", "get", "--r"], {"--recursive", "--root"}),
         (["ml-dash", "ls", "--l"], {"--latest"}),
         (["ml-dash", "completion", ""], {"bash", "zsh", "fish"}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -13,13 +14,13 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin, 
 import pytest
 
 from ml_dash import experiment, files, messages, result, wire
-from ml_dash.cli.parser import COMMANDS
+from ml_dash.cli.parser import COMMANDS, EXAMPLES, actions_of, build
 from ml_dash.errors import TABLE
 from ml_dashd import config, logs
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, browse, fetch, serve
+from ml_dashd.flow import accept, audit, browse, fetch, serve
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,15 @@ def _messages() -> str:
     lines += ["", "Parts of messages:", "", "| | fields |", "|---|---|"]
     lines += [
         f"| `{part.__name__}` | {_fields(part)} |"
-        for part in (messages.Place, messages.Described, messages.Record, messages.Count, messages.Check)
+        for part in (
+            messages.Place,
+            messages.Described,
+            messages.Origin,
+            messages.Record,
+            messages.Count,
+            messages.Check,
+            messages.Refusal,
+        )
     ]
     return "\n".join(lines)
 
@@ -161,6 +170,8 @@ def _limits() -> str:
         ("files being copied before the answer", _list(*accept.COPIES)),
         ("passes for a checksum", _list(*browse.HASHES)),
         ("downloads", _list(*fetch.FETCHES)),
+        ("requests that verify what is stored", _list(*audit.AUDITS)),
+        ("ids in a request to verify, or to try again", f"{_most(messages.Verify, 'ids'):,}"),
         ("descriptors kept for the daemon itself", f"{descriptors.OWN}, at most half of the limit"),
         ("of the others, up to where there are connections; slots; sources held open",
          f"{descriptors.FOR_CONNECTIONS:.0%}; {descriptors.FOR_SLOTS:.0%}; {descriptors.FOR_PINS:.0%}"),
@@ -178,7 +189,29 @@ def _list(*bounds: int) -> str:
     return "; ".join(f"{bound:,}" for bound in bounds)
 
 
+def _commands() -> str:
+    commands = next(each for each in actions_of(build()) if isinstance(each, argparse._SubParsersAction))
+    lines = []
+    for name, command in commands.choices.items():
+        lines += [f"## ml-dash {name}", "", f"{command.description}", ""]
+        rows = [_argument(each) for each in actions_of(command) if each.dest not in SHARED]
+        lines += ["| | |", "|---|---|", *rows, ""] if rows else []
+        lines += ["```", *(line.strip() for line in EXAMPLES[name].splitlines()), "```", ""]
+    return "\n".join(lines).rstrip()
+
+
+SHARED = ("help", "json", "socket", "root", "version")
+
+
+def _argument(action: argparse.Action) -> str:
+    name = ", ".join(action.option_strings)
+    value = str(action.metavar) if not action.choices else "|".join(map(str, action.choices))
+    shown = f"{name} {value}" if name and action.nargs != 0 else name or value
+    return "| `{}` | {} |".format(shown.replace("|", "\\|"), action.help)
+
+
 MADE = {
+    ("docs/cli.md", "commands"): _commands,
     ("ARCHITECTURE.md", "states"): _states,
     ("PROTOCOL.md", "messages"): _messages,
     ("PROTOCOL.md", "errors"): _errors,

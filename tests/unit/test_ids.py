@@ -84,3 +84,19 @@ def test_a_node_that_has_no_place(node: int):
 def test_the_outermost_nodes(node: int):
     assert IdSource(node).node == node
     assert node_of(IdSource(node).next(NOW_MS)) == node
+
+
+@given(nodes, nodes, clocks, clocks)
+def test_an_id_that_came_from_elsewhere_is_not_given_out_again(node: int, other: int, now: int, later: int):
+    """Of another node it could not be; of this one, all that follow are above it, and nothing goes back."""
+    source = IdSource(node)
+    first = source.next(now)
+    foreign = IdSource(other).next(later)
+    source.pass_over(foreign)
+    following = source.next(now)
+    assert following > first
+    assert following != foreign
+    if other == node:
+        assert following > foreign
+    else:
+        assert following == IdSource(node, first).next(now)

@@ -69,13 +69,26 @@ LEAST_RECORD = m.Record(
     pin="fd",
 )
 KEY = bytes(range(16))
+ORIGIN = m.Origin(id=7, created_ms=1_750_000_000_000, updated_ms=1_750_000_000_001, sha256="ab" * 32)
+REFUSAL = m.Refusal(id=1, path="models/best.pt", code="CHECKSUM_MISMATCH", message="other bytes", hint="restore it")
 
 EXAMPLES: dict[str, tuple[m.Message, int]] = {
     type(message).__name__: (message, descriptors)
     for message, descriptors in (
         (m.Hello(request=0, min_version=1, max_version=1, client="ml-dash 1.0"), 0),
         (m.OpenExperiment(request=1, place=PLACE), 0),
-        (m.Upload(request=2, key=KEY, file=DESCRIBED, source="/data/best.pt", durability="disk", snapshot="copy"), 1),
+        (
+            m.Upload(
+                request=2,
+                key=KEY,
+                file=DESCRIBED,
+                source="/data/best.pt",
+                durability="disk",
+                snapshot="copy",
+                origin=ORIGIN,
+            ),
+            1,
+        ),
         (m.Put(request=3, key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)), 0),
         (
             m.PutMany(request=13, files=(m.Content(key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)),)),
@@ -85,14 +98,21 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.CommitSlot(request=5, key=KEY, slot=1, file=DESCRIBED, size_bytes=4096, durability="memory", seal=True), 0),
         (m.GrowSlot(request=14, slot=1, size_bytes=1 << 31), 0),
         (m.ReleaseSlot(request=6, slot=1), 0),
-        (m.List(request=7, place=PLACE, pattern="**/*.pt", latest=True, cursor="a\n1", page_size=10), 0),
+        (
+            m.List(
+                request=7, place=PLACE, pattern="**/*.pt", latest=True, cursor="a\n1", page_size=10, everywhere=True
+            ),
+            0,
+        ),
         (m.Get(request=8, ids=(1, 2**63 - 1)), 0),
         (m.Wait(request=9, until="stored", timeout_ms=60_000, ids=(1,), place=PLACE), 0),
-        (m.Delete(request=10, ids=(1, 2)), 0),
+        (m.Delete(request=10, ids=(1, 2), unless_stored=True), 0),
         (m.Fetch(request=11, id=1, have=(0, 16, 32, 48)), 1),
         (m.Status(request=2**63 - 1), 0),
         (m.Drain(request=12, deadline_ms=90_000, stop=True), 0),
         (m.Branch(request=13), 0),
+        (m.Retry(request=14, ids=(1, 2), everything=True), 0),
+        (m.Verify(request=15, ids=(1, 2)), 0),
         (m.Branched(request=13), 1),
         (m.Examine(request=13), 0),
         (m.Welcome(request=0, version=1, daemon="ml-dashd 1.0", embedded=True, store="file:///data"), 0),
@@ -124,6 +144,8 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
             ),
             0,
         ),
+        (m.Retried(request=14, tried_files=2, refused=(REFUSAL,)), 0),
+        (m.Verified(request=15, read_files=2, read_bytes=3, damaged=(REFUSAL,)), 0),
         (m.Fetched(request=11, size_bytes=2, sha256="00ff"), 0),
         (
             m.StatusReport(
@@ -140,6 +162,8 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
                 oldest_ms=1_750_000_000_001,
                 blocked=(LEAST_RECORD,),
                 failed=(RECORD,),
+                moving=(LEAST_RECORD,),
+                bytes_per_second=1 << 30,
             ),
             0,
         ),

@@ -20,6 +20,14 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 PIPE_CLOSED = 141
 """128 + SIGPIPE: what `ls` ends with when `head` has seen enough."""
+GOES_ON = {
+    "put": ("what was handed over goes on by itself", "see `ml-dash status`"),
+    "wait": ("the files go on by themselves", "see `ml-dash status`, or wait again"),
+    "get": ("nothing is left of what is not whole", "the same command begins anew"),
+    "drain": ("the drain has ended; the files go on, in their own order", "see `ml-dash status`"),
+    "verify": ("nothing was changed", "the same command begins anew"),
+}
+"""What becomes of the work after Ctrl-C, and what to do."""
 STATUS = {
     Code.INVALID_PREFIX: USAGE,
     Code.INVALID_PATH: USAGE,
@@ -46,7 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return PIPE_CLOSED
+    except show.Interrupted as stopped:
+        show.trouble(stopped.message, stopped.hint)
+        return INTERRUPTED
     except KeyboardInterrupt:
+        command = next((word for word in words if word in GOES_ON), None)
+        if command is not None:
+            show.trouble(*GOES_ON[command])
         return INTERRUPTED
     except OSError as failure:  # of the flush
         _drop_stdout()

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_dash import messages as m
-from ml_dash.cli import completion, doctoring, draining, fetching, parser, report, show, waiting
-from ml_dash.connection import Connection
-from ml_dash.errors import Code, MLDashError, error
+from ml_dash.cli import (
+    checking,
+    completion,
+    doctoring,
+    draining,
+    fetching,
+    folders,
+    oldnames,
+    parser,
+    pushing,
+    reaching,
+    report,
+    show,
+    steering,
+    top,
+    waiting,
+)
+from ml_dash.errors import Code, error
 from ml_dash.experiment import files_at
-from ml_dash.files import Files, FileSet, file_by_id
-from ml_dash.reach import Endpoint, default_prefix, endpoint_of, which
-from ml_dash.result import FileResult
-from ml_dash.silence import SilentError
 
 
 def status(options: Namespace) -> int:
     """How it is doing."""
-    with _running(options) as connection:
+    with reaching.running(options) as connection:
         answer = connection.call(m.StatusReport, lambda number: m.Status(request=number))
         socket = connection.endpoint.socket
     if options.json:
@@ -33,9 +42,12 @@ def status(options: Namespace) -> int:
 
 
 def put(options: Namespace) -> int:
-    """Hands a file over."""
-    with _connected(options) as connection:
-        result = _files(options, connection).upload(
+    """Hands a file over, or a folder."""
+    if options.recursive:
+        return folders.put(options)
+    folders.refuse_options(options)
+    with reaching.connected(options) as connection:
+        result = reaching.files(options, connection).upload(
             options.file,
             to=options.to,
             description=options.description,
@@ -46,7 +58,7 @@ def put(options: Namespace) -> int:
             priority=options.priority,
         )
         if options.wait:
-            _wait(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))
+            waiting.show_until_stored(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))
             result.refresh()
     if options.json:
         show.one(show.plain(result))
@@ -57,8 +69,8 @@ def put(options: Namespace) -> int:
 
 def ls(options: Namespace) -> int:
     """Lists files as they come, page by page."""
-    with _connected(options) as connection:
-        found = _listed(_files(options, connection), options.pattern, latest=options.latest)
+    with reaching.connected(options) as connection:
+        found = reaching.listed(reaching.files(options, connection), options.pattern, latest=options.latest)
         if options.json:
             show.array(map(show.plain, found))
         else:
@@ -68,9 +80,14 @@ def ls(options: Namespace) -> int:
 
 def get(options: Namespace) -> int:
     """Downloads files."""
+    if options.recursive:
+        return folders.get(options)
+    folders.refuse_options(options)
+    if options.path is None and options.id is None:
+        raise parser.wrong("get", "one of the arguments PATH --id is required, or -r for all files")
     written = []
-    with _connected(options) as connection, fetching.Watch(quiet=options.json) as watch:
-        for fetched in _chosen(options, connection).fetch(options.path, to=options.output, watch=watch):
+    with reaching.connected(options) as connection, fetching.Watch(quiet=options.json) as watch:
+        for fetched in reaching.chosen(options, connection).fetch(options.path, to=options.output, watch=watch):
             watch.pause()
             if options.json:
                 written.append(show.plain(fetched.file) | {"localPath": str(Path(fetched.path).absolute())})
@@ -84,8 +101,8 @@ def get(options: Namespace) -> int:
 def rm(options: Namespace) -> int:
     """Deletes files."""
     gone = []
-    with _connected(options) as connection:
-        for file, receipt in _chosen(options, connection).discard(options.path):
+    with reaching.connected(options) as connection:
+        for file, receipt in reaching.chosen(options, connection).discard(options.path):
             count = len(receipt["ids"])
             gone.append(receipt | {key: file[key] for key in ("experimentId", "path", "filename")})
             if not options.json:
@@ -99,16 +116,20 @@ def wait(options: Namespace) -> int:
     """Waits until files are stored."""
     if options.ids and options.prefix:
         raise error(Code.INVALID_ARGUMENT, "ids and --prefix are given", "give one of them")
-    with _connected(options) as connection:
+    with reaching.connected(options) as connection:
         if options.ids:
             ids = list(dict.fromkeys(options.ids))
-            _wait(waiting.at_ids(connection, ids), options.timeout, "bytes", f"{len(ids)} files")
+            waiting.show_until_stored(waiting.at_ids(connection, ids), options.timeout, "bytes", f"{len(ids)} files")
             count = len(ids)
         elif options.prefix:
             place = files_at(options.prefix, connection).place
-            count = _wait(waiting.at_experiment(connection, place), options.timeout, "files", options.prefix).total
+            count = waiting.show_until_stored(
+                waiting.at_experiment(connection, place), options.timeout, "files", options.prefix
+            ).total
         else:
-            count = _wait(waiting.at_everything(connection), options.timeout, "files", "everything").total
+            count = waiting.show_until_stored(
+                waiting.at_everything(connection), options.timeout, "files", "everything"
+            ).total
     if options.json:
         show.one({"waitedFor": count})
     else:
@@ -118,7 +139,7 @@ def wait(options: Namespace) -> int:
 
 def drain(options: Namespace) -> int:
     """Has a daemon that runs send what it can before the deadline; 1 where files are left."""
-    with _running(options) as connection, draining.Watch(quiet=options.json) as watch:
+    with reaching.running(options) as connection, draining.Watch(quiet=options.json) as watch:
         drained = draining.drain(connection, options.deadline, watch, stop=options.stop)
     if options.json:
         show.one(draining.as_object(drained))
@@ -130,9 +151,9 @@ def drain(options: Namespace) -> int:
 
 def doctor(options: Namespace) -> int:
     """Looks for all that may be wrong; 1 where something is, 3 where no daemon answers."""
-    endpoint, why = _which(options)
+    endpoint, why = reaching.endpoint_and_why(options)
     checks = doctoring.Checks(show_as_they_come=not options.json)
-    status = doctoring.examine(checks, endpoint, why, lambda: _running(options))
+    status = doctoring.examine(checks, endpoint, why, lambda: reaching.running(options))
     if options.json:
         show.one(checks.as_object(endpoint))
     return status
@@ -154,67 +175,13 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "drain": drain,
     "doctor": doctor,
     "completion": complete,
+    "verify": checking.verify,
+    "versions": steering.versions,
+    "cancel": steering.cancel,
+    "retry": steering.retry,
+    "top": top.top,
+    "push": pushing.push,
+    "upload": oldnames.upload,
+    "download": oldnames.download,
+    "list": oldnames.list_files,
 }
-
-
-# ---- the pieces
-
-
-def _endpoint(options: Namespace) -> Endpoint:
-    """What is typed goes before what the environment says."""
-    return _which(options)[0]
-
-
-def _which(options: Namespace) -> tuple[Endpoint, str]:
-    return (endpoint_of(options.root), "its root is named") if options.root else which(options.socket, None)
-
-
-@contextmanager
-def _connected(options: Namespace) -> Iterator[Connection]:
-    connection = Connection(_endpoint(options))
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _running(options: Namespace) -> Iterator[Connection]:
-    """A daemon that runs; none is started."""
-    endpoint = _endpoint(options)
-    connection = Connection(replace(endpoint, root=None))
-    try:
-        yield connection
-    except SilentError:
-        raise
-    except MLDashError as failure:
-        if endpoint.root is None or failure.code is not Code.DAEMON_UNAVAILABLE:
-            raise
-        message, hint = f"no daemon runs for {endpoint.root}", "it is started with the next file that is handed over"
-        raise error(Code.DAEMON_UNAVAILABLE, message, hint) from None
-    finally:
-        connection.close()
-
-
-def _files(options: Namespace, connection: Connection) -> Files:
-    prefix = options.prefix or default_prefix()
-    if not prefix:
-        hint = "pass --prefix namespace/project/experiment, or set ML_DASH_PREFIX"
-        raise error(Code.INVALID_PREFIX, "no experiment is named", hint)
-    return files_at(prefix, connection)
-
-
-def _chosen(options: Namespace, connection: Connection) -> FileSet:
-    return _files(options, connection) if options.id is None else file_by_id(connection, options.id)
-
-
-def _listed(files: Files, pattern: str | None, *, latest: bool) -> Iterator[FileResult]:
-    """A glob lists what fits it; a plain name what is at it and below."""
-    if pattern is None or any(mark in pattern for mark in "*?["):
-        return files.each(pattern, latest=latest)
-    return files(pattern).each(latest=latest)
-
-
-def _wait(look: waiting.Look, timeout_s: float | None, unit: str, title: str) -> waiting.Seen:
-    with show.Bar(unit) as bar:
-        return waiting.until_stored(look, timeout_s, lambda done, total: bar.update(title, done, total))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ml_dash.cli.parser import PROGRAM, actions_of
 
-LOCAL = {"FILE": "files", "DIR": "folders", "DEST": "files", "SOCKET": "files"}
+LOCAL = {"FILE": "files", "DIR": "folders", "DEST": "files", "ROOT": "folders", "SOCKET": "files"}
 """What a metavar stands for, where it is something on this machine."""
 
 
@@ -84,7 +84,7 @@ def _bash(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
     yield f'            "") complete=words words="{names} {_flags(shared)}" ;;'
     for command in commands:
         words = " ".join((*command.choices, _flags(command.options)))
-        kind = "files" if command.argument == "files" else "words"
+        kind = command.argument if command.argument in ("files", "folders") else "words"
         yield f'            {command.name}) complete={kind} words="{words}" ;;'
     yield from (
         "        esac ;;",
@@ -175,8 +175,11 @@ def _fish(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
                 yield f"{seen} {_fish_option(option)}"
         if command.choices:
             yield f"{seen} -a {_quoted(' '.join(command.choices))}"
-        elif command.argument == "files":
-            yield f"{seen} -F"
+        elif command.argument in _FISH:
+            yield f"{seen} {_FISH[command.argument]}"
+
+
+_FISH = {"files": "-F", "folders": "-a '(__fish_complete_directories)'"}
 
 
 def _fish_option(option: Option) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from ml_dash.cli import arguments
+from ml_dash.cli.values import add_described, add_prefix, file_id, seconds, span
+
 PROGRAM = "ml-dash"
 DEADLINE_S = 90
 """Of the two minutes that a cloud gives a machine that it takes back, with some left for the rest."""
-LONGEST_S = 24 * 3600
-UNITS = {"s": 1, "m": 60, "h": 3600}
 EXAMPLES = {
     "": """\
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --wait
@@ -27,7 +26,8 @@ EXAMPLES = {
   ml-dash put model.pt --prefix alice/cv/resnet
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --tag best --wait
   ml-dash put last.pt --prefix alice/cv/resnet --priority 10
-  ml-dash put log.txt --prefix alice/cv/resnet --metadata '{"epoch": 3}' --json""",
+  ml-dash put log.txt --prefix alice/cv/resnet --metadata '{"epoch": 3}' --json
+  ml-dash put -r runs/1 --prefix alice/cv/resnet --to runs/1 --exclude "**/*.tmp" --wait""",
     "ls": """\
   ml-dash ls --prefix alice/cv/resnet              every version of every file
   ml-dash ls models --prefix alice/cv/resnet       at and below models
@@ -35,6 +35,7 @@ EXAMPLES = {
     "get": """\
   ml-dash get models/best.pt --prefix alice/cv/resnet
   ml-dash get "models/*.pt" --prefix alice/cv/resnet -o ./out
+  ml-dash get -r models --prefix alice/cv/resnet -o ./out    all below models; once more: what is missing
   ml-dash get --id 7351023561728 -o old.pt         one version, wherever it belongs""",
     "rm": """\
   ml-dash rm models/bad.pt --prefix alice/cv/resnet    all its versions
@@ -56,6 +57,7 @@ EXAMPLES = {
   source <(ml-dash completion bash)                now; put it into ~/.bashrc to keep it
   ml-dash completion zsh > "${fpath[1]}/_ml-dash"
   ml-dash completion fish > ~/.config/fish/completions/ml-dash.fish""",
+    **arguments.EXAMPLES,
 }
 
 
@@ -119,28 +121,28 @@ def _status(_: Parser) -> None:
 
 
 def _put(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the file to hand over")
-    _add_prefix(parser)
+    parser.add_argument("file", metavar="FILE", help="the file to hand over; with -r a folder")
+    add_prefix(parser)
     parser.add_argument("--to", metavar="PATH", help="its path in the experiment (default: its own name)")
-    parser.add_argument("--description", metavar="TEXT", help="what it is")
-    parser.add_argument("--tag", metavar="TAG", action="append", default=[], dest="tags", help="may be repeated")
-    parser.add_argument("--metadata", metavar="JSON", type=_object, help="a JSON object")
+    add_described(parser)
     parser.add_argument("--wait", action="store_true", help="return only when it is stored")
     parser.add_argument(
         "--durability", choices=("disk", "memory"), default="", help="disk: return only when it outlives a reboot"
     )
     parser.add_argument("--priority", metavar="N", type=int, default=0, help="-100 to 100; higher goes first")
     parser.add_argument("--snapshot", choices=("copy",), default="", help="copy: it may be overwritten at once")
+    arguments.add_folder_options(parser)
 
 
 def _ls(parser: Parser) -> None:
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", help='a folder, a file or a glob, such as "**/*.json"')
-    _add_prefix(parser)
+    add_prefix(parser)
     parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
 
 
 def _get(parser: Parser) -> None:
-    _add_path_or_id(parser)
+    _add_path_or_id(parser, required=False)
+    arguments.add_tree_options(parser)
     parser.add_argument(
         "-o", "--output", metavar="DEST", help="a file or a folder to write to (default: the working folder)"
     )
@@ -151,16 +153,16 @@ def _rm(parser: Parser) -> None:
 
 
 def _wait(parser: Parser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="*", type=_id, help="files, by their ids")
+    parser.add_argument("ids", metavar="ID", nargs="*", type=file_id, help="files, by their ids")
     parser.add_argument("--prefix", metavar="NS/PROJ/EXP", help="all files of an experiment")
-    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after so long; the work goes on")
+    parser.add_argument("--timeout", metavar="SECONDS", type=seconds, help="give up after so long; the work goes on")
 
 
 def _drain(parser: Parser) -> None:
     parser.add_argument(
         "--deadline",
         metavar="TIME",
-        type=_span,
+        type=span,
         default=DEADLINE_S,
         help=f"how long it may take: 90s, 2m, 1h, or seconds (default: {DEADLINE_S}s)",
     )
@@ -180,59 +182,22 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "wait": ("wait until files are stored", _wait),
     "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
     "doctor": ("look for all that may be wrong: store, credentials, permissions, disks, limits", _doctor),
+    **arguments.COMMANDS,
     "completion": ("print a completion script for a shell", _completion),
 }
 
 
-def _add_prefix(parser: Parser) -> None:
-    parser.add_argument("--prefix", metavar="NS/PROJ/EXP", help="the experiment (default: $ML_DASH_PREFIX)")
-
-
-def _add_path_or_id(parser: Parser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
+def _add_path_or_id(parser: Parser, *, required: bool = True) -> None:
+    which = parser.add_mutually_exclusive_group(required=required)
     which.add_argument("path", metavar="PATH", nargs="?", help="a file in the experiment, or a glob")
-    which.add_argument("--id", metavar="ID", type=_id, help="one version, by its id; needs no prefix")
-    _add_prefix(parser)
+    which.add_argument("--id", metavar="ID", type=file_id, help="one version, by its id; needs no prefix")
+    add_prefix(parser)
 
 
-# ---- values
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as bad:
-        raise argparse.ArgumentTypeError(f"not JSON: {bad}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"a JSON object is due, not {type(value).__name__}")
-    return value
-
-
-def _id(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-        raise argparse.ArgumentTypeError(f"{text!r} is no id: a decimal number is due, as `ml-dash ls` shows it")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return value
-
-
-def _span(text: str) -> float:
-    unit = UNITS.get(text[-1:], 0)
-    try:
-        seconds = _seconds(text[:-1] if unit else text) * (unit or 1)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length of time: 90s, 2m, 1h, or seconds") from None
-    if seconds > LONGEST_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is longer than a day")
-    return seconds
+def wrong(command: str, message: str) -> UsageError:
+    """For a command to raise where its arguments do not go together."""
+    commands = next(each for each in actions_of(build()) if isinstance(each, argparse._SubParsersAction))  # noqa: SLF001
+    return UsageError(message, commands.choices[command].format_usage(), f"see `{PROGRAM} {command} --help`")
 
 
 def actions_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:

@@ -30,6 +30,17 @@ def table(files: Iterable[FileResult]) -> None:
         print("no files", file=sys.stderr)
 
 
+def versions(files: Iterable[FileResult]) -> None:
+    """Prints versions of one file, a line each."""
+    print(f"{'ID':>19}  {'STATE':<10}  {'SIZE':>10}  {'CREATED':<19}  SHA-256")
+    for file in files:
+        record = show.plain(file)
+        print(
+            f"{record['id']:>19}  {record['state']:<10}  {show.size(record['sizeBytes']):>10}  "
+            f"{show.moment(record['createdAt'])}  {record['checksum'] or 'not known yet'}"
+        )
+
+
 def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
     """The status for programs."""
     return {

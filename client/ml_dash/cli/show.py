@@ -71,9 +71,24 @@ def failure(failed: MLDashError, *, as_json: bool) -> None:
             said = {"code": failed.code.value, "message": failed.message, "hint": failed.hint}
             print(json.dumps({"error": said}), file=sys.stderr)
             return
-        print(f"ml-dash: {failed.message}", file=sys.stderr)
-        if failed.hint:
-            print(f"hint: {failed.hint}", file=sys.stderr)
+    trouble(failed.message, failed.hint)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, and what becomes of the work."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__()
+        self.message = message
+        self.hint = hint
+
+
+def trouble(message: str, hint: str | None) -> None:
+    """Says on stderr what is wrong with one file of many; the command goes on."""
+    with suppress(OSError):
+        print(f"ml-dash: {message}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
 
 
 # ---- progress
@@ -140,6 +155,16 @@ def _draw(title: str, unit: str, total: int) -> _Drawn:
 
 
 def _draw_with_rich(title: str, unit: str, total: int) -> _Drawn:
+    progress = rich_progress(unit, redirect=False)
+    task = progress.add_task(title, total=total)
+    progress.start()
+    return _Drawn(
+        lambda title, done, total: progress.update(task, description=title, completed=done, total=total), progress.stop
+    )
+
+
+def rich_progress(unit: str, *, redirect: bool) -> Any:
+    """The bars of rich, on stderr; with `redirect`, what is printed meanwhile goes above them. Raises ImportError."""
     from rich.console import Console  # noqa: PLC0415 it is optional, and its import takes a while
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -158,13 +183,14 @@ def _draw_with_rich(title: str, unit: str, total: int) -> _Drawn:
         else (MofNCompleteColumn(), TextColumn(unit))
     )
     console = Console(file=sys.stderr)
-    progress = Progress(
-        name, BarColumn(), *amount, TimeRemainingColumn(), console=console, redirect_stdout=False, redirect_stderr=False
-    )
-    task = progress.add_task(title, total=total)
-    progress.start()
-    return _Drawn(
-        lambda title, done, total: progress.update(task, description=title, completed=done, total=total), progress.stop
+    return Progress(
+        name,
+        BarColumn(),
+        *amount,
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=redirect,
+        redirect_stderr=redirect,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml_dash import messages as m
-from ml_dash.cli.show import Update
+from ml_dash.cli.show import Bar, Update
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, error
 from ml_dash.result import failure_of, records_of
@@ -34,10 +34,18 @@ Look = Callable[[int], Seen]
 
 
 def until_stored(look: Look, timeout_s: float | None, update: Update) -> Seen:
-    """Looks until nothing is on its way; returns the last look.
+    """`until_ended`; raises the error of a file that failed."""
+    seen = until_ended(look, update, timeout_s)
+    if seen.failed:
+        first = failure_of(seen.failed[0])
+        others = len(seen.failed) - 1
+        message = f"{first.message} (and {others} more failed)" if others else first.message
+        raise error(first.code, message, first.hint)
+    return seen
 
-    Raises the error of a file that failed, or TIMEOUT, after which the work goes on.
-    """
+
+def until_ended(look: Look, update: Update, timeout_s: float | None = None) -> Seen:
+    """Looks until nothing is on its way; returns the last look. Raises TIMEOUT, after which the work goes on."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     step_ms, most_done = 0, 0
     while True:
@@ -45,17 +53,17 @@ def until_stored(look: Look, timeout_s: float | None, update: Update) -> Seen:
         most_done = max(most_done, seen.done)
         update(most_done, seen.total)
         if not seen.pending:
-            break
+            return seen
         left_ms = STEP_MS if deadline is None else int((deadline - time.monotonic()) * 1000)
         if left_ms <= 0:
             raise error(Code.TIMEOUT, f"{_files(seen.pending)} not stored after {timeout_s:g} s")
         step_ms = min(STEP_MS, left_ms)
-    if seen.failed:
-        first = failure_of(seen.failed[0])
-        others = len(seen.failed) - 1
-        message = f"{first.message} (and {others} more failed)" if others else first.message
-        raise error(first.code, message, first.hint)
-    return seen
+
+
+def show_until_stored(look: Look, timeout_s: float | None, unit: str, title: str) -> Seen:
+    """`until_stored`, with a bar."""
+    with Bar(unit) as bar:
+        return until_stored(look, timeout_s, lambda done, total: bar.update(title, done, total))
 
 
 def at_ids(connection: Connection, ids: Sequence[int]) -> Look:

@@ -11,7 +11,19 @@ from typing import cast
 
 from ml_dash import wire
 from ml_dash.errors import Code, ProtocolError, error
-from ml_dash.messages.parts import INLINE_BYTES, KIB, MANY, PRIORITIES, Described, Message, Place, Ranges, Record
+from ml_dash.messages.parts import (
+    INLINE_BYTES,
+    KIB,
+    MANY,
+    PRIORITIES,
+    Described,
+    Message,
+    Origin,
+    Place,
+    Ranges,
+    Record,
+    Refusal,
+)
 from ml_dash.messages.replies import (
     Accepted,
     AcceptedMany,
@@ -26,8 +38,10 @@ from ml_dash.messages.replies import (
     Fetched,
     Page,
     Progress,
+    Retried,
     SlotGranted,
     StatusReport,
+    Verified,
     Waited,
     Welcome,
 )
@@ -48,8 +62,10 @@ from ml_dash.messages.requests import (
     PutMany,
     ReleaseSlot,
     RequestSlot,
+    Retry,
     Status,
     Upload,
+    Verify,
     Wait,
 )
 from ml_dash.schema import broken, plain, reader
@@ -87,6 +103,7 @@ __all__ = [
     "List",
     "Message",
     "OpenExperiment",
+    "Origin",
     "Page",
     "Place",
     "Progress",
@@ -94,12 +111,17 @@ __all__ = [
     "PutMany",
     "Ranges",
     "Record",
+    "Refusal",
     "ReleaseSlot",
     "RequestSlot",
+    "Retried",
+    "Retry",
     "SlotGranted",
     "Status",
     "StatusReport",
     "Upload",
+    "Verified",
+    "Verify",
     "Wait",
     "Waited",
     "Welcome",
@@ -117,14 +139,14 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch, Examine, GrowSlot,
+        Status, Drain, PutMany, Branch, Examine, Retry, Verify, GrowSlot,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined,
+        Drained, AcceptedMany, Branched, Examined, Retried, Verified,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

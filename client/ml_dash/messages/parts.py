@@ -65,6 +65,27 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A file that was stored elsewhere before, and keeps what it had there: its id, its times, its SHA-256 (hex)."""
+
+    id: int
+    created_ms: int
+    updated_ms: int
+    sha256: Annotated[str, Max(64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A file of many with which something is wrong, or could not be done."""
+
+    id: int
+    path: Name
+    code: Name
+    message: Text
+    hint: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A file as the daemon knows it: the catalog's fields, and how far it has come. Times are ms since 1970, UTC."""
 

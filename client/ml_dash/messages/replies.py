@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ml_dash.messages.parts import KIB, MANY, Message, Name, Ranges, Record, Text
+from ml_dash.messages.parts import KIB, MANY, Message, Name, Ranges, Record, Refusal, Text
 from ml_dash.schema import Max
 
 
@@ -97,9 +97,10 @@ class Deleted(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Message):
-    """How far a Fetch or a Drain has come; any number of them come before its answer. The files are a Drain's.
+    """How far a Fetch, a Drain or a Verify has come; any number of them come before its answer.
 
-    `held_files` wait for an operator, or for their next try. `have` is what of a Fetch is written.
+    The files are a Drain's or a Verify's. `held_files` wait for an operator, or for their next try. `have` is what of
+    a Fetch is written.
     """
 
     kind: ClassVar[int] = 72
@@ -131,9 +132,10 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport(Message):
-    """How the daemon is doing. `blocked` and `failed` are samples, newest first.
+    """How the daemon is doing. `blocked` and `failed` are samples, newest first; `moving` are the largest under way.
 
-    The error is why nothing can be taken in now.
+    `bytes_per_second` is what the store takes, as measured last; 0 where that is long ago. The error is why nothing
+    can be taken in now.
     """
 
     kind: ClassVar[int] = 74
@@ -153,6 +155,8 @@ class StatusReport(Message):
     error_code: Name | None = None
     error_message: Text | None = None
     error_hint: Text | None = None
+    moving: Annotated[tuple[Record, ...], Max(32)] = ()
+    bytes_per_second: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,3 +201,27 @@ class Examined(Message):
     kind: ClassVar[int] = 78
     limit: ClassVar[int] = 4096 * KIB
     checks: Annotated[tuple[Check, ...], Max(64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried(Message):
+    """How many files go on; those that can't, at most so many of them, and why."""
+
+    kind: ClassVar[int] = 81
+    limit: ClassVar[int] = 4096 * KIB
+    tried_files: int
+    refused: Annotated[tuple[Refusal, ...], Max(MANY)] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified(Message):
+    """How many files were read, and those whose bytes are missing, or not the recorded ones.
+
+    What is not stored, or was deleted meanwhile, is not read.
+    """
+
+    kind: ClassVar[int] = 82
+    limit: ClassVar[int] = 4096 * KIB
+    read_files: int
+    read_bytes: int
+    damaged: Annotated[tuple[Refusal, ...], Max(MANY)] = ()

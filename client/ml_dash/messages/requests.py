@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ml_dash.messages.parts import INLINE_BYTES, KIB, MANY, Described, Key, Message, Name, Place, Ranges
+from ml_dash.messages.parts import INLINE_BYTES, KIB, MANY, Described, Key, Message, Name, Origin, Place, Ranges
 from ml_dash.schema import Max
 
 
@@ -29,7 +29,10 @@ class OpenExperiment(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload(Message):
-    """Hands over an open file, the one descriptor beside it. `source` is its path, for messages and recovery."""
+    """Hands over an open file, the one descriptor beside it. `source` is its path, for messages and recovery.
+
+    With an `origin` it keeps its id: one that is there already is answered as it is there, and none takes its place.
+    """
 
     kind: ClassVar[int] = 3
     limit: ClassVar[int] = 640 * KIB
@@ -39,6 +42,7 @@ class Upload(Message):
     source: Name
     durability: Name = ""
     snapshot: Name = ""
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,10 @@ class ReleaseSlot(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class List(Message):
-    """Asks for a page of files. `pattern` is a glob relative to the place's prefix; `cursor` is the last page's."""
+    """Asks for a page of files. `pattern` is a glob relative to the place's prefix; `cursor` is the last page's.
+
+    With `everywhere` they are the stored files of all experiments, in the order of their ids, whatever else is asked.
+    """
 
     kind: ClassVar[int] = 8
     place: Place
@@ -107,6 +114,7 @@ class List(Message):
     latest: bool = False
     cursor: Name | None = None
     page_size: int = 500
+    everywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +145,14 @@ class Wait(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete(Message):
-    """Deletes the files of these ids, or, where one may not be, none; one that is on its way is cancelled."""
+    """Deletes the files of these ids, or, where one may not be, none; one that is on its way is cancelled.
+
+    With `unless_stored` nothing is deleted that is stored, and where one of them is, nothing at all.
+    """
 
     kind: ClassVar[int] = 11
     ids: Annotated[tuple[int, ...], Max(1000)]
+    unless_stored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,3 +217,20 @@ class GrowSlot(Message):
     kind: ClassVar[int] = 28
     slot: int
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry(Message):
+    """Asks for files that failed, or wait for an operator, to be tried now; with `everything`, for all of them."""
+
+    kind: ClassVar[int] = 21
+    ids: Annotated[tuple[int, ...], Max(MANY)] = ()
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verify(Message):
+    """Asks for stored files to be read in the store and compared with their SHA-256. Progress comes meanwhile."""
+
+    kind: ClassVar[int] = 22
+    ids: Annotated[tuple[int, ...], Max(MANY)]

@@ -32,6 +32,11 @@ class IdSource:
         millisecond, sequence = self._tick >> SEQUENCE_BITS, self._tick & _SEQUENCE_MASK
         return millisecond << _TIME_SHIFT | self.node << _NODE_SHIFT | sequence
 
+    def pass_over(self, file_id: int) -> None:
+        """An id that was given out elsewhere, and came here, is not given out again."""
+        if node_of(file_id) == self.node:
+            self._tick = max(self._tick, _tick_of(file_id))
+
 
 def time_of(file_id: int) -> int:
     """The milliseconds since 1970 at which the id was given out (a little later if it was borrowed)."""

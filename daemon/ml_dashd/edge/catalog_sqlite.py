@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 from ml_dash.errors import MLDashError
-from ml_dashd.core.model import FileRecord, Selection, Trouble
+from ml_dashd.core.model import FileRecord, Scope, Selection, Trouble
 from ml_dashd.edge.database import LOCKED_S, Database, open_database
 from ml_dashd.edge.listing import ENDING, read_selection
-from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, read_record, record_values
+from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, read_record, record_values, scope_where
 from ml_dashd.ports import Faults, JournalError
 
 log = logging.getLogger("ml_dashd.catalog")
@@ -69,6 +69,11 @@ class SqliteCatalog:
                 for row in read_selection(connection, selection, RECORD_COLUMNS, _LISTED, by_ending=True)
             ]
         )
+
+    async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
+        where, values = scope_where(scope)
+        statement = f"SELECT * FROM files WHERE deleted_ms IS NULL AND id > ? AND {where} ORDER BY id LIMIT ?"
+        return await self._records(statement, [after, *values, limit])
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         statement = f"UPDATE files SET deleted_ms = coalesce(deleted_ms, ?) WHERE id IN ({marks(ids)}) RETURNING id"

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ml_dash import messages
 from ml_dash.errors import Code, MLDashError, ProtocolError
-from ml_dash.messages import Branch, Branched, Failed, Fetch, Hello, Message, Wait
+from ml_dash.messages import Branch, Branched, Failed, Fetch, Hello, Message, Verify, Wait
 from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
 from ml_dashd.ports import Service, Session
 
@@ -144,8 +144,8 @@ class Connection:
             return _failed(message, MLDashError(Code.INTERNAL, f"{name} failed: {defect!r}")), ()
 
     async def _ask(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
-        """What only waits, or only fetches, ends when nobody is left to be told. What takes a file in never does."""
-        if not isinstance(message, Wait | Fetch):
+        """What only waits, or only reads, ends when nobody is left to be told. What takes a file in never does."""
+        if not isinstance(message, Wait | Fetch | Verify):
             return await self._service.handle(self._session, message, descriptors, self._report)
         waiting = self._waiting = asyncio.timeout(None)
         try:

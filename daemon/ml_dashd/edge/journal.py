@@ -304,6 +304,11 @@ class SqliteJournal:
     async def is_done_with(self, last: int) -> bool:
         return not await self._rows(f"SELECT 1 FROM files WHERE {_DUE} AND +id <= ? LIMIT 1", (last,))
 
+    async def stuck(self, scope: Scope, after: int, limit: int) -> list[Job]:
+        mine, values = scope_where(scope)
+        where = f"WHERE {_LISTED} AND (state = 'FAILED' OR blocked) AND NOT cancel_requested AND id > ? AND {mine}"
+        return await self._jobs(f"{where} ORDER BY id LIMIT ?", [after, *values, limit])
+
     async def retry_blocked(self) -> None:
         await self._database.call(
             lambda connection: connection.execute(

@@ -15,6 +15,7 @@ from ml_dashd.core import names
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.schedule import LINGER_S
+from ml_dashd.flow.arrivals import Arrivals
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
@@ -56,6 +57,7 @@ class Accept:
         settle: Settle,
         health: Health,
         copies: Copies,
+        arrivals: Arrivals,
         key_prefix: str,
         durability: str,
         wake: Callable[[], None],
@@ -69,6 +71,7 @@ class Accept:
         self._settle = settle
         self._health = health
         self._copies = copies
+        self._arrivals = arrivals
         self._meter = meter
         self._ids = ids
         self._bell = bell
@@ -96,6 +99,13 @@ class Accept:
         """Takes an open file. Idempotent by the message's key."""
         self._check(message.durability, message.snapshot)
         record = self._describe(session, message.file)
+        if message.origin is None:
+            return await self._take(record, message, descriptor)
+        record = self._arrivals.name(record, message.origin)
+        async with self._arrivals.claim(record) as known:
+            return known or await self._take(record, message, descriptor)
+
+    async def _take(self, record: FileRecord, message: Upload, descriptor: int) -> Job:
         pin, content, size = await self._pin(record, message, descriptor)
         job = Job(_sized(record, size, content), pin, priority=message.file.priority)
         return await self._keep(job, content, message.key, message.durability)
@@ -286,6 +296,11 @@ def _code_of(failure: Exception) -> Code | None:
 
 
 def _sized(record: FileRecord, size_bytes: int, content: bytes | None) -> FileRecord:
-    """The record with its size, and its SHA-256 where the bytes are at hand."""
-    sha256 = None if content is None else hashlib.sha256(content).hexdigest()
+    """The record with its size, and its SHA-256 where the bytes are at hand.
+
+    Of a file that has one from elsewhere, what is sent is compared with it, as with any that somebody was told.
+    """
+    sha256 = record.sha256 if content is None else hashlib.sha256(content).hexdigest()
+    if record.sha256 not in (None, sha256):
+        raise error(Code.CHECKSUM_MISMATCH, f"{record.path} is not what was stored elsewhere", "see `ml-dash verify`")
     return replace(record, size_bytes=size_bytes, sha256=sha256)

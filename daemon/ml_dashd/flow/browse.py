@@ -99,6 +99,26 @@ class Browse:
             if len(batch) < selection.limit:
                 return found, None
 
+    async def everywhere(self, session: Session, cursor: str | None, size: int) -> tuple[list[Seen], str | None]:
+        """Stored files of all experiments, in the order of their ids, and the cursor of the next page."""
+        if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
+            raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a page gave")
+        limit = max(1, min(size, 1000))
+        async with self._looks.of(session.uid):
+            records = await self._catalog.newer(int(cursor or 0), self._policy.scope(session.uid), limit)
+        found, weight = list[Seen](), 0
+        for record in records:
+            found.append(_stored(record))
+            weight += _weight(record)
+            if weight >= PAGE_BYTES:
+                break
+        is_last = len(found) == len(records) < limit
+        return found, None if is_last else str(found[-1].id)
+
+    async def moving(self, session: Session, most: int) -> list[Seen]:
+        """The largest files that are under way now, as far as the caller may read them."""
+        return await self.get(session, self._worker.under_way(most))
+
     async def get(self, session: Session, ids: Sequence[int]) -> list[Seen]:
         """The files of these ids; those that are not known, or that the caller may not read, are left out."""
         async with self._looks.of(session.uid):
@@ -120,10 +140,12 @@ class Browse:
                 return found[:count], str(found[count].id)
         return found, None
 
-    async def delete(self, session: Session, ids: Sequence[int]) -> tuple[list[int], int]:
+    async def delete(
+        self, session: Session, ids: Sequence[int], *, unless_stored: bool = False
+    ) -> tuple[list[int], int]:
         """Deletes files: one that is on its way is cancelled, a stored one is marked. Idempotent.
 
-        Where one of them may not be deleted, none is.
+        Where one of them may not be deleted, or is stored and must not be, none is.
         """
         found = await self.get(session, ids)
         mine = [seen.id for seen in found]
@@ -134,9 +156,15 @@ class Browse:
             if not self._may(Right.CHANGE, session, seen):
                 what = f"{seen.record.path} (file {seen.id}) belongs to uid {seen.record.owner_uid}, not {session.uid}"
                 raise error(Code.ACCESS_DENIED, what, "ask its owner, or one of the admins named in [access]")
+            if unless_stored and seen.state is State.DONE:
+                raise error(Code.ALREADY_STORED, f"{seen.record.path} (file {seen.id}) is stored")
         now = self._clock.now_ms()
-        await self._worker.cancel(await self._journal.cancel(mine))
-        await self._catalog.delete(mine, now)
+        cancelled = await self._journal.cancel(mine)
+        await self._worker.cancel(cancelled)
+        if unless_stored:  # what was stored in this moment stays
+            mine = [job.id for job in cancelled] + [seen.id for seen in found if seen.state is State.CANCELLED]
+        else:
+            await self._catalog.delete(mine, now)
         self._bell.ring()
         return mine, now
 

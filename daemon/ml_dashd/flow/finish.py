@@ -7,6 +7,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code
 from ml_dashd.core.model import Job, PinKind, Target, Trouble
@@ -57,6 +58,8 @@ class Finish:
         self._clock = clock
         self._faults = faults
         self._meter = meter
+        self._cleaning: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """One hand a file: a deletion that is on its way must not meet the object of its next try."""
         self._complained: set[Code] = set()
         """What the log has been told of: one line a cause, not one a file."""
 
@@ -109,14 +112,20 @@ class Finish:
         """
         if job.record.key is None:
             return
+        async with self._cleaning.setdefault(job.id, asyncio.Lock()):
+            (now,) = await self._journal.get([job.id]) or [job]
+            if now.state is State.FAILED and now.record.key is not None:
+                await self._clean(job, now.record.key)
+
+    async def _clean(self, job: Job, key: str) -> None:
         try:
             if job.part_size:
                 await self.abort_all(job)
-            await self._store.delete(job.record.key)
+            await self._store.delete(key)
         except StoreError as refused:
             if refused.fault is not Fault.DENIED:
                 raise
-            log.warning("object_left", extra={"key": job.record.key, "error": refused})
+            log.warning("object_left", extra={"key": key, "error": refused})
         await self._journal.note(job, key=None, part_size=0)
 
     async def discard(self, job: Job) -> None:

@@ -11,10 +11,12 @@ from ml_dash.errors import TABLE, Code, error
 from ml_dash.wire import VERSION
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import Job
+from ml_dashd.core.model import Job, Sending, Trouble
 from ml_dashd.core.states import State
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.again import Again
 from ml_dashd.flow.assemble import Spans
+from ml_dashd.flow.audit import Audit, Audited
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.doctor import Doctor
@@ -28,10 +30,14 @@ MAX_WAIT_MS = 60_000
 REPORTS = (1, 2)
 """Reports of the daemon's state at once, of one user and of all: each looks through the queue and the spool."""
 _NOTHING_TAKEN = {Code.DISK_FAILED: "see the daemon's log; nothing was taken, so try again"}
+MOVING = 32
+"""Files under way that a report names."""
 NAMED = 50
 """Files that the answer to a Drain names; the manifest has the rest."""
 MAX_SPANS = 32
 """Ranges of a download that Progress names. There are more only where a daemon with smaller ones has begun it."""
+MAX_SAID = 2000
+"""Characters of what is said of one file of many."""
 SENT = (State.COMPLETING, State.VERIFIED, State.DONE)
 Reply = tuple[m.Message, Sequence[int]]
 
@@ -60,6 +66,9 @@ class Serve:
         fetch: Fetch,
         drain: Drain,
         doctor: Doctor,
+        audit: Audit,
+        again: Again,
+        sending: Callable[[], Sending],
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -78,6 +87,9 @@ class Serve:
         self._fetch = fetch
         self._drain = drain
         self._doctor = doctor
+        self._audit = audit
+        self._again = again
+        self._sending = sending
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -103,6 +115,8 @@ class Serve:
             m.Status: self._status,
             m.Drain: self._drain_queue,
             m.Examine: self._examine,
+            m.Retry: self._retry,
+            m.Verify: self._verify,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -170,9 +184,12 @@ class Serve:
     # ---- questions
 
     async def _list(self, session: Session, message: m.List, *_: Any) -> Reply:
-        found, cursor = await self._browse.page(
-            session, message.place, message.pattern, message.cursor, message.page_size, latest=message.latest
-        )
+        if message.everywhere:
+            found, cursor = await self._browse.everywhere(session, message.cursor, message.page_size)
+        else:
+            found, cursor = await self._browse.page(
+                session, message.place, message.pattern, message.cursor, message.page_size, latest=message.latest
+            )
         return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
 
     async def _get(self, session: Session, message: m.Get, *_: Any) -> Reply:
@@ -191,7 +208,7 @@ class Serve:
         ), ()
 
     async def _delete(self, session: Session, message: m.Delete, *_: Any) -> Reply:
-        ids, at_ms = await self._browse.delete(session, message.ids)
+        ids, at_ms = await self._browse.delete(session, message.ids, unless_stored=message.unless_stored)
         return m.Deleted(request=message.request, ids=tuple(ids), deleted_ms=at_ms), ()
 
     async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
@@ -208,6 +225,7 @@ class Serve:
         async with self._reports.of(session.uid):
             summary = await self._journal.summary(self._policy.scope(session.uid))
             spool_bytes = await self._threads.run(self._pins.spool_bytes)
+        moving = await self._browse.moving(session, MOVING)
         return m.StatusReport(
             request=message.request,
             version=me.version,
@@ -227,6 +245,8 @@ class Serve:
             error_code=None if trouble is None else trouble.code,
             error_message=None if trouble is None else trouble.message,
             error_hint=None if trouble is None else trouble.hint,
+            moving=self._samples(moving),
+            bytes_per_second=int(self._sending().bytes_per_second),
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
@@ -280,6 +300,30 @@ class Serve:
             ),
         ), ()
 
+    async def _retry(self, session: Session, message: m.Retry, *_: Any) -> Reply:
+        if message.everything:
+            files, refused = await self._again.run_all(session)
+        else:
+            files, refused = await self._again.run(session, message.ids)
+        return m.Retried(request=message.request, tried_files=files, refused=_refusals(refused)), ()
+
+    async def _verify(self, session: Session, message: m.Verify, _: Sequence[int], send: Send) -> Reply:
+        async def report(seen: Audited) -> None:
+            await send(
+                m.Progress(
+                    request=message.request,
+                    done_bytes=seen.size_bytes,
+                    total_bytes=seen.total_bytes,
+                    done_files=seen.files,
+                    total_files=seen.total_files,
+                )
+            )
+
+        seen = await self._audit.run(session, message.ids, report)
+        return m.Verified(
+            request=message.request, read_files=seen.files, read_bytes=seen.size_bytes, damaged=_refusals(seen.damaged)
+        ), ()
+
     def _samples(self, jobs: Sequence[Job]) -> tuple[m.Record, ...]:
         """Records that say which files they are and what troubles them, without what may be long."""
         return tuple(
@@ -320,3 +364,16 @@ class Serve:
             error_message=trouble.message if trouble else None,
             error_hint=(trouble.hint or TABLE[trouble.code].hint) if trouble else None,
         )
+
+
+def _refusals(refused: Sequence[tuple[Job, Trouble]]) -> tuple[m.Refusal, ...]:
+    return tuple(
+        m.Refusal(
+            id=job.id,
+            path=job.record.path,
+            code=trouble.code,
+            message=trouble.message[:MAX_SAID],
+            hint=trouble.hint[:MAX_SAID],
+        )
+        for job, trouble in refused
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ml_dash.errors import TABLE, Code, MLDashError
@@ -72,6 +73,22 @@ class Worker:
         """There may be something to do."""
         for event in self._wakes.values():
             event.set()
+
+    def under_way(self, most: int) -> list[int]:
+        """The ids of the largest files that are under way now."""
+        largest = sorted(self._jobs.values(), key=lambda job: -job.record.size_bytes)
+        return [job.id for job in largest[:most]]
+
+    async def hurry(self, job: Job) -> None:
+        """Lets a file run now that waits for its time. Behind an open circuit it waits for the probe."""
+        if self._breaker.allows(job) and job.id not in self._running:
+            with suppress(Superseded):
+                await self._journal.note(job, not_before_ms=0, blocked=False, trouble=None)
+
+    def hasten_probes(self) -> None:
+        """Files may go on: the store is asked now, where it was away."""
+        self._breaker.hasten()
+        self.wake()
 
     async def cancel(self, jobs: list[Job]) -> None:
         """Takes back jobs whose cancellation the journal has noted."""

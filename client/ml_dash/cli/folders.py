@@ -1,0 +1,223 @@
+"""`put -r` and `get -r`: folders as a whole. What is at the other end already is skipped, so that both go on."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_dash import messages as m
+from ml_dash import wording
+from ml_dash.cli import parser, reaching, show, waiting
+from ml_dash.cli.bars import Bars
+from ml_dash.cli.trees import Local, Unfit, Wanted, is_same, walk
+from ml_dash.connection import Connection
+from ml_dash.download import Downloads
+from ml_dash.errors import TABLE, Code, MLDashError, error
+from ml_dash.files import FileSet
+from ml_dash.result import FileResult
+
+
+def refuse_options(options: Namespace) -> None:
+    """What is meant for folders alone. Raises UsageError."""
+    for name in ("include", "exclude", "dry_run"):
+        if getattr(options, name, None):
+            raise parser.wrong(options.command, f"--{name.replace('_', '-')} goes with -r")
+
+
+class Outcome:
+    """What came of a folder: a line a file as they come, or all of it at the end, for programs."""
+
+    def __init__(self, done: str, *, as_json: bool, dry_run: bool) -> None:
+        self._done = done
+        self._as_json = as_json
+        self._dry_run = dry_run
+        self.files: list[dict[str, Any]] = []
+        self.skipped = 0
+        self.failed: list[dict[str, Any]] = []
+
+    def add(self, line: str, facts: dict[str, Any]) -> None:
+        """A file was taken."""
+        self.files.append(facts if self._as_json else {})
+        if not self._as_json:
+            print(line)
+
+    def refuse(self, name: str, failure: MLDashError) -> None:
+        """A file was not; the rest goes on."""
+        self.failed.append({"path": name, "code": failure.code, "message": failure.message, "hint": failure.hint})
+        if not self._as_json:
+            show.trouble(failure.message, failure.hint)
+
+    def tell(self) -> int:
+        """Says how it ended; returns the exit status."""
+        if self._as_json:
+            said = {self._done: self.files, "skipped": self.skipped, "failed": self.failed}
+            show.one(said | ({"dryRun": True} if self._dry_run else {}))
+        else:
+            would = "would be " if self._dry_run else ""
+            parts = [f"{wording.files(len(self.files))} {would}{self._done}"]
+            parts += [f"{self.skipped} skipped, there already"] if self.skipped else []
+            parts += [f"{len(self.failed)} failed"] if self.failed else []
+            print(", ".join(parts))
+        return 1 if self.failed else 0
+
+
+# ---- there
+
+
+def put(options: Namespace) -> int:
+    """Hands a folder over."""
+    if not Path(options.file).is_dir():
+        there = os.path.lexists(options.file)
+        code = Code.NOT_A_FILE if there else Code.FILE_NOT_FOUND
+        what = f"{options.file} is no folder" if there else f"there is no folder {options.file}"
+        raise error(code, what, "name a folder, or leave out -r")
+    wanted = Wanted(tuple(options.include), tuple(options.exclude))
+    outcome = Outcome("handed over" if not options.json else "uploaded", as_json=options.json, dry_run=options.dry_run)
+    with reaching.connected(options) as connection:
+        files = reaching.files(options, connection)((options.to or "").strip("/"))
+        found = _fit(walk(options.file, wanted), outcome)
+        try:
+            ids = _hand_over(options, files, found, outcome)
+        except KeyboardInterrupt:
+            count = wording.files(len(outcome.files))
+            what = f"{count} handed over so far, they go on by themselves"
+            raise show.Interrupted(what, "the same command goes on") from None
+        if options.wait and ids:
+            title = f"{len(ids)} files"
+            waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", title)
+    return outcome.tell()
+
+
+def _fit(found: Iterator[Local | Unfit], outcome: Outcome) -> list[Local]:
+    fit = []
+    for each in found:
+        if isinstance(each, Unfit):
+            outcome.refuse(each.name, each.failure)
+        else:
+            fit.append(each)
+    return fit
+
+
+def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outcome: Outcome) -> list[int]:
+    """Hands over what is not there; returns the ids."""
+    there = _newest(files)
+    ids: list[int] = []
+    total = sum(each.size_bytes for each in found)
+    with Bars(options.file, total, quiet=options.json) as bars:
+
+        def fresh() -> Iterator[tuple[str, str]]:
+            for each in found:
+                known = there.get(unicodedata.normalize("NFC", each.name))
+                if known is not None and is_same(each.path, each.size_bytes, known):
+                    outcome.skipped += 1
+                else:
+                    yield each.name, each.path
+                bars.ended(each.name, each.size_bytes)
+
+        if options.dry_run:
+            for name, path in fresh():
+                outcome.add(f"{path} → {_at(files, name)}", {"path": _at(files, name), "source": path})
+            return ids
+        described = {"description": options.description, "tags": options.tags, "metadata": options.metadata}
+        for file in files.each_of(
+            fresh(),
+            outcome.refuse,
+            durability=options.durability,
+            snapshot=options.snapshot,
+            priority=options.priority,
+            **described,
+        ):
+            ids.append(int(file["id"]))
+            bars.pause()
+            record = show.plain(file)
+            outcome.add(f"{record['id']}  {show.path(record)}  {record['state']}", record)
+    return ids
+
+
+def _newest(files: FileSet) -> dict[str, FileResult]:
+    """The newest version of each path, by its path below these files' place."""
+    prefix = f"{files.place.prefix}/" if files.place.prefix else ""
+    return {show.path(show.plain(file)).removeprefix(prefix): file for file in files.each(latest=True)}
+
+
+def _at(files: FileSet, name: str) -> str:
+    return f"{files.place.prefix}/{name}" if files.place.prefix else name
+
+
+# ---- back
+
+
+def get(options: Namespace) -> int:
+    """Downloads all that fits, folders kept."""
+    if options.id is not None:
+        raise parser.wrong("get", "--id and -r do not go together")
+    outcome = Outcome("downloaded", as_json=options.json, dry_run=options.dry_run)
+    root = Path(options.output or ".")
+    with reaching.connected(options) as connection:
+        found = [*reaching.listed(reaching.files(options, connection), options.path, latest=True)]
+        if not found:
+            raise error(Code.NO_MATCH, f"no file fits {options.path or '**/*'!r}")
+        try:
+            _bring(options, connection, [(file, root / show.path(show.plain(file))) for file in found], outcome)
+        except KeyboardInterrupt:
+            count = wording.files(len(outcome.files))
+            what = f"{count} downloaded so far; nothing is left of the others"
+            raise show.Interrupted(what, "the same command goes on") from None
+    return outcome.tell()
+
+
+def _bring(
+    options: Namespace, connection: Connection, found: Sequence[tuple[FileResult, Path]], outcome: Outcome
+) -> None:
+    root = Path(options.output or ".")
+    total = sum(show.plain(file)["sizeBytes"] for file, _ in found)
+    by_id: dict[int, FileResult] = {}
+    with Bars(str(root), total, quiet=options.json) as bars:
+
+        def missing() -> Iterator[tuple[m.Record, Path]]:
+            for file, target in found:
+                record = file._record  # noqa: SLF001
+                if (failure := _refusal(root, target)) is not None:
+                    outcome.refuse(show.path(show.plain(file)), failure)
+                elif target.is_file() and is_same(target, target.stat().st_size, file):
+                    outcome.skipped += 1
+                else:
+                    by_id[record.id] = file
+                    yield record, target
+                    continue
+                bars.ended(str(record.id), record.size_bytes)
+
+        def failed(record: m.Record, failure: Exception) -> None:
+            bars.ended(str(record.id), record.size_bytes)
+            known = failure if isinstance(failure, MLDashError) else _known(failure)
+            outcome.refuse(show.path(show.plain(by_id.pop(record.id))), known)
+
+        def tell(record: m.Record, done: int, size: int) -> None:
+            bars.moved(str(record.id), record.filename, done, size)
+
+        if options.dry_run:
+            for record, target in missing():
+                outcome.add(str(target), show.plain(by_id[record.id]) | {"localPath": str(target.absolute())})
+            return
+        for got in Downloads(connection, tell, failed).run(missing()):
+            bars.ended(str(got.record.id), got.record.size_bytes)
+            bars.pause()
+            facts = show.plain(by_id.pop(got.record.id)) | {"checksum": got.sha256}
+            outcome.add(str(got.target), facts | {"localPath": str(got.target.absolute())})
+
+
+def _refusal(root: Path, target: Path) -> MLDashError | None:
+    """A link in the folder that leads out of it: nothing is written by way of it."""
+    if target.parent.resolve().is_relative_to(root.resolve()):
+        return None
+    return error(Code.INVALID_PATH, f"{target.parent} leads out of {root}", "remove that link, or name another folder")
+
+
+def _known(failure: Exception) -> MLDashError:
+    code = Code.ACCESS_DENIED if isinstance(failure, PermissionError) else Code.NOT_A_FILE
+    hint = "check the path, its owner and its mode" if isinstance(failure, OSError) else TABLE[code].hint
+    return error(code, str(failure), hint)

@@ -1,0 +1,76 @@
+"""The daemon that a command talks to, and the files that it is about."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ml_dash.arguments import is_glob
+from ml_dash.connection import Connection
+from ml_dash.errors import Code, MLDashError, error
+from ml_dash.experiment import files_at
+from ml_dash.files import Files, FileSet, file_by_id
+from ml_dash.reach import Endpoint, default_prefix, endpoint_of, which
+from ml_dash.result import FileResult
+from ml_dash.silence import SilentError
+
+
+def endpoint(options: Namespace) -> Endpoint:
+    """What is typed goes before what the environment says."""
+    return endpoint_and_why(options)[0]
+
+
+def endpoint_and_why(options: Namespace) -> tuple[Endpoint, str]:
+    """The daemon's place, and why that one."""
+    return (endpoint_of(options.root), "its root is named") if options.root else which(options.socket, None)
+
+
+@contextmanager
+def connected(options: Namespace) -> Iterator[Connection]:
+    """A connection; the daemon of a root is started if need be."""
+    connection = Connection(endpoint(options))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def running(options: Namespace) -> Iterator[Connection]:
+    """A daemon that runs; none is started."""
+    place = endpoint(options)
+    connection = Connection(replace(place, root=None))
+    try:
+        yield connection
+    except SilentError:
+        raise
+    except MLDashError as failure:
+        if place.root is None or failure.code is not Code.DAEMON_UNAVAILABLE:
+            raise
+        message, hint = f"no daemon runs for {place.root}", "it is started with the next file that is handed over"
+        raise error(Code.DAEMON_UNAVAILABLE, message, hint) from None
+    finally:
+        connection.close()
+
+
+def files(options: Namespace, connection: Connection) -> Files:
+    """The experiment's files. Raises INVALID_PREFIX where none is named."""
+    prefix = options.prefix or default_prefix()
+    if not prefix:
+        hint = "pass --prefix namespace/project/experiment, or set ML_DASH_PREFIX"
+        raise error(Code.INVALID_PREFIX, "no experiment is named", hint)
+    return files_at(prefix, connection)
+
+
+def chosen(options: Namespace, connection: Connection) -> FileSet:
+    """The experiment's files, or the one of an id."""
+    return files(options, connection) if options.id is None else file_by_id(connection, options.id)
+
+
+def listed(found: Files, pattern: str | None, *, latest: bool) -> Iterator[FileResult]:
+    """A glob lists what fits it; a plain name what is at it and below."""
+    if pattern is None or is_glob(pattern):
+        return found.each(pattern, latest=latest)
+    return found(pattern).each(latest=latest)
