@@ -14,7 +14,7 @@ from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
-from ml_dash.reach import Endpoint, default_prefix, endpoint_of, which
+from ml_dash.reach import Endpoint, endpoint_of, which
 from ml_dash.result import FileResult
 from ml_dash.silence import SilentError
 
@@ -197,11 +197,7 @@ def _running(options: Namespace) -> Iterator[Connection]:
 
 
 def _files(options: Namespace, connection: Connection) -> Files:
-    prefix = options.prefix or default_prefix()
-    if not prefix:
-        hint = "pass --prefix namespace/project/experiment, or set ML_DASH_PREFIX"
-        raise error(Code.INVALID_PREFIX, "no experiment is named", hint)
-    return files_at(prefix, connection)
+    return files_at(options.prefix, connection)
 
 
 def _chosen(options: Namespace, connection: Connection) -> FileSet:

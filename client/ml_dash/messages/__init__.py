@@ -7,7 +7,7 @@ field with a default may be left out, and `encode` does so. It trusts its caller
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import cast
+from typing import TypeVar, cast
 
 from ml_dash import wire
 from ml_dash.errors import Code, ProtocolError, error
@@ -42,7 +42,6 @@ from ml_dash.messages.requests import (
     Get,
     Hello,
     List,
-    OpenExperiment,
     Put,
     PutMany,
     ReleaseSlot,
@@ -51,16 +50,40 @@ from ml_dash.messages.requests import (
     Upload,
     Wait,
 )
+from ml_dash.messages.runs import (
+    METRICS,
+    NAME_CHARACTERS,
+    PARAMS_BYTES,
+    ROW_CHARACTERS,
+    ROWS,
+    EndRun,
+    ExperimentRecord,
+    Experiments,
+    ListExperiments,
+    LogRows,
+    Metric,
+    NewRow,
+    OpenExperiment,
+    ReadRows,
+    Row,
+    Rows,
+    SetParams,
+)
 from ml_dash.schema import broken, plain, reader
 
 __all__ = [
     "INLINE_BYTES",
     "MANY",
+    "METRICS",
+    "NAME_CHARACTERS",
+    "PARAMS_BYTES",
     "PRIORITIES",
     "REPLIES",
     "REPLY_LIMITS",
     "REQUESTS",
     "REQUEST_LIMITS",
+    "ROWS",
+    "ROW_CHARACTERS",
     "Accepted",
     "AcceptedMany",
     "Branch",
@@ -75,15 +98,22 @@ __all__ = [
     "Done",
     "Drain",
     "Drained",
+    "EndRun",
     "Examine",
     "Examined",
+    "ExperimentRecord",
+    "Experiments",
     "Failed",
     "Fetch",
     "Fetched",
     "Get",
     "Hello",
     "List",
+    "ListExperiments",
+    "LogRows",
     "Message",
+    "Metric",
+    "NewRow",
     "OpenExperiment",
     "Page",
     "Place",
@@ -91,9 +121,13 @@ __all__ = [
     "Put",
     "PutMany",
     "Ranges",
+    "ReadRows",
     "Record",
     "ReleaseSlot",
     "RequestSlot",
+    "Row",
+    "Rows",
+    "SetParams",
     "SlotGranted",
     "Status",
     "StatusReport",
@@ -102,9 +136,12 @@ __all__ = [
     "Waited",
     "Welcome",
     "check",
+    "checked",
     "decode",
     "encode",
 ]
+
+M = TypeVar("M", bound=Message)
 
 SHORT = 128
 """No bound is less: what is shorter in all needs no closer look."""
@@ -115,14 +152,14 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch, Examine,
+        Status, Drain, PutMany, Branch, Examine, EndRun, SetParams, LogRows, ListExperiments, ReadRows,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined,
+        Drained, AcceptedMany, Branched, Examined, Experiments, Rows,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
@@ -158,3 +195,17 @@ def check(described: Described) -> None:
     if size > DESCRIBED_BYTES:
         what = f"name, description, tags, bindrs and metadata take {size} bytes, at most {DESCRIBED_BYTES}"
         raise error(Code.INVALID_ARGUMENT, what, "shorten them")
+
+
+def checked(message: M) -> M:
+    """The message. Raises INVALID_ARGUMENT where its caller's words are past a bound: the daemon would hang up."""
+    fields = plain(message)
+    try:
+        reader(cast("Hashable", type(message)))(fields, "")
+    except ProtocolError as bad:
+        raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
+    size = len(wire.encode(message.kind, fields))
+    if size > message.limit:
+        what = f"what is said takes {size} bytes, at most {message.limit}"
+        raise error(Code.INVALID_ARGUMENT, what, "shorten it, or save what is large as a file")
+    return message
