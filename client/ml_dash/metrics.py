@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from ml_dash import messages as m
@@ -100,18 +101,17 @@ class Metrics:
 
     def _send(self, rows: tuple[m.NewRow, ...], durability: str = "") -> None:
         writer, mine = self._writer.next()
-        self._connection.call(
-            m.Done,
-            lambda number: m.LogRows(
-                request=number,
-                place=self._place,
-                writer=writer,
-                number=mine,
-                rows=rows,
-                durability=durability or self._durability,
-            ),
-            silent_s=None,
+        said = m.LogRows(
+            request=0,
+            place=self._place,
+            writer=writer,
+            number=mine,
+            rows=rows,
+            durability=durability or self._durability,
         )
+        if sum(len(row.data) for row in rows) > m.ROW_CHARACTERS:  # one row fits always
+            m.checked(said)
+        self._connection.call(m.Done, lambda number: replace(said, request=number), silent_s=None)
 
 
 class Metric:

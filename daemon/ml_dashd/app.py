@@ -382,6 +382,8 @@ class Daemon:
             clock=self._clock,
             part_bytes=config.store.part_size,
         )
+        experiments = Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock)
+        self._chores.append(asyncio.create_task(experiments.keep(), name="rows"))
         identity = Identity(
             version=version("ml-dash"),
             pid=os.getpid(),
@@ -397,7 +399,7 @@ class Daemon:
             fetch=fetch,
             drain=self._drain,
             doctor=self._make_doctor(),
-            experiments=Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock),
+            experiments=experiments,
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,

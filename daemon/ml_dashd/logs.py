@@ -87,6 +87,7 @@ EVENTS = {
     "root_lost": "another host holds the root of this embedded daemon, which ends it",
     "root_moved": "the root of an embedded daemon is at another path",
     "rows_adopted": "a root had rows of a metric that its catalog had not: another host's, an earlier release's",
+    "rows_not_synced": "rows of metrics are not on stable storage: the disk is full, or has failed",
     "scratch_left": "what was made to see what the store does could not be removed now; it is tried again",
     "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
     "stopped": "the daemon has ended in order",

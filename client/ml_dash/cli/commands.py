@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ml_dash import messages as m
-from ml_dash.cli import completion, doctoring, draining, fetching, parser, report, show, waiting
+from ml_dash.cli import completion, doctoring, draining, fetching, parser, report, runs, show, waiting
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
@@ -138,6 +139,43 @@ def doctor(options: Namespace) -> int:
     return status
 
 
+def experiments(options: Namespace) -> int:
+    """Lists experiments."""
+    with _connected(options) as connection:
+        found = runs.experiments(connection, options.below)
+        if options.json:
+            show.array(map(runs.as_object, found))
+        else:
+            _print(runs.experiment_lines(found))
+    return 0
+
+
+def params(options: Namespace) -> int:
+    """Prints the parameters of an experiment."""
+    with _connected(options) as connection:
+        found = runs.params(connection, _files(options, connection).place)
+    if options.json:
+        show.one(found)
+    else:
+        _print(runs.param_lines(found))
+    return 0
+
+
+def metrics(options: Namespace) -> int:
+    """Prints the rows of metrics."""
+    with _connected(options) as connection:
+        place = _files(options, connection).place
+        found = runs.rows(connection, place, options.name, follow=options.follow)
+        if not options.json:
+            _print(runs.row_lines(found, at_once=1 if options.follow else runs.AT_ONCE))
+        elif options.follow:
+            for row in found:
+                print(json.dumps(row), flush=True)
+        else:
+            show.array(found)
+    return 0
+
+
 def complete(options: Namespace) -> int:
     """Prints a completion script."""
     print(completion.script(options.shell, parser.build()), end="")
@@ -153,6 +191,9 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "wait": wait,
     "drain": drain,
     "doctor": doctor,
+    "experiments": experiments,
+    "params": params,
+    "metrics": metrics,
     "completion": complete,
 }
 
@@ -194,6 +235,12 @@ def _running(options: Namespace) -> Iterator[Connection]:
         raise error(Code.DAEMON_UNAVAILABLE, message, hint) from None
     finally:
         connection.close()
+
+
+def _print(lines: Iterator[str]) -> None:
+    """A line at a time, as they come."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def _files(options: Namespace, connection: Connection) -> Files:

@@ -73,6 +73,7 @@ from ml_dash.schema import broken, plain, reader
 
 __all__ = [
     "INLINE_BYTES",
+    "KIB",
     "MANY",
     "METRICS",
     "NAME_CHARACTERS",

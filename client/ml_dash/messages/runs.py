@@ -91,12 +91,12 @@ class ListExperiments(Message):
     """Asks for a page of the experiments at and below a prefix, which may be a part of one; "" is all of them.
 
     With `details`, for the one of that very prefix, with its parameters and metrics. It is answered when the metrics
-    have other than `seen_rows` rows together, or time is up; `timeout_ms` is at most 60,000: ask again.
+    have other than `seen_rows` rows together, the run has ended, or time is up; `timeout_ms` is at most 60,000.
     """
 
     kind: ClassVar[int] = 26
     prefix: Name = ""
-    cursor: Json | None = None
+    cursor: Name | None = None
     page_size: int = 100
     details: bool = False
     seen_rows: int = 0
@@ -157,7 +157,7 @@ class Experiments(Message):
     kind: ClassVar[int] = 83
     limit: ClassVar[int] = 4096 * KIB
     records: Annotated[tuple[ExperimentRecord, ...], Max(100)]
-    cursor: Json | None = None
+    cursor: Name | None = None
     params: Annotated[str, Max(PARAMS_BYTES)] | None = None
     metrics: Annotated[tuple[Metric, ...], Max(METRICS)] = ()
 

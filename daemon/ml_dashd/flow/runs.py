@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from ml_dashd.core.runs import (
     Row,
     Run,
     RunKey,
+    RunStatus,
     listed_below,
     metric_name,
     new_params,
@@ -27,13 +30,17 @@ from ml_dashd.core.runs import (
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.turns import Turns
-from ml_dashd.ports import Clock, Runs, Session
+from ml_dashd.ports import Clock, JournalError, Runs, Session
+
+log = logging.getLogger("ml_dashd.flow")
 
 MAX_WAIT_MS = 60_000
 LOOK_AGAIN_S = 0.05
 """A waiting request looks at most this often, however many rows come."""
 PAGE_BYTES = 2 << 20
 """A page ends early when its texts grow past this."""
+SYNC_S = 1.0
+"""Rows are on stable storage so much later: a sync for each would hold the trainer up."""
 RUN_LOOKS = (2, 64)
 """Looks at once, of one user and of all: who logs waits behind no user's thousand questions."""
 Reply = tuple[m.Message, Sequence[int]]
@@ -48,6 +55,7 @@ class Experiments:
         self._policy = policy
         self._clock = clock
         self._bell = Bell()
+        self._unsynced = asyncio.Event()
         self._looks = Turns(*RUN_LOOKS)
         self.answers: dict[type[m.Message], Callable[..., Awaitable[Reply]]] = {
             m.OpenExperiment: self._open,
@@ -91,7 +99,19 @@ class Experiments:
         on_disk = message.durability == "disk"
         now_ms = self._clock.now_ms()
         await self._runs.append(key, message.writer, message.number, rows, now_ms, on_disk=on_disk)
+        self._unsynced.set()
         return self._changed(key, message)
+
+    async def keep(self) -> None:
+        """Brings rows to stable storage a moment after they came, until it is cancelled."""
+        while True:
+            await self._unsynced.wait()
+            await self._clock.sleep(SYNC_S)
+            self._unsynced.clear()
+            try:
+                await self._runs.sync()
+            except JournalError as failure:  # whoever logs is told; a sync that was refused is not tried again
+                log.warning("rows_not_synced", extra={"error": failure})
 
     def _changed(self, key: RunKey, message: m.Message) -> Reply:
         self._mirror.touch(key)
@@ -122,7 +142,8 @@ class Experiments:
             rung = self._bell.listen()
             run, metrics = await self._look(session, place)
             left = deadline - self._clock.monotonic()
-            if left <= 0 or sum(metric.rows for metric in metrics) != message.seen_rows:
+            seen = sum(metric.rows for metric in metrics)
+            if left <= 0 or seen != message.seen_rows or run.status is not RunStatus.RUNNING:
                 break
             await self._bell.wait(rung, left)
             await self._clock.sleep(LOOK_AGAIN_S)
@@ -163,7 +184,11 @@ class Experiments:
 
 
 def _key(session: Session, place: m.Place) -> RunKey:
-    return RunKey(*names.clean_experiment(*_names(place)), session.uid)
+    key = RunKey(*names.clean_experiment(*_names(place)), session.uid)
+    if len(key.prefix.encode()) > names.MAX_KEY_BYTES:
+        what = f"the prefix {key.prefix[:80]!r}… takes over {names.MAX_KEY_BYTES} bytes"
+        raise error(Code.INVALID_PREFIX, what, "use a shorter one")
+    return key
 
 
 def _names(place: m.Place) -> tuple[str, str, str]:
@@ -192,7 +217,7 @@ def _size(run: Run) -> int:
 
 
 def _cursor(key: RunKey) -> str:
-    return json.dumps([key.namespace, key.project, key.experiment, key.owner_uid])
+    return json.dumps([key.namespace, key.project, key.experiment, key.owner_uid], ensure_ascii=False)
 
 
 def _after(cursor: str | None) -> RunKey | None:
