@@ -120,7 +120,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.ReadRows(request=27, place=PLACE, metric="train", start=5, count=10), 0),
         (
             m.Experiments(
-                request=26, records=(RUN,), cursor="[]", params="{}", metrics=(m.Metric(name="train", rows=7),)
+                request=26, experiments=(RUN,), cursor="[]", params="{}", metrics=(m.Metric(name="train", rows=7),)
             ),
             0,
         ),

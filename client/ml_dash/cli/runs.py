@@ -29,7 +29,7 @@ def experiments(connection: Connection, prefix: str) -> Iterator[m.ExperimentRec
             m.Experiments,
             lambda number, after=cursor: m.ListExperiments(request=number, prefix=prefix, cursor=after),  # type: ignore[misc]
         )
-        yield from page.records
+        yield from page.experiments
         if (cursor := page.cursor) is None:
             return
 
@@ -90,7 +90,7 @@ def rows(connection: Connection, place: m.Place, name: str | None, *, follow: bo
                 for row in islice(metrics(metric.name).rows(start), metric.rows - start):
                     yield {"metric": metric.name or None, **row}
                 seen[metric.name] = metric.rows
-        if not follow or about.records[0].status != RUNNING:
+        if not follow or about.experiments[0].status != RUNNING:
             return
 
 

@@ -156,7 +156,7 @@ class Experiments(Message):
 
     kind: ClassVar[int] = 83
     limit: ClassVar[int] = 4096 * KIB
-    records: Annotated[tuple[ExperimentRecord, ...], Max(100)]
+    experiments: Annotated[tuple[ExperimentRecord, ...], Max(100)]
     cursor: Name | None = None
     params: Annotated[str, Max(PARAMS_BYTES)] | None = None
     metrics: Annotated[tuple[Metric, ...], Max(METRICS)] = ()

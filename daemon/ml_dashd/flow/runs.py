@@ -131,7 +131,7 @@ class Experiments:
         more = len(page) < len(found) or len(found) == limit
         return m.Experiments(
             request=message.request,
-            records=tuple(map(_record, page)),
+            experiments=tuple(map(_record, page)),
             cursor=_cursor(page[-1].key) if more and page else None,
         ), ()
 
@@ -149,7 +149,7 @@ class Experiments:
             await self._clock.sleep(LOOK_AGAIN_S)
         return m.Experiments(
             request=message.request,
-            records=(_record(run),),
+            experiments=(_record(run),),
             params=params_text(await self._runs.params(run.key)),
             metrics=tuple(m.Metric(name=metric.name, rows=metric.rows) for metric in metrics),
         )
