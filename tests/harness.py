@@ -316,7 +316,7 @@ def fault_points() -> list[str]:
     found: set[str] = set()
     for path in SOURCE.rglob("*.py"):
         for point in re.findall(r'faults\.at\(f?"([^"]+)"\)', path.read_text()):
-            names = ("journal", "catalog") if "{" in point else ("",)
+            names = ("journal", "catalog", "runs") if "{" in point else ("",)
             found.update(point.replace("{self._name}", name) for name in names)
     return sorted(found)
 

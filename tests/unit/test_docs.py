@@ -225,7 +225,7 @@ def _plain(value: Any) -> Any:
 
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
-    named = re.findall(r"`((?:pin|accept|settle|copies|journal|catalog|upload|batch|local|finish)\.\w+)`", text)
+    named = re.findall(r"`((?:pin|accept|settle|copies|journal|catalog|runs|upload|batch|local|finish)\.\w+)`", text)
     assert sorted(named) == fault_points()
 
 
