@@ -12,14 +12,15 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin, 
 
 import pytest
 
-from ml_dash import experiment, files, messages, result, wire
+from ml_dash import experiment, files, messages, metrics, params, result, run, wire
 from ml_dash.cli.parser import COMMANDS
 from ml_dash.errors import TABLE
 from ml_dashd import config, logs
+from ml_dashd.core.runs import MAX_PARAMS
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, browse, fetch, serve
+from ml_dashd.flow import accept, browse, fetch, runs, serve
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,17 @@ def _messages() -> str:
     lines += ["", "Parts of messages:", "", "| | fields |", "|---|---|"]
     lines += [
         f"| `{part.__name__}` | {_fields(part)} |"
-        for part in (messages.Place, messages.Described, messages.Record, messages.Count, messages.Check)
+        for part in (
+            messages.Place,
+            messages.Described,
+            messages.Record,
+            messages.Count,
+            messages.Check,
+            messages.NewRow,
+            messages.Row,
+            messages.Metric,
+            messages.ExperimentRecord,
+        )
     ]
     return "\n".join(lines)
 
@@ -159,6 +170,10 @@ def _limits() -> str:
         ("reports of the status", _list(*serve.REPORTS)),
         ("files being pinned", _list(*accept.PINS)),
         ("files being copied before the answer", _list(*accept.COPIES)),
+        ("looks at experiments and rows", _list(*runs.RUN_LOOKS)),
+        ("metrics of an experiment; in a call; characters of a row",
+         _list(messages.METRICS, messages.ROWS, messages.ROW_CHARACTERS)),
+        ("parameters of an experiment; their bytes", _list(MAX_PARAMS, messages.PARAMS_BYTES)),
         ("passes for a checksum", _list(*browse.HASHES)),
         ("downloads", _list(*fetch.FETCHES)),
         ("descriptors kept for the daemon itself", f"{descriptors.OWN}, at most half of the limit"),
@@ -265,7 +280,9 @@ def test_the_readme_names_every_command() -> None:
     assert {name for name in COMMANDS if f"ml-dash {name}" not in text} == set()
 
 
-@pytest.mark.parametrize("module", [experiment, files, result], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [experiment, files, metrics, params, result, run], ids=lambda module: module.__name__
+)
 def test_public_names_have_docstrings(module: Any) -> None:
     for name, thing in vars(module).items():
         if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__:
