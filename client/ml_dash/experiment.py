@@ -124,12 +124,14 @@ class Experiment:
         """Reaches the daemon, starting it if need be, has the prefix checked, and the run noted."""
         self._connection.call(m.Done, lambda number: replace(self._said, request=number))
 
-    def _end(self, state: RunState, failure: str | None) -> None:
-        """Has the end of the run noted, and then waits for its files."""
+    def _note_end(self, state: RunState, failure: str | None) -> None:
+        """Has the end of the run noted. A daemon that is away, or says nothing, is waited for at most `exit_wait`."""
         self._connection.call(
-            m.Done, lambda number: m.EndRun(request=number, place=self._place, status=state, error=failure)
+            m.Done,
+            lambda number: m.EndRun(request=number, place=self._place, status=state, error=failure),
+            silent_s=max(QUIET_S, self._exit_wait),
+            lost_s=self._exit_wait,
         )
-        self._leave()
 
     def _leave(self) -> None:
         """Waits as `wait` says, then says what is left, and with whom."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ml_dash.connection import now_ms
-from ml_dash.errors import MLDashError
+from ml_dash.errors import MLDashError, NetworkError
 
 if TYPE_CHECKING:
     from ml_dash.experiment import Experiment
@@ -71,22 +71,30 @@ class Run:
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.complete()
+            self._end(RunState.COMPLETED, leaving=True)
             return
         try:
             if isinstance(raised, SystemExit) and not raised.code:  # sys.exit() ends a script well
-                self.complete()
+                self._end(RunState.COMPLETED, leaving=True)
             else:
-                self.fail("".join(traceback.format_exception_only(raised)).strip())
+                self._end(RunState.FAILED, "".join(traceback.format_exception_only(raised)).strip(), leaving=True)
         except MLDashError as failure:  # the script's own exception goes first
             say(str(failure))
 
-    def _end(self, state: RunState, error: str | None = None) -> None:
-        if self.state is RunState.RUNNING:
+    def _end(self, state: RunState, error: str | None = None, *, leaving: bool = False) -> None:
+        """Has it noted, then waits for files. Who leaves a block, its work done, is only told where it is not noted."""
+        if self.state is not RunState.RUNNING:
+            return
+        try:
             try:
-                self._experiment._end(state, error and error[:ERROR_CHARACTERS])  # noqa: SLF001
-            finally:
-                self.state = state
+                self._experiment._note_end(state, error and error[:ERROR_CHARACTERS])  # noqa: SLF001
+            except NetworkError as failure:
+                if not leaving:
+                    raise
+                say(f"it is not noted that {self._experiment.prefix} is {state}: {failure}")
+            self._experiment._leave()  # noqa: SLF001
+        finally:
+            self.state = state
 
 
 def say(text: str) -> None:

@@ -87,7 +87,7 @@ def opened(descriptor: int) -> Iterator[int]:
 @contextmanager
 def held(root: Root, prefix: str = PREFIX) -> Iterator[Callable[[], None]]:
     """Files stay on their way until what this yields is called: a plain file stands where their folder has to be."""
-    gate = root.path / prefix.partition("/")[0]
+    gate = root.path / prefix / "files"
     gate.parent.mkdir(parents=True, exist_ok=True)
     gate.touch()
 
