@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ml_dash.errors import MLDashError, NetworkError, StorageError
-    from ml_dash.experiment import Experiment
+    from ml_dash.experiment import Experiment, ml_dash_experiment
     from ml_dash.result import FileResult
 
-__all__ = ["Experiment", "FileResult", "MLDashError", "NetworkError", "StorageError"]
+__all__ = ["Experiment", "FileResult", "MLDashError", "NetworkError", "StorageError", "ml_dash_experiment"]
 
 _HOMES = {
     "Experiment": "ml_dash.experiment",
@@ -25,6 +25,7 @@ _HOMES = {
     "MLDashError": "ml_dash.errors",
     "NetworkError": "ml_dash.errors",
     "StorageError": "ml_dash.errors",
+    "ml_dash_experiment": "ml_dash.experiment",
 }
 
 

@@ -21,7 +21,7 @@ from ml_dash.channel import OPEN, Channel, close_all
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
-from ml_dash.persistence import Persistence, away
+from ml_dash.persistence import RECONNECT_S, Persistence, away
 from ml_dash.reach import Endpoint, adopt, connect, daemon_of, reach, socket_of
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
@@ -101,19 +101,23 @@ class Connection:
         build: Callable[[int], Message],
         descriptors: Sequence[int] = (),
         silent_s: float | None = ANSWER_S,
+        lost_s: float = RECONNECT_S,
     ) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with.
 
-        One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py).
+        One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py). One
+        that went away is looked for so long: `lost_s`.
         """
         if self._interrupted():
             with closing(Connection(self.endpoint, self.on_full)) as another:
-                return another.call(reply, build, descriptors, silent_s)
+                return another.call(reply, build, descriptors, silent_s, lost_s)
         patience = Patience(self.on_full)
         while True:
             try:
                 with self._lock:
-                    answer = self._persist(lambda: self._ask(lambda channel: channel.ask(build, descriptors), silent_s))
+                    answer = self._persist(
+                        lambda: self._ask(lambda channel: channel.ask(build, descriptors), silent_s), lost_s
+                    )
                     return expect(reply, answer)
             except MLDashError as refused:
                 patience.wait(refused)
@@ -262,9 +266,9 @@ class Connection:
             del self._slots[next(iter(self._slots))]
         return granted.slot, mapping
 
-    def _persist(self, ask: Callable[[], Message]) -> Message:
+    def _persist(self, ask: Callable[[], Message], lost_s: float = RECONNECT_S) -> Message:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
-        persistence = Persistence(self.endpoint)
+        persistence = Persistence(self.endpoint, lost_s)
         while True:
             try:
                 return ask()

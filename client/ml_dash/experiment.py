@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import shlex
-import sys
-from enum import StrEnum
-from types import TracebackType
+import socket as sockets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from ml_dash import messages as m
-from ml_dash import wording
-from ml_dash.connection import Connection, now_ms
-from ml_dash.errors import Code, MLDashError, error
+from ml_dash import serialize, wording
+from ml_dash.arguments import durability_of, text, texts
+from ml_dash.connection import Connection
+from ml_dash.errors import Code, error
 from ml_dash.files import Files
-from ml_dash.reach import default_prefix, find_endpoint
+from ml_dash.metrics import Metrics
+from ml_dash.params import Params
+from ml_dash.prefix import place_of, prefix_of, user_name
+from ml_dash.reach import find_endpoint, find_service
 from ml_dash.result import failure_of
+from ml_dash.run import Run, RunState, say
+
+R = TypeVar("R")
 
 EXIT_WAIT_S = 10.0
 """How long leaving a run waits for an embedded daemon, which may end with its container."""
@@ -22,30 +32,29 @@ QUIET_S = 1.0
 """After this long a line says that it waits."""
 
 
-class RunState(StrEnum):
-    """What became of a run."""
-
-    CREATED = "CREATED"
-    RUNNING = "RUNNING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
 class Experiment:
     """An experiment: `prefix` is "namespace/project/experiment", the last of them any number of segments.
 
+    Without one it is that of ML_DASH_PREFIX or DASH_PREFIX. `{user}` and `{now:%Y-%m-%d}` in it are filled in once,
+    here. `readme`, `tags`, `bindrs` and `metadata` describe the experiment; what is left out stays as it was.
+
     `dash_root` is the folder of a local tree, served by a daemon that is started on demand; `socket` is a daemon's
-    socket. With neither, the daemon is found as the README says. `wait` says whether leaving the run waits until every
-    file is stored: True, False, or None for a short wait where the daemon is embedded. `durability="disk"` makes every
-    hand-off wait for stable storage. `on_full` says what a save does while the daemon's spool has no room for it: wait
-    and say so ("warn"), wait in silence ("wait"), or raise RETRY_LATER ("raise").
+    socket; `dash_url`, whatever it names, asks for a service, whose settings say where files go. With none of them,
+    the daemon is found as the README says. `wait` says whether leaving the run waits until every file is stored: True,
+    False, or None for a short wait where the daemon is embedded. `durability="disk"` makes every hand-off, and every
+    row that is logged, wait for stable storage. `on_full` says what a save does while the daemon's spool has no room
+    for it: wait and say so ("warn"), wait in silence ("wait"), or raise RETRY_LATER ("raise").
     """
 
     def __init__(
         self,
         prefix: str | None = None,
         *,
+        readme: str | None = None,
+        tags: Sequence[str] | None = None,
+        bindrs: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        dash_url: str | bool | None = None,
         dash_root: str | os.PathLike[str] | None = None,
         socket: str | os.PathLike[str] | None = None,
         wait: bool | None = None,
@@ -53,13 +62,28 @@ class Experiment:
         durability: str = "",
         on_full: str = "warn",
     ) -> None:
-        self.prefix = prefix or default_prefix() or ""
-        self._place = _place(self.prefix)
-        self._connection = Connection(find_endpoint(socket, dash_root), on_full)
+        self.prefix = prefix_of(prefix)
+        self._place = place_of(self.prefix)
+        self._said = m.checked(
+            m.OpenExperiment(
+                request=0,
+                place=self._place,
+                readme=None if readme is None else text(readme, "readme"),
+                tags=None if tags is None else texts(tags, "tags"),
+                bindrs=None if bindrs is None else texts(bindrs, "bindrs"),
+                metadata=serialize.metadata_text(metadata),
+                host=sockets.gethostname(),
+                user=user_name(),
+            )
+        )
+        endpoint = find_service(socket) if dash_url else find_endpoint(socket, dash_root)
+        self._connection = Connection(endpoint, on_full)
         self._wait = wait
         self._exit_wait = exit_wait
         self._run = Run(self)
         self._files = Files(self._connection, self._place, durability, self._run.opened)
+        self._params = Params(self._connection, self._place)
+        self._metrics = Metrics(self._connection, self._place, durability_of(durability))
 
     @property
     def run(self) -> Run:
@@ -69,13 +93,45 @@ class Experiment:
     @property
     def files(self) -> Files:
         """The experiment's files. Raises RuntimeError outside the run."""
-        if self._run.state is not RunState.RUNNING:
-            raise error(Code.RUN_NOT_OPEN, f"the run of {self.prefix} is not open")
+        self._check_open()
         return self._files
 
+    @property
+    def params(self) -> Params:
+        """What it is run with. Raises RuntimeError outside the run."""
+        self._check_open()
+        return self._params
+
+    @property
+    def metrics(self) -> Metrics:
+        """Rows of numbers as it goes on. Raises RuntimeError outside the run."""
+        self._check_open()
+        return self._metrics
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Returns once every row is on stable storage and every file is stored; `timeout`, in seconds, is the files'.
+
+        Raises TIMEOUT, after which the work goes on, or the error of a file that failed since the run was opened.
+        """
+        self.metrics.flush()
+        self.files.flush(timeout)
+
+    def _check_open(self) -> None:
+        if self._run.state is not RunState.RUNNING:
+            raise error(Code.RUN_NOT_OPEN, f"the run of {self.prefix} is not open")
+
     def _open(self) -> None:
-        """Reaches the daemon, starting it if need be, and has the prefix checked."""
-        self._connection.call(m.Done, lambda number: m.OpenExperiment(request=number, place=self._place))
+        """Reaches the daemon, starting it if need be, has the prefix checked, and the run noted."""
+        self._connection.call(m.Done, lambda number: replace(self._said, request=number))
+
+    def _note_end(self, state: RunState, failure: str | None) -> None:
+        """Has the end of the run noted. A daemon that is away, or says nothing, is waited for at most `exit_wait`."""
+        self._connection.call(
+            m.Done,
+            lambda number: m.EndRun(request=number, place=self._place, status=state, error=failure),
+            silent_s=max(QUIET_S, self._exit_wait),
+            lost_s=self._exit_wait,
+        )
 
     def _leave(self) -> None:
         """Waits as `wait` says, then says what is left, and with whom."""
@@ -87,7 +143,7 @@ class Experiment:
         waited = self._files.wait_all(first)
         if waited.pending and patience != first:
             try:
-                _say(f"waiting for {wording.files(waited.pending)} to be stored")
+                say(f"waiting for {wording.files(waited.pending)} to be stored")
                 waited = self._files.wait_all(None if patience is None else patience - first)
             except KeyboardInterrupt:  # whoever waits may go: the files do not need them
                 self._say_what_remains(self._files.wait_all(0).pending)
@@ -96,84 +152,44 @@ class Experiment:
             self._say_what_remains(waited.pending)
         if failed := self._files.failed_in_run(waited):
             count, root = wording.files(len(failed)), self._cli_root()
-            _say(f"{count} failed: {failure_of(failed[0])}. To see all: ml-dash status{root}")
+            say(f"{count} failed: {failure_of(failed[0])}. To see all: ml-dash status{root}")
 
     def _say_what_remains(self, pending: int) -> None:
         if pending:
             root = self._cli_root()
-            _say(f"{wording.files(pending)} not stored yet; the daemon goes on. To wait for it: ml-dash wait{root}")
+            say(f"{wording.files(pending)} not stored yet; the daemon goes on. To wait for it: ml-dash wait{root}")
 
     def _cli_root(self) -> str:
         root = self._connection.endpoint.root
         return f" --root {shlex.quote(str(root))}" if root is not None else ""
 
 
-class Run:
-    """The time during which an experiment's files are saved. Starting and ending are idempotent."""
+def ml_dash_experiment(prefix: str | None = None, **options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """A decorator: each call of the function is a run of its own experiment, which it gets as `experiment=`.
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
-        self.state = RunState.CREATED
-        self.started_ms = 0
+    The arguments are those of `Experiment`; fields of the prefix are filled in with each call. The run is completed
+    when the function returns, and failed when it raises.
+    """
 
-    def start(self) -> Experiment:
-        """Opens the run; one that has ended is opened again."""
-        if self.state is not RunState.RUNNING:
-            self._experiment._open()  # noqa: SLF001
-            self.started_ms = now_ms()
-            self.state = RunState.RUNNING
-        return self._experiment
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        if inspect.iscoroutinefunction(function):
 
-    def opened(self) -> int:
-        """When it was last started: milliseconds since 1970, UTC."""
-        return self.started_ms
+            async def run_async(*args: Any, **named: Any) -> Any:
+                with Experiment(prefix, **options).run as experiment:
+                    return await function(*args, experiment=experiment, **named)
 
-    def complete(self) -> None:
-        """Ends the run well."""
-        self._end(RunState.COMPLETED)
+            return cast("Callable[..., R]", functools.wraps(function)(run_async))
 
-    def fail(self) -> None:
-        """Ends the run as failed; its files are kept."""
-        self._end(RunState.FAILED)
+        @functools.wraps(function)
+        def run(*args: Any, **named: Any) -> R:
+            with Experiment(prefix, **options).run as experiment:
+                return function(*args, experiment=experiment, **named)
 
-    def cancel(self) -> None:
-        """Ends the run as cancelled; its files are kept."""
-        self._end(RunState.CANCELLED)
+        return run
 
-    def __enter__(self) -> Experiment:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.complete()
-            return
-        try:
-            self.fail()
-        except MLDashError as failure:  # the script's own exception goes first
-            _say(str(failure))
-
-    def _end(self, state: RunState) -> None:
-        if self.state is RunState.RUNNING:
-            try:
-                self._experiment._leave()  # noqa: SLF001
-            finally:
-                self.state = state
+    return decorate
 
 
-def files_at(prefix: str, connection: Connection, durability: str = "") -> Files:
+def files_at(prefix: str | None, connection: Connection, durability: str = "") -> Files:
     """An experiment's files without a run: what the `ml-dash` command works with."""
-    return Files(connection, _place(prefix), durability, lambda: 0)
-
-
-def _place(prefix: str) -> m.Place:
-    """The three parts of a prefix; the daemon checks their names."""
-    parts = prefix.split("/", 2)
-    if len(parts) < 3:  # noqa: PLR2004 namespace, project, experiment
-        raise error(Code.INVALID_PREFIX, f"the prefix {prefix!r} has fewer than three segments")
-    return m.Place(namespace=parts[0], project=parts[1], experiment=parts[2])
-
-
-def _say(text: str) -> None:
-    print(f"ml-dash: {text}", file=sys.stderr)  # noqa: T201 a word to whoever started the script
+    return Files(connection, place_of(prefix_of(prefix)), durability, lambda: 0)

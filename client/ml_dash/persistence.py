@@ -21,8 +21,9 @@ LOOK_S = 0.05
 class Persistence:
     """Of one request. A daemon that was never there is not looked for."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, patience_s: float = RECONNECT_S) -> None:
         self._endpoint = endpoint
+        self._patience_s = patience_s
         self._losses = 0
         self._away_since = float("inf")
 
@@ -34,7 +35,7 @@ class Persistence:
             self._losses, self._away_since = self._losses + 1, now
         self._away_since = min(self._away_since, now)
         known = was_there or failure.code is not Code.DAEMON_UNAVAILABLE
-        too_long = self._losses > LOSSES or now - self._away_since >= RECONNECT_S
+        too_long = self._losses > LOSSES or now - self._away_since >= self._patience_s
         if failure.code not in PASSING or not known or too_long:
             raise failure from None
         threading.Event().wait(LOOK_S)

@@ -72,6 +72,16 @@ def which(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[st
     return endpoint_of(".dash"), "no service runs, and nothing names another"
 
 
+def find_service(socket_path: str | os.PathLike[str] | None) -> Endpoint:
+    """A service: the one named, or one that runs here. Raises DAEMON_UNAVAILABLE where there is neither."""
+    endpoint, _ = which(socket_path, None)
+    if endpoint.root is not None:
+        what = "dash_url means the store of a service, and none runs here"
+        hint = "start one with `ml-dashd run --config …`, or leave dash_url out: the files go to dash_root"
+        raise error(Code.DAEMON_UNAVAILABLE, what, hint)
+    return endpoint
+
+
 def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
     """The embedded daemon of a root. Of one that is on a network file system and new, the socket is not known yet."""
     folder = Path(root).absolute()

@@ -31,6 +31,7 @@ from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.room import Room
+from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.socket_server import Access, SocketServer
 from ml_dashd.edge.system import (
@@ -44,6 +45,7 @@ from ml_dashd.edge.system import (
     raise_descriptor_limit,
 )
 from ml_dashd.edge.systemd import Systemd
+from ml_dashd.edge.tree import FolderTree
 from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.again import Again
@@ -61,8 +63,10 @@ from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
+from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.recover import Recovered, recover
+from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
@@ -207,6 +211,7 @@ class Daemon:
         self._catalog = SqliteCatalog(config.catalog_path, faults)
         if self._embedded is not None:
             await self._embedded.merge(self._catalog)
+        self._runs = SqliteRuns(config.runs_path, faults)
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
         self._slots = SlotFiles(spool, room, budget)
@@ -220,6 +225,7 @@ class Daemon:
         await self._drain.resume()
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
+        self._mirroring = asyncio.create_task(self._mirror.run(), name="mirror")
         policy = _policy(config)
         access = Access(
             policy,
@@ -334,6 +340,8 @@ class Daemon:
             bell=self._bell,
             clock=clock,
         )
+        tree = None if config.bucket else FolderTree(config.store_root, int(config.store.mode, 8))
+        self._mirror = Mirror(runs=self._runs, tree=tree, threads=self._disk, clock=clock)
         self._sweep = Sweep(self._journal, finish, clock)
 
     async def _make_service(self, policy: Policy) -> Serve:
@@ -379,6 +387,8 @@ class Daemon:
             clock=self._clock,
             part_bytes=config.store.part_size,
         )
+        experiments = Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock)
+        self._chores.append(asyncio.create_task(experiments.keep(), name="rows"))
         identity = Identity(
             version=version("ml-dash"),
             pid=os.getpid(),
@@ -407,6 +417,7 @@ class Daemon:
                 policy=policy,
             ),
             sending=self._pace.sending,
+            experiments=experiments,
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
@@ -487,7 +498,9 @@ class Daemon:
         await self._server.stop()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
         self._copying.cancel()
-        await asyncio.gather(self._copying, return_exceptions=True)
+        self._mirroring.cancel()
+        await asyncio.gather(self._copying, self._mirroring, return_exceptions=True)
+        await self._mirror.close()
         await self._worker.stop()
         await self._drain.after_stop()
         await self._stop_watching()
@@ -500,6 +513,7 @@ class Daemon:
         if self._embedded is not None:
             await self._embedded.carry(self._catalog)
             self._embedded.leave()
+        await self._runs.close()
         await self._catalog.close()
         self._journal.close()
         for pool in (self._threads, self._quick, self._disk):

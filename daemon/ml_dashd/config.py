@@ -165,6 +165,11 @@ class Config:
         """The file of a sqlite:// catalog."""
         return self._followed(_file_path(self.catalog.url))
 
+    @property
+    def runs_path(self) -> Path:
+        """Beside it, the file of experiments, parameters and metrics."""
+        return self.catalog_path.with_name(f"{self.catalog_path.stem}-runs.sqlite")
+
     def _followed(self, path: Path) -> Path:
         """What is in an embedded daemon's root is reached through its working folder, wherever that is moved."""
         if self.embedded is None or not path.is_relative_to(self.embedded):

@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash.errors import MLDashError, error
-from ml_dash.messages import Accepted, AcceptedMany, CommitSlot, Message, Put, PutMany, Record, Upload
+from ml_dash.messages import (
+    CommitSlot,
+    EndRun,
+    LogRows,
+    Message,
+    OpenExperiment,
+    Put,
+    PutMany,
+    Record,
+    SetParams,
+    Upload,
+)
 from ml_dashd import logs
 from ml_dashd.config import HOME, WORKING, Config
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
@@ -32,7 +43,7 @@ REMOVING_S = 2.0
 """Who removes a root has this long to come to its end before the next daemon is let into it."""
 CARRY_S = 60.0
 """Between copies of the catalog into a root whose state lies elsewhere: each costs as much as the catalog is long."""
-HAND_OFFS = (Upload, Put, PutMany, CommitSlot)
+HAND_OFFS = (Upload, Put, PutMany, CommitSlot, OpenExperiment, EndRun, SetParams, LogRows)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -156,7 +167,7 @@ class EmbeddedService:
         except Exception:
             await self._embedded.check()
             raise
-        if isinstance(reply, Accepted | AcceptedMany):  # nothing is acknowledged that is lost already
+        if isinstance(message, HAND_OFFS):  # nothing is acknowledged that is lost already
             await self._embedded.check()
         return self._told(reply), attached
 

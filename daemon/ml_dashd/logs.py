@@ -88,6 +88,8 @@ EVENTS = {
     "root_gone": "the root of an embedded daemon, or its journal or spool, was removed, which ends it",
     "root_lost": "another host holds the root of this embedded daemon, which ends it",
     "root_moved": "the root of an embedded daemon is at another path",
+    "rows_adopted": "a root had rows of a metric that its catalog had not: another host's, an earlier release's",
+    "rows_not_synced": "rows of metrics are not on stable storage: the disk is full, or has failed",
     "scratch_left": "what was made to see what the store does could not be removed now; it is tried again",
     "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
     "stopped": "the daemon has ended in order",
@@ -96,6 +98,7 @@ EVENTS = {
     "sweep_failed": "a defect while old rows were removed; they stay a while longer",
     "sweep_postponed": "the store did not answer while old rows were removed; they stay a while longer",
     "sync_failed": "the disk refused to sync a source: the file is given up, because its bytes can't be trusted",
+    "tree_not_written": "what the catalog has of an experiment could not be shown in the root; it is tried again",
 }
 """Every event, and when it comes; docs/logs.md is made from this table and the calls."""
 

@@ -31,6 +31,8 @@ from tests.harness import (
 MIB = 1 << 20
 SIZE = 40 * MIB + 5
 CANCEL = "finish.before_cancelled"
+RUNS = ("runs.before_commit", "runs.after_commit")
+"""Of test_kill_rows.py."""
 COPY = ("copies.copied", "copies.before_repin", "copies.after_repin")
 SEAL = ("seal.written", "seal.done")
 RULES = {
@@ -75,7 +77,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
 
 def test_every_point_in_the_code_belongs_to_a_rule() -> None:
     """The list is read from the code; each case below fails unless its point was met."""
-    assert sorted([CANCEL, *COPY, *SEAL, *(point for points in RULES.values() for point in points)]) == fault_points()
+    named = (point for points in RULES.values() for point in points)
+    assert sorted([CANCEL, *COPY, *SEAL, *RUNS, *named]) == fault_points()
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def held(service: DaemonProcess) -> Iterator[Held]:
     """An open run of an experiment whose files are stored only once they are let go."""
     assert isinstance(service.store, Folder)
     namespace = secrets.token_hex(4)
-    gate = service.store.root / namespace
+    gate = service.store.root / namespace / "cv/held/files"
+    gate.parent.mkdir(parents=True)
     gate.touch()
     with service.experiment(f"{namespace}/cv/held").run as run:
         holding = Held(run, gate)

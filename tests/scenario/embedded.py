@@ -20,7 +20,7 @@ from ml_dash import Experiment
 from ml_dash.connection import Connection
 from ml_dash.messages import Status, StatusReport
 from ml_dash.reach import Endpoint, endpoint_of
-from tests.harness import PREFIX
+from tests.harness import PREFIX, is_object
 
 
 @dataclass
@@ -50,9 +50,9 @@ class Root:
             connection.close()
 
     def files(self) -> list[str]:
-        """Every file that a user finds there."""
+        """Every file that was handed over and that a user finds there."""
         found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(str(path) for path in found if not str(path).startswith(".ml-dash"))
+        return sorted(str(path) for path in found if not str(path).startswith(".ml-dash") and is_object(str(path)))
 
     def log(self) -> str:
         return (self.state / "log").read_text()
@@ -87,7 +87,7 @@ def opened(descriptor: int) -> Iterator[int]:
 @contextmanager
 def held(root: Root, prefix: str = PREFIX) -> Iterator[Callable[[], None]]:
     """Files stay on their way until what this yields is called: a plain file stands where their folder has to be."""
-    gate = root.path / prefix.partition("/")[0]
+    gate = root.path / prefix / "files"
     gate.parent.mkdir(parents=True, exist_ok=True)
     gate.touch()
 

@@ -272,8 +272,24 @@ DESCRIBED = st.just(FILE) | st.builds(
 )  # fmt: skip
 KEYS = st.binary(max_size=16)
 IDS = st.lists(NUMBERS, max_size=5).map(tuple)
+JSON = st.sampled_from(["{}", "[", "[1]", '{"a": 1, "a.b": 2}', '{"a": "\\ud800"}', '["a", "b", "c", 1]', '{"": 1}'])
+ROWS = st.lists(st.builds(m.NewRow, metric=TEXTS, data=JSON), max_size=3).map(tuple)
 SOUND = st.one_of(
-    st.builds(m.OpenExperiment, request=NUMBERS, place=PLACES),
+    st.builds(m.OpenExperiment, request=NUMBERS, place=PLACES, readme=TEXTS, metadata=JSON, host=TEXTS),
+    st.builds(m.EndRun, request=NUMBERS, place=PLACES, status=TEXTS | st.just("FAILED"), error=TEXTS),
+    st.builds(m.SetParams, request=NUMBERS, place=PLACES, values=JSON),
+    st.builds(m.LogRows, request=NUMBERS, place=PLACES, writer=NUMBERS, number=NUMBERS, rows=ROWS, durability=TEXTS),
+    st.builds(
+        m.ListExperiments,
+        request=NUMBERS,
+        prefix=TEXTS,
+        cursor=JSON,
+        page_size=NUMBERS,
+        details=st.booleans(),
+        seen_rows=NUMBERS,
+        timeout_ms=st.integers(0, 20),
+    ),
+    st.builds(m.ReadRows, request=NUMBERS, place=PLACES, metric=TEXTS, start=NUMBERS, count=NUMBERS),
     st.builds(m.Upload, request=NUMBERS, key=KEYS, file=DESCRIBED, source=TEXTS, durability=TEXTS, snapshot=TEXTS),
     st.builds(m.Put, request=NUMBERS, key=KEYS, file=DESCRIBED, content=KEYS, sha256=KEYS),
     st.builds(m.RequestSlot, request=NUMBERS, size_bytes=NUMBERS, held=IDS),

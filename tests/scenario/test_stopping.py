@@ -91,7 +91,7 @@ def test_who_waits_for_a_file_does_not_hold_the_stop_up(tmp_path: Path) -> None:
     expected = make_file(tmp_path / "best.pt", 70_000)
     with daemon_at(tmp_path, store, 1) as daemon:
         gate.touch()  # the store can make no folder there: the file stays on its way
-        with daemon.experiment().run as exp, RawClient(daemon.socket).greet() as waiting:
+        with daemon.experiment(exit_wait=0).run as exp, RawClient(daemon.socket).greet() as waiting:
             exp.files.upload(tmp_path / "best.pt")
             wait = m.Wait(request=5, until="stored", timeout_ms=60_000, place=place_of(PREFIX))
             waiting.send(m.encode(wait))
@@ -159,7 +159,7 @@ def test_nothing_new_is_begun_while_it_ends(swift, tmp_path: Path) -> None:
     """A hand-off that comes too late is refused or never answered; one that was answered is there."""
     make_file(tmp_path / "best.pt", SIZE)
     with CountingProxy(swift.endpoint) as proxy, daemon_at(tmp_path, Bucket(swift, proxy.endpoint), 1) as daemon:
-        with daemon.experiment().run as exp, RawClient(daemon.socket).greet() as late:
+        with daemon.experiment(exit_wait=0).run as exp, RawClient(daemon.socket).greet() as late:
             exp.files.upload(tmp_path / "best.pt")
             assert proxy.wait_for_bytes(20 * MIB, 30)
             proxy.stall()

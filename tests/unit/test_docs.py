@@ -13,14 +13,15 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin, 
 
 import pytest
 
-from ml_dash import experiment, files, messages, result, wire
+from ml_dash import experiment, files, messages, metrics, params, result, run, wire
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, actions_of, build
 from ml_dash.errors import TABLE
 from ml_dashd import config, logs
+from ml_dashd.core.runs import MAX_PARAMS
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, audit, browse, fetch, serve
+from ml_dashd.flow import accept, audit, browse, fetch, runs, serve
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,10 @@ def _messages() -> str:
             messages.Count,
             messages.Check,
             messages.Refusal,
+            messages.NewRow,
+            messages.Row,
+            messages.Metric,
+            messages.ExperimentRecord,
         )
     ]
     return "\n".join(lines)
@@ -168,6 +173,10 @@ def _limits() -> str:
         ("reports of the status", _list(*serve.REPORTS)),
         ("files being pinned", _list(*accept.PINS)),
         ("files being copied before the answer", _list(*accept.COPIES)),
+        ("looks at experiments and rows", _list(*runs.RUN_LOOKS)),
+        ("metrics of an experiment; in a call; characters of a row",
+         _list(messages.METRICS, messages.ROWS, messages.ROW_CHARACTERS)),
+        ("parameters of an experiment; their bytes", _list(MAX_PARAMS, messages.PARAMS_BYTES)),
         ("passes for a checksum", _list(*browse.HASHES)),
         ("downloads", _list(*fetch.FETCHES)),
         ("requests that verify what is stored", _list(*audit.AUDITS)),
@@ -258,7 +267,8 @@ def _plain(value: Any) -> Any:
 
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
-    named = re.findall(r"`((?:pin|accept|settle|copies|seal|journal|catalog|upload|batch|local|finish)\.\w+)`", text)
+    stages = "pin|accept|settle|copies|seal|journal|catalog|runs|upload|batch|local|finish"
+    named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()
 
 
@@ -298,7 +308,9 @@ def test_the_readme_names_every_command() -> None:
     assert {name for name in COMMANDS if f"ml-dash {name}" not in text} == set()
 
 
-@pytest.mark.parametrize("module", [experiment, files, result], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [experiment, files, metrics, params, result, run], ids=lambda module: module.__name__
+)
 def test_public_names_have_docstrings(module: Any) -> None:
     for name, thing in vars(module).items():
         if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__:

@@ -269,7 +269,9 @@ def test_the_limits_are_the_messages_own():
 
 
 @pytest.mark.parametrize(
-    "schema", [one for one in m.REQUESTS.values() if one is not m.PutMany], ids=lambda schema: schema.__name__
+    "schema",
+    [one for one in m.REQUESTS.values() if one not in (m.PutMany, m.LogRows)],
+    ids=lambda schema: schema.__name__,
 )
 def test_a_request_of_the_longest_fields_fits_its_limit(schema: type[m.Message]):
     plain = largest(schema)
@@ -337,3 +339,23 @@ def test_a_field_with_its_default_does_not_travel():
     assert frame.fields == {"request": 1, "place": {"namespace": "alice", "project": "cv", "experiment": "resnet"}}
     (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(m.List(request=1, place=PLACE, pattern="", latest=True)))
     assert frame.fields.keys() == {"request", "place", "pattern", "latest"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"readme": "r" * (256 * m.KIB + 1)}, "readme has a length of 262145, at most 262144"),
+        ({"tags": ("",) * 129}, "tags has a length of 129, at most 128"),
+        ({"readme": "数" * 200_000, "metadata": "数" * 100_000}, "what is said takes 9000"),
+    ],
+)
+def test_a_request_past_a_bound_is_the_callers_error(words: dict[str, Any], said: str):
+    with pytest.raises(MLDashError) as refused:
+        m.checked(m.OpenExperiment(request=1, place=PLACE, **words))
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert said in refused.value.message
+
+
+def test_a_request_within_its_bounds_is_returned():
+    said = m.OpenExperiment(request=1, place=PLACE, readme="r" * 256 * m.KIB)
+    assert m.checked(said) is said

@@ -71,12 +71,62 @@ LEAST_RECORD = m.Record(
 KEY = bytes(range(16))
 ORIGIN = m.Origin(id=7, created_ms=1_750_000_000_000, updated_ms=1_750_000_000_001, sha256="ab" * 32)
 REFUSAL = m.Refusal(id=1, path="models/best.pt", code="CHECKSUM_MISMATCH", message="other bytes", hint="restore it")
+RUN = m.ExperimentRecord(
+    namespace="alice",
+    project="cv",
+    experiment="resnet",
+    owner_uid=1000,
+    status="FAILED",
+    host="node-1",
+    user="alice",
+    created_ms=1_750_000_000_000,
+    started_ms=1_750_000_000_001,
+    updated_ms=1_750_000_000_003,
+    ended_ms=1_750_000_000_002,
+    error="ValueError: loss",
+    readme="# größe",
+    tags=("best",),
+    bindrs=("run",),
+    metadata="{}",
+)
 
 EXAMPLES: dict[str, tuple[m.Message, int]] = {
     type(message).__name__: (message, descriptors)
     for message, descriptors in (
         (m.Hello(request=0, min_version=1, max_version=1, client="ml-dash 1.0"), 0),
-        (m.OpenExperiment(request=1, place=PLACE), 0),
+        (
+            m.OpenExperiment(
+                request=1, place=PLACE, readme="# größe", tags=("a",), bindrs=("b",), metadata="{}", host="h", user="u"
+            ),
+            0,
+        ),
+        (m.EndRun(request=23, place=PLACE, status="FAILED", error="ValueError: loss"), 0),
+        (m.SetParams(request=24, place=PLACE, values='{"lr": 0.1}'), 0),
+        (
+            m.LogRows(
+                request=25,
+                place=PLACE,
+                writer=2**63 - 1,
+                number=1,
+                durability="disk",
+                rows=(m.NewRow(metric="train", data='{"loss": 0.5}'),),
+            ),
+            0,
+        ),
+        (
+            m.ListExperiments(
+                request=26, prefix="alice/cv", cursor="[]", page_size=10, details=True, seen_rows=3, timeout_ms=1000
+            ),
+            0,
+        ),
+        (m.ReadRows(request=27, place=PLACE, metric="train", start=5, count=10), 0),
+        (
+            m.Experiments(
+                request=26, experiments=(RUN,), cursor="[]", params="{}", metrics=(m.Metric(name="train", rows=7),)
+            ),
+            0,
+        ),
+        (m.Rows(request=27, rows=(m.Row(created_ms=1_750_000_000_000, data="{}"),), start=5, total=6), 0),
         (
             m.Upload(
                 request=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from ml_dash.cli import (
     pushing,
     reaching,
     report,
+    runs,
     show,
     steering,
     top,
@@ -159,6 +161,43 @@ def doctor(options: Namespace) -> int:
     return status
 
 
+def experiments(options: Namespace) -> int:
+    """Lists experiments."""
+    with reaching.connected(options) as connection:
+        found = runs.experiments(connection, options.below)
+        if options.json:
+            show.array(map(runs.as_object, found))
+        else:
+            show.lines(runs.experiment_lines(found))
+    return 0
+
+
+def params(options: Namespace) -> int:
+    """Prints the parameters of an experiment."""
+    with reaching.connected(options) as connection:
+        found = runs.params(connection, reaching.files(options, connection).place)
+    if options.json:
+        show.one(found)
+    else:
+        show.lines(runs.param_lines(found))
+    return 0
+
+
+def metrics(options: Namespace) -> int:
+    """Prints the rows of metrics."""
+    with reaching.connected(options) as connection:
+        place = reaching.files(options, connection).place
+        found = runs.rows(connection, place, options.name, follow=options.follow)
+        if not options.json:
+            show.lines(runs.row_lines(found, at_once=1 if options.follow else runs.AT_ONCE))
+        elif options.follow:
+            for row in found:
+                print(json.dumps(row), flush=True)
+        else:
+            show.array(found)
+    return 0
+
+
 def complete(options: Namespace) -> int:
     """Prints a completion script."""
     print(completion.script(options.shell, parser.build()), end="")
@@ -174,6 +213,9 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "wait": wait,
     "drain": drain,
     "doctor": doctor,
+    "experiments": experiments,
+    "params": params,
+    "metrics": metrics,
     "completion": complete,
     "verify": checking.verify,
     "versions": steering.versions,

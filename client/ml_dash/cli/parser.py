@@ -53,6 +53,17 @@ EXAMPLES = {
   ml-dash doctor                                   what is wrong, and what to do about it
   ml-dash doctor --socket /run/ml-dash/ml-dashd.sock
   ml-dash doctor --json | jq '.checks[] | select(.verdict == "bad")'""",
+    "experiments": """\
+  ml-dash experiments                              all that a run was begun of, and how they fare
+  ml-dash experiments alice/cv
+  ml-dash experiments --json | jq '.[] | select(.status == "FAILED")'""",
+    "params": """\
+  ml-dash params --prefix alice/cv/resnet
+  ml-dash params --prefix alice/cv/resnet --json | jq '."opt.name"'""",
+    "metrics": """\
+  ml-dash metrics --prefix alice/cv/resnet             the rows of every metric
+  ml-dash metrics train --prefix alice/cv/resnet --follow
+  ml-dash metrics train --prefix alice/cv/resnet --json | jq '.[-1].data.loss'""",
     "completion": """\
   source <(ml-dash completion bash)                now; put it into ~/.bashrc to keep it
   ml-dash completion zsh > "${fpath[1]}/_ml-dash"
@@ -169,6 +180,20 @@ def _drain(parser: Parser) -> None:
     parser.add_argument("--stop", action="store_true", help="end the daemon afterwards, whatever is left")
 
 
+def _experiments(parser: Parser) -> None:
+    parser.add_argument("below", metavar="PREFIX", nargs="?", default="", help="a namespace, a project, an experiment")
+
+
+def _params(parser: Parser) -> None:
+    add_prefix(parser)
+
+
+def _metrics(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one metric (default: all; None is the unnamed one)")
+    add_prefix(parser)
+    parser.add_argument("--follow", action="store_true", help="print rows as they come, until the run has ended")
+
+
 def _completion(parser: Parser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
 
@@ -183,6 +208,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
     "doctor": ("look for all that may be wrong: store, credentials, permissions, disks, limits", _doctor),
     **arguments.COMMANDS,
+    "experiments": ("list experiments, and how their runs fare", _experiments),
+    "params": ("print what an experiment was run with", _params),
+    "metrics": ("print the rows of metrics; with --json --follow, one JSON document a row", _metrics),
     "completion": ("print a completion script for a shell", _completion),
 }
 

@@ -200,3 +200,9 @@ def _draw_plainly(unit: str) -> _Drawn:
         print(f"\r{title}  {100 * done // total} %  {amount}\x1b[K", end="", file=sys.stderr, flush=True)
 
     return _Drawn(update, lambda: print(file=sys.stderr))
+
+
+def lines(some: Iterable[str]) -> None:
+    """A line at a time, as they come."""
+    for line in some:
+        print(line, flush=True)

@@ -7,7 +7,7 @@ field with a default may be left out, and `encode` does so. It trusts its caller
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import cast
+from typing import TypeVar, cast
 
 from ml_dash import wire
 from ml_dash.errors import Code, ProtocolError, error
@@ -57,7 +57,6 @@ from ml_dash.messages.requests import (
     GrowSlot,
     Hello,
     List,
-    OpenExperiment,
     Put,
     PutMany,
     ReleaseSlot,
@@ -68,16 +67,41 @@ from ml_dash.messages.requests import (
     Verify,
     Wait,
 )
+from ml_dash.messages.runs import (
+    METRICS,
+    NAME_CHARACTERS,
+    PARAMS_BYTES,
+    ROW_CHARACTERS,
+    ROWS,
+    EndRun,
+    ExperimentRecord,
+    Experiments,
+    ListExperiments,
+    LogRows,
+    Metric,
+    NewRow,
+    OpenExperiment,
+    ReadRows,
+    Row,
+    Rows,
+    SetParams,
+)
 from ml_dash.schema import broken, plain, reader
 
 __all__ = [
     "INLINE_BYTES",
+    "KIB",
     "MANY",
+    "METRICS",
+    "NAME_CHARACTERS",
+    "PARAMS_BYTES",
     "PRIORITIES",
     "REPLIES",
     "REPLY_LIMITS",
     "REQUESTS",
     "REQUEST_LIMITS",
+    "ROWS",
+    "ROW_CHARACTERS",
     "Accepted",
     "AcceptedMany",
     "Branch",
@@ -92,8 +116,11 @@ __all__ = [
     "Done",
     "Drain",
     "Drained",
+    "EndRun",
     "Examine",
     "Examined",
+    "ExperimentRecord",
+    "Experiments",
     "Failed",
     "Fetch",
     "Fetched",
@@ -101,7 +128,11 @@ __all__ = [
     "GrowSlot",
     "Hello",
     "List",
+    "ListExperiments",
+    "LogRows",
     "Message",
+    "Metric",
+    "NewRow",
     "OpenExperiment",
     "Origin",
     "Page",
@@ -110,12 +141,16 @@ __all__ = [
     "Put",
     "PutMany",
     "Ranges",
+    "ReadRows",
     "Record",
     "Refusal",
     "ReleaseSlot",
     "RequestSlot",
     "Retried",
     "Retry",
+    "Row",
+    "Rows",
+    "SetParams",
     "SlotGranted",
     "Status",
     "StatusReport",
@@ -126,9 +161,12 @@ __all__ = [
     "Waited",
     "Welcome",
     "check",
+    "checked",
     "decode",
     "encode",
 ]
+
+M = TypeVar("M", bound=Message)
 
 SHORT = 128
 """No bound is less: what is shorter in all needs no closer look."""
@@ -139,14 +177,15 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch, Examine, Retry, Verify, GrowSlot,
+        Status, Drain, PutMany, Branch, Examine, Retry, Verify, EndRun, SetParams, LogRows, ListExperiments, ReadRows,
+        GrowSlot,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined, Retried, Verified,
+        Drained, AcceptedMany, Branched, Examined, Retried, Verified, Experiments, Rows,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
@@ -182,3 +221,17 @@ def check(described: Described) -> None:
     if size > DESCRIBED_BYTES:
         what = f"name, description, tags, bindrs and metadata take {size} bytes, at most {DESCRIBED_BYTES}"
         raise error(Code.INVALID_ARGUMENT, what, "shorten them")
+
+
+def checked(message: M) -> M:
+    """The message. Raises INVALID_ARGUMENT where its caller's words are past a bound: the daemon would hang up."""
+    fields = plain(message)
+    try:
+        reader(cast("Hashable", type(message)))(fields, "")
+    except ProtocolError as bad:
+        raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
+    size = len(wire.encode(message.kind, fields))
+    if size > message.limit:
+        what = f"what is said takes {size} bytes, at most {message.limit}"
+        raise error(Code.INVALID_ARGUMENT, what, "shorten it, or save what is large as a file")
+    return message

@@ -20,14 +20,6 @@ class Hello(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenExperiment(Message):
-    """Asks whether files can be kept there: checks the prefix."""
-
-    kind: ClassVar[int] = 2
-    place: Place
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Upload(Message):
     """Hands over an open file, the one descriptor beside it. `source` is its path, for messages and recovery.
 

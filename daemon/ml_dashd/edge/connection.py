@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ml_dash import messages
 from ml_dash.errors import Code, MLDashError, ProtocolError
-from ml_dash.messages import Branch, Branched, Failed, Fetch, Hello, Message, Verify, Wait
+from ml_dash.messages import Branch, Branched, Failed, Fetch, Hello, ListExperiments, Message, Verify, Wait
 from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
 from ml_dashd.ports import Service, Session
 
@@ -145,7 +145,7 @@ class Connection:
 
     async def _ask(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
         """What only waits, or only reads, ends when nobody is left to be told. What takes a file in never does."""
-        if not isinstance(message, Wait | Fetch | Verify):
+        if not isinstance(message, Wait | Fetch | Verify | ListExperiments):
             return await self._service.handle(self._session, message, descriptors, self._report)
         waiting = self._waiting = asyncio.timeout(None)
         try:

@@ -58,6 +58,7 @@ class _Call:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     spare: bool
+    soon: bool
 
 
 class Database:
@@ -81,6 +82,7 @@ class Database:
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._closed = False
         self._failed: JournalError | None = None
+        self._full_sync = True
         self._reserve = Reserve(path.with_suffix(".reserve"))
         self._refill_at = 0.0
         try:
@@ -91,17 +93,18 @@ class Database:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    async def call(self, work: Callable[[sqlite3.Connection], T], *, spare: bool = False) -> T:
+    async def call(self, work: Callable[[sqlite3.Connection], T], *, spare: bool = False, soon: bool = False) -> T:
         """The function's result, once what it wrote is on stable storage.
 
         It may run twice, the first time undone. `spare`: it takes more in, so it is refused where the disk is full. A
-        caller that is cancelled does not undo it: what was asked for is done.
+        caller that is cancelled does not undo it: what was asked for is done. `soon`: what it wrote is the kernel's
+        when it returns, and on stable storage with the next change that is not of this kind.
         """
         if self._closed:
             raise error(Code.SHUTTING_DOWN, f"the {self._name} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Call(work, loop, future, spare))
+        self._queue.put(_Call(work, loop, future, spare, soon))
         return await asyncio.shield(future)
 
     def failure(self) -> JournalError | None:
@@ -162,6 +165,7 @@ class Database:
         """One transaction; its failure is that of all."""
         outcomes: list[Outcome] = []
         try:
+            self._set_sync(full=not all(call.soon for call in batch))
             # What may not write any more can still be read.
             self._connection.execute("BEGIN IMMEDIATE" if self._failed is None else "BEGIN")
             changes = self._connection.total_changes
@@ -176,6 +180,12 @@ class Database:
                 self._stop_writing(failure)
             outcomes = [(None, failure)] * len(batch)
         return outcomes
+
+    def _set_sync(self, *, full: bool) -> None:
+        """Whether the next commit waits for the disk. One that does brings those before it along."""
+        if full is not self._full_sync:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
+            self._full_sync = full
 
     def _commit(self, *, wrote: bool) -> None:
         """Ends the transaction; one that only read is no durable step."""

@@ -9,7 +9,6 @@ from typing import Any
 from ml_dash import messages as m
 from ml_dash.errors import TABLE, Code, error
 from ml_dash.wire import VERSION
-from ml_dashd.core import names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import Job, Sending, Trouble
 from ml_dashd.core.states import State
@@ -23,6 +22,7 @@ from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
@@ -69,6 +69,7 @@ class Serve:
         audit: Audit,
         again: Again,
         sending: Callable[[], Sending],
+        experiments: Experiments,
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -99,7 +100,6 @@ class Serve:
         self._sessions: set[int] = set()
         self._answers: dict[type[m.Message], Callable[..., Awaitable[Reply]]] = {
             m.Hello: self._hello,
-            m.OpenExperiment: self._open_experiment,
             m.Upload: self._upload,
             m.Put: self._put,
             m.PutMany: self._put_many,
@@ -117,6 +117,7 @@ class Serve:
             m.Examine: self._examine,
             m.Retry: self._retry,
             m.Verify: self._verify,
+            **experiments.answers,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -144,11 +145,6 @@ class Serve:
         return m.Welcome(
             request=message.request, version=VERSION, daemon=me.version, embedded=me.embedded, store=me.store
         ), ()
-
-    async def _open_experiment(self, _: Session, message: m.OpenExperiment, *__: Any) -> Reply:
-        place = message.place
-        names.clean_experiment(place.namespace, place.project, place.experiment)
-        return m.Done(request=message.request), ()
 
     # ---- hand-off
 

@@ -1,0 +1,102 @@
+"""The run of an experiment: how it begins and ends, and what is noted of that."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ml_dash.connection import now_ms
+from ml_dash.errors import MLDashError, NetworkError
+
+if TYPE_CHECKING:
+    from ml_dash.experiment import Experiment
+
+ERROR_CHARACTERS = 16 * 1024
+"""Of what ended a run, as it is noted; what the message takes."""
+
+
+class RunState(StrEnum):
+    """What became of a run."""
+
+    CREATED = "CREATED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class Run:
+    """The time during which an experiment's files, parameters and metrics are saved.
+
+    Starting and ending are idempotent, and noted durably. A script that is killed says nothing: its experiment stays
+    RUNNING until it is opened and ended again. Of several processes, whoever ends last, or starts again, is noted.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self.state = RunState.CREATED
+        self.started_ms = 0
+
+    def start(self) -> Experiment:
+        """Opens the run; one that has ended is opened again."""
+        if self.state is not RunState.RUNNING:
+            self._experiment._open()  # noqa: SLF001
+            self.started_ms = now_ms()
+            self.state = RunState.RUNNING
+        return self._experiment
+
+    def opened(self) -> int:
+        """When it was last started: milliseconds since 1970, UTC."""
+        return self.started_ms
+
+    def complete(self) -> None:
+        """Ends the run well."""
+        self._end(RunState.COMPLETED)
+
+    def fail(self, error: str | None = None) -> None:
+        """Ends the run as failed; its files are kept. `error` says why, in at most 16,384 characters."""
+        self._end(RunState.FAILED, error)
+
+    def cancel(self) -> None:
+        """Ends the run as cancelled; its files are kept."""
+        self._end(RunState.CANCELLED)
+
+    def __enter__(self) -> Experiment:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._end(RunState.COMPLETED, leaving=True)
+            return
+        try:
+            if isinstance(raised, SystemExit) and not raised.code:  # sys.exit() ends a script well
+                self._end(RunState.COMPLETED, leaving=True)
+            else:
+                self._end(RunState.FAILED, "".join(traceback.format_exception_only(raised)).strip(), leaving=True)
+        except MLDashError as failure:  # the script's own exception goes first
+            say(str(failure))
+
+    def _end(self, state: RunState, error: str | None = None, *, leaving: bool = False) -> None:
+        """Has it noted, then waits for files. Who leaves a block, its work done, is only told where it is not noted."""
+        if self.state is not RunState.RUNNING:
+            return
+        try:
+            try:
+                self._experiment._note_end(state, error and error[:ERROR_CHARACTERS])  # noqa: SLF001
+            except NetworkError as failure:
+                if not leaving:
+                    raise
+                say(f"it is not noted that {self._experiment.prefix} is {state}: {failure}")
+            self._experiment._leave()  # noqa: SLF001
+        finally:
+            self.state = state
+
+
+def say(text: str) -> None:
+    """A word to whoever started the script."""
+    print(f"ml-dash: {text}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,210 @@
+"""What is known of an experiment beside its files: how its run fares, its parameters, the rows of its metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ml_dash.errors import Code, error
+from ml_dashd.core import names
+
+MAX_NAME_BYTES = 1024
+"""Of a metric or a parameter: what a path may take in a store."""
+MAX_PARAMS = 10_000
+UNNAMED = "None"
+"""The folder of the unnamed metric, as earlier releases had it; as a name it is the same metric."""
+DATA = "data.jsonl"
+"""A metric's rows in its folder: no metric's name may have a part like this."""
+
+
+class RunStatus(StrEnum):
+    """How an experiment's run fares. One whose trainer was killed stays RUNNING: nobody has said anything else."""
+
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RunKey:
+    """Whose experiment: each user has a record, parameters and metrics of their own, as with files."""
+
+    namespace: str
+    project: str
+    experiment: str
+    owner_uid: int
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.namespace}/{self.project}/{self.experiment}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is said when a run begins. What is None is left as it was; `metadata` is JSON text."""
+
+    at_ms: int
+    host: str = ""
+    user: str = ""
+    readme: str | None = None
+    tags: tuple[str, ...] | None = None
+    bindrs: tuple[str, ...] | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An experiment's record. Times are ms since 1970, UTC; `metadata` is JSON text."""
+
+    key: RunKey
+    status: RunStatus
+    host: str
+    user: str
+    created_ms: int
+    started_ms: int
+    updated_ms: int
+    ended_ms: int | None = None
+    error: str | None = None
+    readme: str | None = None
+    tags: tuple[str, ...] = ()
+    bindrs: tuple[str, ...] = ()
+    metadata: str | None = None
+    shown_ms: int = 0
+    """Up to which of its changes the tree of a local store is known to show it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A row that is to be appended to a metric. `data` is JSON text."""
+
+    metric: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a metric; its position is its place in the order. `data` is JSON text."""
+
+    created_ms: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class MetricLength:
+    """A metric, how many rows it has, and how many of them the tree of a local store is known to show."""
+
+    name: str
+    rows: int
+    shown: int = 0
+
+
+def metric_name(text: str) -> str:
+    """A metric's name, checked by the rule for paths; "" is the unnamed one."""
+    if text in ("", UNNAMED):
+        return ""
+    segments = names.clean(text, "the metric")
+    if DATA in segments:
+        raise error(Code.INVALID_PATH, f"the metric {text!r} has a part named {DATA}", "give it another name")
+    name = "/".join(segments)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise error(Code.INVALID_PATH, f"the metric {text[:80]!r}… takes over {MAX_NAME_BYTES} bytes")
+    return name
+
+
+def row_text(text: str) -> str:
+    """A row, checked to be a JSON object, in the one way in which rows are written: on a line, in UTF-8."""
+    return _written(_object(text, "the row"))
+
+
+def new_params(text: str) -> dict[str, str]:
+    """Parameters as they came: their dotted names, and each value as JSON text."""
+    values = _object(text, "the parameters")
+    for name in values:
+        size = len(name.encode(errors="surrogatepass"))
+        if not name or size > MAX_NAME_BYTES or not name.isprintable():
+            what = f"the parameter {name[:80]!r}"
+            raise error(Code.INVALID_ARGUMENT, what, f"use a printable name of 1 to {MAX_NAME_BYTES} bytes")
+    if pair := _conflict(values):
+        what = f"the parameters {pair[0]!r} and {pair[1]!r} are given together"
+        raise error(Code.INVALID_ARGUMENT, what, f"{pair[0]!r} is either a value or a group")
+    return {name: _written(value) for name, value in values.items()}
+
+
+def replaced_by(new: Iterable[str], old: Collection[str]) -> list[str]:
+    """The old parameters that can't stand beside new ones: a group that is a value now, a value that is a group now."""
+    taken = set(old)
+    gone = {above for name in new for above in groups_of(name) if above in taken}
+    fresh = set(new)
+    gone.update(name for name in taken if any(above in fresh for above in groups_of(name)))
+    return sorted(gone)
+
+
+def check_params(values: Mapping[str, str], most_bytes: int) -> None:
+    """Refuses more parameters than an experiment may have; `values` are all of them, as JSON text."""
+    size = len(params_text(values).encode())
+    if len(values) > MAX_PARAMS or size > most_bytes:
+        what = f"{len(values)} parameters of {size} bytes, at most {MAX_PARAMS} and {most_bytes}"
+        raise error(Code.INVALID_ARGUMENT, what, "save what is large as a file: files().save_json()")
+
+
+def params_text(values: Mapping[str, str]) -> str:
+    """Parameters as one JSON object, by name."""
+    pairs = (f"{json.dumps(name, ensure_ascii=False)}: {values[name]}" for name in sorted(values))
+    return f"{{{', '.join(pairs)}}}"
+
+
+def run_status(text: str) -> RunStatus:
+    """How a run has ended; it does not end by running."""
+    try:
+        status = RunStatus(text)
+    except ValueError:
+        status = RunStatus.RUNNING
+    if status is RunStatus.RUNNING:
+        raise error(Code.INVALID_ARGUMENT, f"a run ends as {text!r}", "use COMPLETED, FAILED or CANCELLED")
+    return status
+
+
+def listed_below(prefix: str) -> tuple[str, ...]:
+    """The parts of a prefix, or of the beginning of one: up to namespace, project, experiment."""
+    segments = names.clean(prefix.rstrip("/"), "the prefix", Code.INVALID_PREFIX)
+    return (*segments[:2], "/".join(segments[2:])) if len(segments) > 2 else segments  # noqa: PLR2004
+
+
+def groups_of(name: str) -> Iterable[str]:
+    """The groups that a dotted name is in."""
+    at = name.find(".")
+    while at >= 0:
+        yield name[:at]
+        at = name.find(".", at + 1)
+
+
+def _conflict(values: Collection[str]) -> tuple[str, str] | None:
+    for name in values:
+        for above in groups_of(name):
+            if above in values:
+                return above, name
+    return None
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as bad:
+        raise error(Code.INVALID_METADATA, f"{what}: not JSON: {bad}") from None
+    if not isinstance(value, dict):
+        raise error(Code.INVALID_METADATA, f"{what}: {type(value).__name__}, not an object")
+    return value
+
+
+def _written(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    # Half of a surrogate pair is JSON, and no UTF-8.
+    return text if text.isascii() or not _has_surrogate(text) else json.dumps(value)
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
