@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ml_dash import messages as m
 from ml_dash.channel import Channel
@@ -30,6 +30,22 @@ Tell = Callable[[m.Record, int, int], None]
 """Told of a download: the file, the bytes that are there, of how many."""
 
 
+class Sink(Protocol):
+    """An open file for a download, which is nobody's before it is published."""
+
+    descriptor: int
+
+    def publish(self) -> None:
+        """Every byte was verified."""
+
+    def close(self) -> None:
+        """Closes it; unpublished, it is gone. Idempotent."""
+
+
+Make = Callable[[Path, str], Sink]
+"""Opens one, for a target and with a label."""
+
+
 class Got(NamedTuple):
     """A file that is whole at its destination."""
 
@@ -41,9 +57,10 @@ class Got(NamedTuple):
 class Downloads:
     """Fetches files, all in the caller's thread: the daemon does the work, each on a connection of its own."""
 
-    def __init__(self, connection: Connection, tell: Tell) -> None:
+    def __init__(self, connection: Connection, tell: Tell, make: Make | None = None) -> None:
         self._connection = connection
         self._tell = tell
+        self._make = make or Destination
         self._begun: deque[_Download] = deque()
         """In the order in which they are asked for; those that are at their end wait for the ones before them."""
 
@@ -71,7 +88,7 @@ class Downloads:
         ):
             if (one := next(wanted, None)) is None:
                 break
-            self._begun.append(_Download(self._connection, *one, self._tell))
+            self._begun.append(_Download(self._connection, *one, self._tell, self._make))
         return bool(self._begun)
 
     def _on_their_way(self) -> list[_Download]:
@@ -96,8 +113,9 @@ class Downloads:
 class _Download:
     """One file on its way. It goes on from what it has when the daemon comes back."""
 
-    def __init__(self, connection: Connection, record: m.Record, target: Path, tell: Tell) -> None:
+    def __init__(self, connection: Connection, record: m.Record, target: Path, tell: Tell, make: Make) -> None:
         self._connection = connection
+        self._make = make
         self._record = record
         self._target = target
         self._tell = tell
@@ -106,7 +124,7 @@ class _Download:
         self._persistence = Persistence(connection.endpoint)
         self._sha256: str | None = None
         self.failure: Exception | None = None
-        self._destination: Destination | None = None
+        self._destination: Sink | None = None
 
     @property
     def ended(self) -> bool:
@@ -148,10 +166,10 @@ class _Download:
         if self._destination is not None:
             self._destination.close()
 
-    def _open(self) -> Destination:
+    def _open(self) -> Sink:
         if self._destination is None:
             _refuse_escape(self._record)
-            self._destination = Destination(self._target, str(self._record.id))
+            self._destination = self._make(self._target, str(self._record.id))
             self._tell(self._record, 0, self._record.size_bytes)
         return self._destination
 
@@ -206,14 +224,20 @@ class Destination:
         self.descriptor = self._open()
 
     def publish(self) -> None:
-        """Gives it its place. What was there is replaced, in one step. Raises OSError."""
+        """Gives it its place. What was there is replaced, in one step: of a symlink the link, not what it leads to.
+
+        Raises INVALID_ARGUMENT where a folder is in the way, OSError for what else is.
+        """
         if not self._is_named:
             with suppress(FileExistsError):
                 self._link(self._target)
                 return
             self._link(self._name)
             self._is_named = True
-        self._name.replace(self._target)
+        try:
+            self._name.replace(self._target)
+        except IsADirectoryError:
+            raise error(Code.INVALID_ARGUMENT, f"{self._target} is a folder", "pass another to=") from None
         self._is_named = False
 
     def close(self) -> None:
@@ -250,10 +274,10 @@ class Destination:
 
 
 def _refuse_escape(record: m.Record) -> None:
-    """The daemon checks every name; here it is checked again before anything is written by it."""
-    if any(
-        part in ("", ".", "..") for part in (*record.path.strip("/").split("/"), record.filename) if record.path != "/"
-    ):
-        raise error(Code.INVALID_PATH, f"the stored name {record.path}/{record.filename} leaves the destination")
-    if "/" in record.filename or record.filename in ("", ".", ".."):
-        raise error(Code.INVALID_PATH, f"the stored name {record.filename!r} is no file name")
+    """The daemon checks every name; here it is checked again before anything is written by it.
+
+    The catalog may have been written by another program: `..`, an absolute path, a NUL never get this far.
+    """
+    path = f"{record.path.removeprefix('/')}/{record.filename}".removeprefix("/")
+    if "/" in record.filename or any(part in ("", ".", "..") or "\0" in part for part in path.split("/")):
+        raise error(Code.INVALID_PATH, f"the stored name {path!r} (file {record.id}) leaves the destination")

@@ -20,6 +20,7 @@ from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Algorithm, Trouble
+from ml_dashd.core.retention import Rule
 from ml_dashd.core.schedule import lane
 from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.bandwidth import Throttle
@@ -46,19 +47,24 @@ from ml_dashd.edge.system import (
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.amend import Amend
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.copies import Copies
+from ml_dashd.flow.copying import Copier
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import Drain
+from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.pace import FairBuffers, Pace
+from ml_dashd.flow.prune import Prune
+from ml_dashd.flow.reclaim import Reclaim
 from ml_dashd.flow.recover import Recovered, recover
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
@@ -145,6 +151,10 @@ class Daemon:
         log.info("ready", extra=event)
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         self._chores.append(asyncio.create_task(self._sweep.run()))
+        self._chores.append(asyncio.create_task(self._reclaim.run()))
+        if self._config.retention.keep_last:
+            rule = Rule(self._config.retention.keep_last, frozenset(self._config.retention.keep_tags))
+            self._chores.append(asyncio.create_task(self._prune.retain(rule, self._config.retention.pattern)))
         self._chores.append(asyncio.create_task(self._drain.tidy()))
         self._chores.append(asyncio.create_task(self._checksums.run()))
         if self._embedded is not None:
@@ -301,6 +311,7 @@ class Daemon:
             "pace": self._pace,
         }
         uploader = Uploader(
+            copier=Copier(journal=self._journal, store=self._store, faults=faults, **shared),
             buffers=FairBuffers(buffers, limits.memory, part_size),
             threads=self._threads,
             part_bytes=part_size,
@@ -332,6 +343,14 @@ class Daemon:
             clock=clock,
         )
         self._sweep = Sweep(self._journal, finish, clock)
+        self._reclaim = Reclaim(
+            catalog=self._catalog,
+            journal=self._journal,
+            store=self._store,
+            clock=clock,
+            faults=faults,
+            grace_s=config.store.delete_grace,
+        )
 
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
@@ -374,6 +393,7 @@ class Daemon:
             clock=self._clock,
             part_bytes=config.store.part_size,
         )
+        self._prune = Prune(browse=browse, catalog=self._catalog, policy=policy, clock=self._clock, faults=self._faults)
         identity = Identity(
             version=version("ml-dash"),
             pid=os.getpid(),
@@ -386,6 +406,11 @@ class Daemon:
             identity=identity,
             accept=self._accept,
             browse=browse,
+            amend=Amend(
+                browse=browse, journal=self._journal, catalog=self._catalog, bell=self._bell, clock=self._clock
+            ),
+            duplicate=Duplicate(browse=browse, accept=self._accept, journal=self._journal, worker=self._worker),
+            prune=self._prune,
             fetch=fetch,
             drain=self._drain,
             doctor=self._make_doctor(),

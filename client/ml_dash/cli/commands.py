@@ -95,6 +95,20 @@ def rm(options: Namespace) -> int:
     return 0
 
 
+def prune(options: Namespace) -> int:
+    """Deletes versions that are not kept; a dry run names them."""
+    with _connected(options) as connection:
+        files, pattern = _below(_files(options, connection), options.pattern)
+        pruned = files.each_pruned(
+            pattern, keep_last=options.keep_last, keep_tags=options.keep_tags, dry_run=options.dry_run
+        )
+        if options.json:
+            show.array(map(show.plain, pruned))
+        else:
+            report.pruned(pruned, dry_run=options.dry_run)
+    return 0
+
+
 def wait(options: Namespace) -> int:
     """Waits until files are stored."""
     if options.ids and options.prefix:
@@ -150,6 +164,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "ls": ls,
     "get": get,
     "rm": rm,
+    "prune": prune,
     "wait": wait,
     "drain": drain,
     "doctor": doctor,
@@ -209,10 +224,15 @@ def _chosen(options: Namespace, connection: Connection) -> FileSet:
 
 
 def _listed(files: Files, pattern: str | None, *, latest: bool) -> Iterator[FileResult]:
-    """A glob lists what fits it; a plain name what is at it and below."""
+    there, glob = _below(files, pattern)
+    return there.each(glob, latest=latest)
+
+
+def _below(files: Files, pattern: str | None) -> tuple[FileSet, str | None]:
+    """A glob is for what fits it; a plain name for what is at it and below."""
     if pattern is None or any(mark in pattern for mark in "*?["):
-        return files.each(pattern, latest=latest)
-    return files(pattern).each(latest=latest)
+        return files, pattern
+    return files(pattern), None
 
 
 def _wait(look: waiting.Look, timeout_s: float | None, unit: str, title: str) -> waiting.Seen:

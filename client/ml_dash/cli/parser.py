@@ -40,6 +40,9 @@ EXAMPLES = {
   ml-dash rm models/bad.pt --prefix alice/cv/resnet    all its versions
   ml-dash rm "tmp/**" --prefix alice/cv/resnet
   ml-dash rm --id 7351023561728                        one version""",
+    "prune": """\
+  ml-dash prune --prefix alice/cv/resnet --keep-last 3 --dry-run     what would go
+  ml-dash prune "checkpoints/**" --prefix alice/cv/resnet --keep-last 3 --keep-tag best""",
     "wait": """\
   ml-dash wait                                     for everything that is on its way
   ml-dash wait --prefix alice/cv/resnet --timeout 600
@@ -150,6 +153,23 @@ def _rm(parser: Parser) -> None:
     _add_path_or_id(parser)
 
 
+def _prune(parser: Parser) -> None:
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="a folder, a file or a glob (default: all)")
+    _add_prefix(parser)
+    parser.add_argument(
+        "--keep-last", metavar="N", type=_count, required=True, help="stored versions of each path that stay"
+    )
+    parser.add_argument(
+        "--keep-tag",
+        metavar="TAG",
+        action="append",
+        default=[],
+        dest="keep_tags",
+        help="versions with it stay, too; may be repeated",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing; print what would go")
+
+
 def _wait(parser: Parser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="*", type=_id, help="files, by their ids")
     parser.add_argument("--prefix", metavar="NS/PROJ/EXP", help="all files of an experiment")
@@ -177,6 +197,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "ls": ("list files", _ls),
     "get": ("download files, their checksums verified", _get),
     "rm": ("delete files; one that is on its way is cancelled", _rm),
+    "prune": ("delete old versions; the newest of each path stay", _prune),
     "wait": ("wait until files are stored", _wait),
     "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
     "doctor": ("look for all that may be wrong: store, credentials, permissions, disks, limits", _doctor),
@@ -211,6 +232,12 @@ def _object(text: str) -> dict[str, Any]:
 def _id(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 2**63):
         raise argparse.ArgumentTypeError(f"{text!r} is no id: a decimal number is due, as `ml-dash ls` shows it")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of versions: at least 1 is kept")
     return int(text)
 
 

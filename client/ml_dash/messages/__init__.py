@@ -6,7 +6,7 @@ field with a default may be left out, and `encode` does so. It trusts its caller
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import cast
 
 from ml_dash import wire
@@ -26,6 +26,7 @@ from ml_dash.messages.replies import (
     Fetched,
     Page,
     Progress,
+    Pruned,
     SlotGranted,
     StatusReport,
     Waited,
@@ -37,23 +38,27 @@ from ml_dash.messages.requests import (
     Content,
     Delete,
     Drain,
+    Duplicate,
     Examine,
     Fetch,
     Get,
     Hello,
     List,
     OpenExperiment,
+    Prune,
     Put,
     PutMany,
     ReleaseSlot,
     RequestSlot,
     Status,
+    Update,
     Upload,
     Wait,
 )
 from ml_dash.schema import broken, plain, reader
 
 __all__ = [
+    "DESCRIBED_BYTES",
     "INLINE_BYTES",
     "MANY",
     "PRIORITIES",
@@ -75,6 +80,7 @@ __all__ = [
     "Done",
     "Drain",
     "Drained",
+    "Duplicate",
     "Examine",
     "Examined",
     "Failed",
@@ -88,6 +94,8 @@ __all__ = [
     "Page",
     "Place",
     "Progress",
+    "Prune",
+    "Pruned",
     "Put",
     "PutMany",
     "Ranges",
@@ -97,11 +105,13 @@ __all__ = [
     "SlotGranted",
     "Status",
     "StatusReport",
+    "Update",
     "Upload",
     "Wait",
     "Waited",
     "Welcome",
     "check",
+    "check_update",
     "decode",
     "encode",
 ]
@@ -115,14 +125,14 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch, Examine,
+        Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined,
+        Drained, AcceptedMany, Branched, Examined, Pruned,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
@@ -150,8 +160,18 @@ def check(described: Described) -> None:
     names = (place.namespace, place.project, place.experiment, place.prefix)
     if sum(map(len, texts + names)) + len(tags) <= SHORT:
         return
+    _check_bounds(described, texts)
+
+
+def check_update(update: Update) -> None:
+    """As `check`, of what is to be said of a file from now on."""
+    tags = (*(update.tags or ()), *(update.bindrs or ()))
+    _check_bounds(update, (update.description or "", update.metadata or "", *tags))
+
+
+def _check_bounds(words: Described | Update, texts: Iterable[str]) -> None:
     try:
-        reader(cast("Hashable", Described))(plain(described), "")
+        reader(cast("Hashable", type(words)))(plain(words), "")
     except ProtocolError as bad:
         raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
     size = sum(len(text.encode(errors="surrogatepass")) for text in texts)

@@ -127,3 +127,7 @@ CREATE INDEX files_due ON files (lane, priority DESC, namespace, project, experi
 DROP INDEX files_finished;
 -- The janitor's question, and a count for status: what is finished and old, and how much it is.
 CREATE INDEX files_finished ON files (updated_ms, state, size_bytes) WHERE state IN ('DONE', 'CANCELLED');
+
+-- ---- step 6: what is said of a file may change while it is on its way
+
+ALTER TABLE files ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;

@@ -11,16 +11,19 @@ from ml_dash.errors import TABLE, Code, error
 from ml_dash.wire import VERSION
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import Job
+from ml_dashd.core.model import Job, Pin, PinKind
 from ml_dashd.core.states import State
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.amend import Amend
 from ml_dashd.flow.assemble import Spans
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
+from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
@@ -57,6 +60,9 @@ class Serve:
         identity: Identity,
         accept: Accept,
         browse: Browse,
+        amend: Amend,
+        duplicate: Duplicate,
+        prune: Prune,
         fetch: Fetch,
         drain: Drain,
         doctor: Doctor,
@@ -75,6 +81,9 @@ class Serve:
         self._reports = Turns(*REPORTS)
         self._accept = accept
         self._browse = browse
+        self._amend = amend
+        self._duplicate = duplicate
+        self._prune = prune
         self._fetch = fetch
         self._drain = drain
         self._doctor = doctor
@@ -102,6 +111,9 @@ class Serve:
             m.Status: self._status,
             m.Drain: self._drain_queue,
             m.Examine: self._examine,
+            m.Update: self._update,
+            m.Duplicate: self._duplicate_file,
+            m.Prune: self._prune_versions,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -147,6 +159,9 @@ class Serve:
         jobs = await self._accept.put_many(session, message)
         return m.AcceptedMany(request=message.request, records=self._records(jobs)), ()
 
+    async def _duplicate_file(self, session: Session, message: m.Duplicate, *_: Any) -> Reply:
+        return self._accepted(message, await self._duplicate.run(session, message))
+
     async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.commit(session, message))
 
@@ -166,7 +181,13 @@ class Serve:
 
     async def _list(self, session: Session, message: m.List, *_: Any) -> Reply:
         found, cursor = await self._browse.page(
-            session, message.place, message.pattern, message.cursor, message.page_size, latest=message.latest
+            session,
+            message.place,
+            message.pattern,
+            message.cursor,
+            message.page_size,
+            latest=message.latest,
+            tags=message.tags,
         )
         return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
 
@@ -188,6 +209,15 @@ class Serve:
     async def _delete(self, session: Session, message: m.Delete, *_: Any) -> Reply:
         ids, at_ms = await self._browse.delete(session, message.ids)
         return m.Deleted(request=message.request, ids=tuple(ids), deleted_ms=at_ms), ()
+
+    async def _update(self, session: Session, message: m.Update, *_: Any) -> Reply:
+        return self._accepted(message, await self._amend.run(session, message))
+
+    async def _prune_versions(self, session: Session, message: m.Prune, *_: Any) -> Reply:
+        pruned = await self._prune.run(session, message)
+        records = [replace(record, description=None, bindrs=(), metadata=None) for record in pruned.records]
+        stored = [Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True) for record in records]
+        return m.Pruned(request=message.request, records=self._records(stored), cursor=pruned.cursor), ()
 
     async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
         async def report(done: int, total: int, spans: Spans) -> None:
