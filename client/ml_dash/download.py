@@ -226,7 +226,7 @@ class Destination:
     def publish(self) -> None:
         """Gives it its place. What was there is replaced, in one step: of a symlink the link, not what it leads to.
 
-        Raises INVALID_ARGUMENT where a folder is in the way, OSError for what else is.
+        Raises OSError, such as IsADirectoryError where a folder is in the way.
         """
         if not self._is_named:
             with suppress(FileExistsError):
@@ -234,10 +234,7 @@ class Destination:
                 return
             self._link(self._name)
             self._is_named = True
-        try:
-            self._name.replace(self._target)
-        except IsADirectoryError:
-            raise error(Code.INVALID_ARGUMENT, f"{self._target} is a folder", "pass another to=") from None
+        self._name.replace(self._target)
         self._is_named = False
 
     def close(self) -> None:
@@ -278,6 +275,7 @@ def _refuse_escape(record: m.Record) -> None:
 
     The catalog may have been written by another program: `..`, an absolute path, a NUL never get this far.
     """
-    path = f"{record.path.removeprefix('/')}/{record.filename}".removeprefix("/")
-    if "/" in record.filename or any(part in ("", ".", "..") or "\0" in part for part in path.split("/")):
-        raise error(Code.INVALID_PATH, f"the stored name {path!r} (file {record.id}) leaves the destination")
+    folders = record.path[1:].split("/") if record.path != "/" else []
+    if "/" in record.filename or any(part in ("", ".", "..") or "\0" in part for part in (*folders, record.filename)):
+        what = f"the stored name {record.path!r}, {record.filename!r} (file {record.id}) leaves the destination"
+        raise error(Code.INVALID_PATH, what)

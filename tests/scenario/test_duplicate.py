@@ -24,7 +24,7 @@ IN_PARTS = 40 * MIB + 5
 """Three parts, where a server copies 16 MiB at once (tests/doubles/small_copies.py)."""
 
 
-@pytest.fixture(params=["local", "s3_double"])
+@pytest.fixture(params=["local", "s3_double", "swift"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
     return Folder(tmp_path / "store") if request.param == "local" else Bucket(request.getfixturevalue("s3_double"))
 

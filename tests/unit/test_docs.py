@@ -19,7 +19,7 @@ from ml_dashd import config, logs
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, browse, fetch, serve
+from ml_dashd.flow import accept, browse, fetch, prune, serve
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +161,7 @@ def _limits() -> str:
         ("files being copied before the answer", _list(*accept.COPIES)),
         ("passes for a checksum", _list(*browse.HASHES)),
         ("downloads", _list(*fetch.FETCHES)),
+        ("prunings", _list(*prune.PRUNES)),
         ("descriptors kept for the daemon itself", f"{descriptors.OWN}, at most half of the limit"),
         ("of the others, up to where there are connections; slots; sources held open",
          f"{descriptors.FOR_CONNECTIONS:.0%}; {descriptors.FOR_SLOTS:.0%}; {descriptors.FOR_PINS:.0%}"),
@@ -225,7 +226,9 @@ def _plain(value: Any) -> Any:
 
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
-    named = re.findall(r"`((?:pin|accept|settle|copies|journal|catalog|upload|batch|local|finish)\.\w+)`", text)
+    named = re.findall(
+        r"`((?:pin|accept|settle|copies|journal|catalog|upload|batch|local|finish|duplicate|prune|reclaim)\.\w+)`", text
+    )
     assert sorted(named) == fault_points()
 
 

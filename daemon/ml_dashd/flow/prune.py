@@ -17,12 +17,15 @@ from ml_dashd.core.access import Policy
 from ml_dashd.core.model import FileRecord, Scope, Selection
 from ml_dashd.core.retention import Rule, Sieve
 from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Catalog, Clock, Faults, Session
 
 log = logging.getLogger("ml_dashd.flow")
 
 PAGE = 500
 """Records that are looked at in one step, and the most that a step deletes."""
+PRUNES = (1, 8)
+"""Steps at once, of one user and of all: each may look through a whole experiment."""
 PAUSE_S = 3600.0
 """Between two looks of [retention] at everything that is listed: what is one too many costs space, and no more."""
 
@@ -44,6 +47,7 @@ class Prune:
         self._policy = policy
         self._clock = clock
         self._faults = faults
+        self._turns = Turns(*PRUNES)
 
     async def run(self, session: Session, request: Request) -> Pruned:
         """One step of a request. Only the caller's own files count; an admin's are everybody's."""
@@ -54,10 +58,14 @@ class Prune:
             scope = Scope(scope.owner_uid)
         kept, cursor = _read_cursor(request.cursor)
         selection = self._browse.selection(request.place, request.pattern, cursor, PAGE, scope)
-        prefix = "/".join(names.clean(request.place.prefix, "the prefix"))
         sieve = Sieve(
             Rule(request.keep_last, frozenset(request.keep_tags)), selection.cursor[0] if selection.cursor else "", kept
         )
+        async with self._turns.of(session.uid):
+            return await self._step(request, selection, sieve)
+
+    async def _step(self, request: Request, selection: Selection, sieve: Sieve) -> Pruned:
+        prefix = "/".join(names.clean(request.place.prefix, "the prefix"))
         while True:
             batch = await self._catalog.select(selection)
             surplus = [
