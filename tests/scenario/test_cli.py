@@ -601,7 +601,7 @@ def test_version_and_options_before_the_command(shell: Shell) -> None:
     [
         (["ml-dash", ""], {*COMMANDS, "--json", "--socket", "--root", "--version", "--help", "-h"}),
         (["ml-dash", "st"], {"status"}),
-        (["ml-dash", "--json", "p"], {"put"}),
+        (["ml-dash", "--json", "p"], {"put", "prune"}),
         (["ml-dash", "put", "--d"], {"--description", "--durability"}),
         (["ml-dash", "put", "--durability", ""], {"disk", "memory"}),
         (["ml-dash", "put", "mod"], {"model one.pt", "models"}),

@@ -12,10 +12,12 @@ import pytest
 
 from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
+from tests.doubles.gate import Answer, Asked, Gate, refusal
 from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, eventually, make_file
 from tests.scenario.conftest import Held
 from tests.scenario.test_changes import SAID, said_of
 from tests.scenario.test_files import refused
+from tests.servers.swift import Swift
 
 pytestmark = pytest.mark.slow
 
@@ -199,3 +201,29 @@ def test_what_can_not_be_duplicated(exp: Experiment) -> None:
     refused(lambda: exp.files.duplicate(saved["id"], "c.txt"), Code.NO_MATCH, ValueError)
     refused(lambda: exp.files.duplicate(int(saved["id"]), "c.txt"), Code.UNKNOWN_FILE, FileNotFoundError)
     assert exp.files().list() == []
+
+
+def test_a_server_that_copies_no_parts(swift: Swift, tmp_path: Path) -> None:
+    """A copy of the whole is tried. Where there is none either, the file is blocked, and says why."""
+    allowed = "nothing"
+
+    def refuse(asked: Asked) -> Answer | None:
+        copies = "x-amz-copy-source" in asked.headers
+        is_part = "partNumber" in asked.target
+        return refusal(501, "NotImplemented") if copies and (is_part or allowed == "nothing") else None
+
+    with Gate(swift.endpoint, refuse) as gate:
+        daemon = DaemonProcess(tmp_path / "daemon", Bucket(swift, endpoint=gate.endpoint))
+        daemon.module = ["tests.doubles.small_copies"]
+        daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        with daemon, daemon.experiment().run as exp:
+            sha256 = make_file(tmp_path / "a.bin", 20 * MIB)
+            exp.files.upload(tmp_path / "a.bin").wait(60)
+            copy = exp.files.duplicate("a.bin", "b.bin")
+            (blocked,) = eventually(lambda: daemon.status().blocked)
+            assert blocked.error_code == Code.STORE_UNSUPPORTED
+            assert "b.bin" in (blocked.error_message or "")
+            allowed = "CopyObject"
+            copy.wait(60)
+            assert sha256_in_store(daemon, copy) == sha256
+            assert daemon.store.open_uploads() == []
