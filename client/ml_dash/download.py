@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ml_dash import messages as m
 from ml_dash.channel import Channel
@@ -37,6 +37,22 @@ _OF_ALL_CODES = {
 _OF_ALL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 
+class Sink(Protocol):
+    """An open file for a download, which is nobody's before it is published."""
+
+    descriptor: int
+
+    def publish(self) -> None:
+        """Every byte was verified."""
+
+    def close(self) -> None:
+        """Closes it; unpublished, it is gone. Idempotent."""
+
+
+Make = Callable[[Path, str], Sink]
+"""Opens one, for a target and with a label."""
+
+
 class Got(NamedTuple):
     """A file that is whole at its destination."""
 
@@ -51,10 +67,13 @@ class Downloads:
     With `failed`, what can't be had is told, and the others go on; what would fail them, too, is raised all the same.
     """
 
-    def __init__(self, connection: Connection, tell: Tell, failed: Failed | None = None) -> None:
+    def __init__(
+        self, connection: Connection, tell: Tell, failed: Failed | None = None, make: Make | None = None
+    ) -> None:
         self._connection = connection
         self._failed = failed
         self._tell = tell
+        self._make = make or Destination
         self._begun: deque[_Download] = deque()
         """In the order in which they are asked for; those that are at their end wait for the ones before them."""
 
@@ -91,7 +110,7 @@ class Downloads:
         while len(self._begun) < AHEAD and len(self._on_their_way()) < AT_ONCE and self._goes_on():
             if (one := next(wanted, None)) is None:
                 break
-            self._begun.append(_Download(self._connection, *one, self._tell))
+            self._begun.append(_Download(self._connection, *one, self._tell, self._make))
         return bool(self._begun)
 
     def _on_their_way(self) -> list[_Download]:
@@ -116,8 +135,9 @@ class Downloads:
 class _Download:
     """One file on its way. It goes on from what it has when the daemon comes back."""
 
-    def __init__(self, connection: Connection, record: m.Record, target: Path, tell: Tell) -> None:
+    def __init__(self, connection: Connection, record: m.Record, target: Path, tell: Tell, make: Make) -> None:
         self._connection = connection
+        self._make = make
         self.record = record
         self._target = target
         self._tell = tell
@@ -126,7 +146,7 @@ class _Download:
         self._persistence = Persistence(connection.endpoint)
         self._sha256: str | None = None
         self.failure: Exception | None = None
-        self._destination: Destination | None = None
+        self._destination: Sink | None = None
 
     @property
     def ended(self) -> bool:
@@ -168,10 +188,10 @@ class _Download:
         if self._destination is not None:
             self._destination.close()
 
-    def _open(self) -> Destination:
+    def _open(self) -> Sink:
         if self._destination is None:
             _refuse_escape(self.record)
-            self._destination = Destination(self._target, str(self.record.id))
+            self._destination = self._make(self._target, str(self.record.id))
             self._tell(self.record, 0, self.record.size_bytes)
         return self._destination
 
@@ -226,7 +246,10 @@ class Destination:
         self.descriptor = self._open()
 
     def publish(self) -> None:
-        """Gives it its place. What was there is replaced, in one step. Raises OSError."""
+        """Gives it its place. What was there is replaced, in one step: of a symlink the link, not what it leads to.
+
+        Raises OSError, such as IsADirectoryError where a folder is in the way.
+        """
         if not self._is_named:
             with suppress(FileExistsError):
                 self._link(self._target)
@@ -277,10 +300,11 @@ def _is_of_all(failure: Exception) -> bool:
 
 
 def _refuse_escape(record: m.Record) -> None:
-    """The daemon checks every name; here it is checked again before anything is written by it."""
-    if any(
-        part in ("", ".", "..") for part in (*record.path.strip("/").split("/"), record.filename) if record.path != "/"
-    ):
-        raise error(Code.INVALID_PATH, f"the stored name {record.path}/{record.filename} leaves the destination")
-    if "/" in record.filename or record.filename in ("", ".", ".."):
-        raise error(Code.INVALID_PATH, f"the stored name {record.filename!r} is no file name")
+    """The daemon checks every name; here it is checked again before anything is written by it.
+
+    The catalog may have been written by another program: `..`, an absolute path, a NUL never get this far.
+    """
+    folders = record.path[1:].split("/") if record.path != "/" else []
+    if "/" in record.filename or any(part in ("", ".", "..") or "\0" in part for part in (*folders, record.filename)):
+        what = f"the stored name {record.path!r}, {record.filename!r} (file {record.id}) leaves the destination"
+        raise error(Code.INVALID_PATH, what)

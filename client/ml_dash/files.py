@@ -18,17 +18,18 @@ from typing import Any, NamedTuple
 from ml_dash import messages as m
 from ml_dash.arguments import (
     PathLike,
-    escape,
     file_id_of,
     is_glob,
     text,
     texts,
 )
+from ml_dash.change import Change
 from ml_dash.connection import Connection
 from ml_dash.download import Downloads
 from ml_dash.errors import Code, error
-from ml_dash.handoff import Defaults, HandOff
-from ml_dash.result import FileResult, failure_of, iso_time, records_of
+from ml_dash.handoff import Defaults
+from ml_dash.reading import read_text
+from ml_dash.result import FileResult, failure_of, iso_time
 
 Paths = list[str]
 Receipt = dict[str, Any]
@@ -53,22 +54,17 @@ Watch = Callable[[FileResult, int, int], None]
 """Told of a download: the file, the bytes that are there, of how many."""
 
 
-class FileSet(HandOff):
+class FileSet(Change):
     """Files at a place of an experiment. Get one with `exp.files("prefix")`."""
 
-    # ---- what is there
+    # ---- what is in them
 
-    def list(self, pattern: str | None = None, *, latest: bool = False) -> list[FileResult]:
-        """The files at and below the prefix, every version, newest first within a path.
+    def read_text(self, name: str | None = None, *, encoding: str = "utf-8") -> str:
+        """The text of the newest version of a file, its SHA-256 checked; nothing is written here.
 
-        `pattern` is relative to the prefix: `*` stays inside a folder, `**` spans any number of them. `latest` leaves
-        only the newest version of each path. Files that are still on their way are listed too; see `state`.
+        Raises ValueError where there is no such file, it has more than 64 MiB, or it is not text in that encoding.
         """
-        return [*self.each(pattern, latest=latest)]
-
-    def each(self, pattern: str | None = None, *, latest: bool = False) -> Iterator[FileResult]:
-        """`list`, a page at a time: for more files than one cares to hold."""
-        return map(self._result, self._records(self._place, pattern, latest=latest))
+        return read_text(self._connection, self._newest(name), encoding)
 
     def download(self, pattern: str | None = None, *, to: PathLike | None = None) -> str | Paths:
         """Writes files here, their SHA-256 checked; a file has no name here until it is whole.
@@ -123,43 +119,6 @@ class FileSet(HandOff):
             raise self._no_match(pattern)
         return by_path.values()
 
-    def _records(self, place: m.Place, pattern: str | None, *, latest: bool = False) -> Iterator[m.Record]:
-        cursor = None
-        while True:
-            page = self._connection.call(
-                m.Page,
-                lambda number, after=cursor: m.List(  # type: ignore[misc]
-                    request=number, place=place, pattern=pattern, latest=latest, cursor=after
-                ),
-            )
-            yield from page.records
-            if (cursor := page.cursor) is None:
-                return
-
-    def _versions(self, name: str | None, *, latest: bool = False) -> Sequence[m.Record]:
-        """All versions of one file, newest first, or only that: the one of the prefix, or `name` below it."""
-        path = "/".join(part for part in (self._place.prefix, name) if part)
-        folder, _, filename = path.rpartition("/")
-        if not filename:
-            raise error(Code.NO_MATCH, "no file is named", 'say which, as in files("model.pt"), or pass a pattern')
-        found = [*self._records(replace(self._place, prefix=folder), escape(filename), latest=latest)]
-        if not found:
-            raise self._no_match(name)
-        return found
-
-    def _newest(self, name: str | None) -> m.Record:
-        if (file_id := self._defaults.file_id) is not None:
-            (record,) = records_of(self._connection, [file_id])
-            if record.deleted_ms is not None:
-                raise error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
-            return record
-        return self._versions(name, latest=True)[0]
-
-    def _no_match(self, pattern: str | None) -> Exception:
-        where = "/".join(part for part in (self._place.prefix, pattern) if part)
-        place = self._place
-        return error(Code.NO_MATCH, f"no file fits {where!r} in {place.namespace}/{place.project}/{place.experiment}")
-
     def _targets(self, pattern: str | None, to: PathLike | None) -> Iterator[tuple[m.Record, Path]]:
         """What `download` brings, and where each goes."""
         target = Path(to or ".")
@@ -209,7 +168,12 @@ class Files(FileSet):
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
         where = unicodedata.normalize("NFC", text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
         defaults = Defaults(
-            where, file_id_of(file_id), description, texts(tags or (), "tags"), texts(bindrs or (), "bindrs"), metadata
+            where,
+            file_id_of(file_id),
+            None if description is None else text(description, "description"),
+            None if tags is None else texts(tags, "tags"),
+            None if bindrs is None else texts(bindrs, "bindrs"),
+            metadata,
         )
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
 

@@ -37,13 +37,13 @@ Many = Mapping[str, PathLike] | Iterable[PathLike]
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a builder was given: where, and what every file of it gets."""
+    """What a builder was given: where, and what every file of it gets. None is what it was not given."""
 
     prefix: str = ""
     file_id: int | None = None
     description: str | None = None
-    tags: tuple[str, ...] = ()
-    bindrs: tuple[str, ...] = ()
+    tags: tuple[str, ...] | None = None
+    bindrs: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] | None = None
 
 
@@ -319,8 +319,8 @@ class HandOff:
             place=self._place,
             to=text(to, "to"),
             description=given.description if description is None else text(description, "description"),
-            tags=given.tags if tags is None else texts(tags, "tags"),
-            bindrs=given.bindrs if bindrs is None else texts(bindrs, "bindrs"),
+            tags=(given.tags or ()) if tags is None else texts(tags, "tags"),
+            bindrs=(given.bindrs or ()) if bindrs is None else texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
             priority=priority_of(priority),
         )

@@ -20,6 +20,7 @@ from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Algorithm, Trouble
+from ml_dashd.core.retention import Rule
 from ml_dashd.core.schedule import lane
 from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.bandwidth import Throttle
@@ -49,6 +50,7 @@ from ml_dashd.edge.tree import FolderTree
 from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.again import Again
+from ml_dashd.flow.amend import Amend
 from ml_dashd.flow.arrivals import Arrivals
 from ml_dashd.flow.audit import Audit
 from ml_dashd.flow.batch import Batch
@@ -57,14 +59,18 @@ from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.copies import Copies
+from ml_dashd.flow.copying import Copier
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import Drain
+from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.pace import FairBuffers, Pace
+from ml_dashd.flow.prune import Prune
+from ml_dashd.flow.reclaim import Reclaim
 from ml_dashd.flow.recover import Recovered, recover
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.scratch import Scratch
@@ -152,6 +158,10 @@ class Daemon:
         log.info("ready", extra=event)
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         self._chores.append(asyncio.create_task(self._sweep.run()))
+        self._chores.append(asyncio.create_task(self._reclaim.run()))
+        if self._config.retention.keep_last:
+            rule = Rule(self._config.retention.keep_last, frozenset(self._config.retention.keep_tags))
+            self._chores.append(asyncio.create_task(self._prune.retain(rule, self._config.retention.pattern)))
         self._chores.append(asyncio.create_task(self._drain.tidy()))
         self._chores.append(asyncio.create_task(self._checksums.run()))
         if self._embedded is not None:
@@ -310,6 +320,7 @@ class Daemon:
             "pace": self._pace,
         }
         uploader = Uploader(
+            copier=Copier(journal=self._journal, store=self._store, faults=faults, **shared),
             buffers=FairBuffers(buffers, limits.memory, part_size),
             threads=self._threads,
             part_bytes=part_size,
@@ -343,6 +354,14 @@ class Daemon:
         tree = None if config.bucket else FolderTree(config.store_root, int(config.store.mode, 8))
         self._mirror = Mirror(runs=self._runs, tree=tree, threads=self._disk, clock=clock)
         self._sweep = Sweep(self._journal, finish, clock)
+        self._reclaim = Reclaim(
+            catalog=self._catalog,
+            journal=self._journal,
+            store=self._store,
+            clock=clock,
+            faults=faults,
+            grace_s=config.store.delete_grace,
+        )
 
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
@@ -389,6 +408,7 @@ class Daemon:
         )
         experiments = Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock)
         self._chores.append(asyncio.create_task(experiments.keep(), name="rows"))
+        self._prune = Prune(browse=browse, catalog=self._catalog, policy=policy, clock=self._clock, faults=self._faults)
         identity = Identity(
             version=version("ml-dash"),
             pid=os.getpid(),
@@ -401,6 +421,11 @@ class Daemon:
             identity=identity,
             accept=self._accept,
             browse=browse,
+            amend=Amend(
+                browse=browse, journal=self._journal, catalog=self._catalog, bell=self._bell, clock=self._clock
+            ),
+            duplicate=Duplicate(browse=browse, accept=self._accept, journal=self._journal, worker=self._worker),
+            prune=self._prune,
             fetch=fetch,
             drain=self._drain,
             doctor=self._make_doctor(),

@@ -61,6 +61,7 @@ class StoreConfig:
     storage_class: str = ""
     mode: str = "0640"
     part_size: int = 16 * MIB
+    delete_grace: float = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,15 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """The table [retention]."""
+
+    keep_last: int = 0
+    keep_tags: tuple[str, ...] = ()
+    pattern: str = "**"
+
+
+@dataclass(frozen=True, slots=True)
 class AccessConfig:
     """The table [access]."""
 
@@ -118,6 +128,7 @@ class Config:
     catalog: CatalogConfig = field(default_factory=CatalogConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     embedded: Path | None = None

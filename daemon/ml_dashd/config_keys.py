@@ -29,6 +29,8 @@ LEAST: dict[str, float] = {
     "daemon.max_connections": 1,
     "daemon.peer_timeout": 0.1,
     "store.part_size": 5 * MIB,
+    "store.delete_grace": 0,
+    "retention.keep_last": 0,
     "limits.memory": 32 * MIB,
     "limits.threads": 1,
     "limits.connections": 1,
@@ -116,8 +118,8 @@ def _check(name: str, value: Any) -> None:
         raise wrong(name, value, SCHEMES[name][1])
     if name in CREDENTIALS_OF and "@" in urlsplit(value).netloc:
         raise error(Code.CONFIG, f"{name} holds credentials", f"{CREDENTIALS_OF[name]}, and leave them out here")
-    if name == "http.listen" and value not in ("", "auto"):
-        _check_listen(name, value)
+    if name in CHECKS:
+        CHECKS[name](name, value)
     if name in PATHS and (value or name == "spool.pools") and not value.startswith("/"):
         raise wrong(name, value, "an absolute path")
 
@@ -129,11 +131,23 @@ def _check_range(name: str, value: float) -> None:
         raise wrong(name, value, f"0, or at least {LEAST_BANDWIDTH}")
 
 
+def _check_pattern(name: str, value: str) -> None:
+    try:
+        names.matches("", "", value)
+    except MLDashError as bad:
+        raise error(Code.CONFIG, f"{name}: {bad.message}", 'use a glob, such as "**/checkpoints/*"') from None
+
+
 def _check_listen(name: str, value: str) -> None:
+    if value in ("", "auto"):
+        return
     try:
         parse_listen(value)
     except ValueError:
         raise wrong(name, value, f"{FORMS}: HTTP is for this machine alone") from None
+
+
+CHECKS = {"http.listen": _check_listen, "retention.pattern": _check_pattern}
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:

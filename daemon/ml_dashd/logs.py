@@ -35,6 +35,7 @@ _NAMES: dict[str, Callable[[], str]] = {}
 
 EVENTS = {
     "accept_failed": "a connection could not be taken; the next is, after a pause",
+    "bytes_reclaimed": "the store has the bytes of files that were deleted longer ago than store.delete_grace no more",
     "capabilities_found": "what the S3 server does with the bucket was found out, and which checksum follows",
     "capabilities_not_renewed": "what the S3 server does could not be found out anew; what is known holds",
     "catalog_not_exported": "the catalog could not be written into a root on a network file system; it is tried again",
@@ -66,8 +67,8 @@ EVENTS = {
     "file_retry": "it goes on later, by itself",
     "file_tried_again": "failed before, and back in the queue because somebody asked",
     "file_stored": "stored, verified and listed",
-    "files_stored": "small files that were stored, verified and listed together",
     "file_stumbled": "it goes on later, after a defect or an error of the disk",
+    "files_stored": "small files that were stored, verified and listed together",
     "holder_not_renewed": "on a network file system, the note of who holds the root could not be written",
     "http_failed": "a defect in an answer over HTTP",
     "idle_end": "an embedded daemon has had nothing to do for `idle_timeout`",
@@ -83,8 +84,11 @@ EVENTS = {
     "protocol_error": "a peer broke the protocol, was too slow, or sent too many descriptors; it is hung up on",
     "read_only": "the disk refused a sync: nothing is taken in until the daemon is started again",
     "ready": "the daemon serves",
+    "reclaim_failed": "a defect while bytes of deleted files were removed; it is tried again",
+    "reclaim_postponed": "the store did not remove what was deleted; it is tried again",
     "recovered": "at start: files in the queue, strays removed from the spool",
     "request_failed": "a defect in the answer to a request",
+    "retention_failed": "the versions that [retention] does not keep could not be deleted; they are in an hour",
     "root_gone": "the root of an embedded daemon, or its journal or spool, was removed, which ends it",
     "root_lost": "another host holds the root of this embedded daemon, which ends it",
     "root_moved": "the root of an embedded daemon is at another path",
@@ -99,6 +103,7 @@ EVENTS = {
     "sweep_postponed": "the store did not answer while old rows were removed; they stay a while longer",
     "sync_failed": "the disk refused to sync a source: the file is given up, because its bytes can't be trusted",
     "tree_not_written": "what the catalog has of an experiment could not be shown in the root; it is tried again",
+    "versions_pruned": "versions beyond those that are kept were deleted, on request or by [retention]",
 }
 """Every event, and when it comes; docs/logs.md is made from this table and the calls."""
 

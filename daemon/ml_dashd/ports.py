@@ -19,6 +19,7 @@ from ml_dashd.core.circuit import Extent
 from ml_dashd.core.model import (
     EVERYBODY,
     Algorithm,
+    Amendment,
     Backlog,
     Evidence,
     Experiment,
@@ -120,8 +121,8 @@ class Journal(Protocol):
     async def advance_all(self, jobs: Sequence[Job], to: State, changes: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
         """Moves many jobs in one transaction, each with its changes, which are of the same columns.
 
-        Returns those that were moved; the others are no longer there. What `advance` forbids is not looked at here:
-        a file's SHA-256 is not changed by it, and none fails.
+        Returns those that were moved; the others are no longer there, or, on the way to DONE, were amended since.
+        What `advance` forbids is not looked at here: a file's SHA-256 is not changed by it, and none fails.
         """
 
     async def note(self, job: Job, **changes: Any) -> Job:
@@ -138,6 +139,9 @@ class Journal(Protocol):
 
     async def set_sha256(self, file_id: int, sha256: str) -> None:
         """Notes what a hash-only pass found, where nothing is known yet. Idempotent."""
+
+    async def amend(self, file_id: int, words: Amendment) -> Job | None:
+        """Changes what is said of a file; None where the catalog is to be asked: it is finished, or being deleted."""
 
     async def cancel(self, ids: Sequence[int]) -> list[Job]:
         """Asks for those that are on their way or failed to be cancelled; returns them as they are now."""
@@ -227,6 +231,9 @@ class Journal(Protocol):
     async def pinned(self) -> list[Job]:
         """Every job that still needs its source: on their way, and failed."""
 
+    async def referred(self) -> set[str]:
+        """Keys of objects of which duplicates are still to be made."""
+
     async def finished(self, before_ms: int, limit: int) -> list[Job]:
         """Jobs that are stored or cancelled and last changed before then, oldest first."""
 
@@ -287,6 +294,8 @@ class Store(Protocol):
     url: str
     single_bytes: int
     """The largest file that goes in one request."""
+    copy_bytes: int
+    """The largest object that is copied in one request."""
 
     async def prepare(self, known: Algorithm | None = None) -> Algorithm:
         """Which checksum to use: what the settings name, else `known`, else what the store is found to verify."""
@@ -299,6 +308,18 @@ class Store(Protocol):
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         """Stores a whole object in one request. Idempotent: a key only ever gets the same bytes."""
+
+    async def copy(self, source: str, target: Target) -> None:
+        """Makes an object of the bytes that the key `source` has, within the store. Idempotent.
+
+        Its outcome is not evidence: ask `head`. Raises Fault.MISSING where there is no such object.
+        """
+
+    async def copy_part(self, source: str, target: Target, upload_id: str, part: Part) -> None:
+        """Sends a part that is a range of another object, as `copy` does. Idempotent. Ask `list_parts`.
+
+        Raises Fault.UNSUPPORTED where the store has no such call.
+        """
 
     async def begin(self, target: Target) -> str:
         """Begins a multipart upload and returns its id. Each call begins another; nothing is visible yet."""
@@ -371,8 +392,11 @@ class Machine(Protocol):
 class Catalog(Protocol):
     """What is stored. A record is in it only when its object is verified."""
 
-    async def commit(self, records: Sequence[FileRecord]) -> None:
-        """Lists stored files, all or none. Idempotent: upserts by id, which never take back a deletion."""
+    async def commit(self, records: Sequence[FileRecord]) -> list[int]:
+        """Lists stored files, all or none; returns the ids of those that were deleted before, and stay so.
+
+        Idempotent: upserts by id. Of what is said of a file, the higher revision stays.
+        """
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
         """The records of these ids, deleted ones too."""
@@ -386,8 +410,26 @@ class Catalog(Protocol):
     async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
         """Records of the scope that are not deleted, of all experiments, with ids above `after`, in their order."""
 
+    async def amend(self, file_id: int, words: Amendment, at_ms: int) -> FileRecord | None:
+        """Changes what is said of a listed file; None where there is none, or it is deleted."""
+
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         """Marks records as deleted; returns the ids that are now. Idempotent: the first time stays."""
+
+    async def prune(self, records: Sequence[FileRecord], at_ms: int) -> list[int]:
+        """Marks as deleted those of these records that are as they were read; returns their ids."""
+
+    async def experiments(self) -> list[Experiment]:
+        """Those that have files which are not deleted."""
+
+    async def deleted(self, before_ms: int, after: tuple[int, int], limit: int) -> list[FileRecord]:
+        """Records deleted before then whose bytes may still be in the store, in the order of (time, id).
+
+        `after` is the (time, id) of the last one seen.
+        """
+
+    async def reclaimed(self, records: Sequence[FileRecord], at_ms: int) -> None:
+        """Notes that the store has no bytes of these any more, where they were deleted when they say. Idempotent."""
 
     def trouble(self) -> Trouble | None:
         """Why nothing can be listed now, and not by itself in a moment: its disk is full, or has failed."""
@@ -548,6 +590,13 @@ class Pins(Protocol):
 
         What comes out is the same however often it is done, and by how many at once. Yields whether a step wrote
         something. Raises SOURCE_LOST, or NotAnArchiveError.
+        """
+
+    def adopt(self, job: Job, file_id: int) -> tuple[Pin, bytes | None, int]:
+        """Pins what a job on its way has pinned for another file, too, as `take` does; no byte is copied.
+
+        Raises SOURCE_LOST where it was let go. It may have been for a moment, and a slot be used again: whoever calls
+        looks at the job once more.
         """
 
     def open(self, job: Job, content: bytes) -> Source:

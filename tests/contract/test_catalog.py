@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml_dashd.core import names
-from ml_dashd.core.model import EVERYBODY, FileRecord, Scope, Selection
+from ml_dashd.core.model import EVERYBODY, Amendment, FileRecord, Scope, Selection
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Catalog
@@ -212,3 +212,127 @@ async def test_records_without_the_optional_fields(catalog: Catalog) -> None:
     bare = replace(record(3), description=None, tags=(), bindrs=(), metadata=None, crc64nvme=None, etag=None)
     await catalog.commit([bare])
     assert await catalog.get([3]) == [bare]
+
+
+# ---- what is said of a file
+
+
+async def test_an_amendment_changes_what_it_names_and_nothing_else(catalog: Catalog) -> None:
+    await catalog.commit([record(7), record(8)])
+    amended = await catalog.amend(7, Amendment(tags=("new",), metadata='{"a": 1}'), 99)
+    assert amended == replace(record(7), tags=("new",), metadata='{"a": 1}', updated_ms=99, revision=1)
+    assert await catalog.get([7, 8]) == [amended, record(8)]
+    cleared = await catalog.amend(7, Amendment(description="", bindrs=()), 100)
+    assert cleared == replace(amended, description="", bindrs=(), updated_ms=100, revision=2)
+
+
+async def test_what_is_deleted_or_unknown_is_not_amended(catalog: Catalog) -> None:
+    await catalog.commit([record(7)])
+    await catalog.delete([7], 50)
+    assert await catalog.amend(7, Amendment(tags=("new",)), 99) is None
+    assert await catalog.amend(8, Amendment(tags=("new",)), 99) is None
+    assert (await catalog.get([7]))[0].tags == record(7).tags
+
+
+async def test_a_commit_takes_no_later_word_back_and_brings_one(catalog: Catalog) -> None:
+    await catalog.commit([record(7)])
+    await catalog.amend(7, Amendment(description="first"), 50)
+    await catalog.commit([record(7)])
+    assert (await catalog.get([7]))[0].description == "first"
+    later = replace(record(7), description="second", tags=("second",), updated_ms=60, revision=2)
+    assert await catalog.commit([later]) == []
+    assert await catalog.get([7]) == [later]
+    assert await paths(catalog, tags=("second",)) == [("models/best.pt", 7)]
+    assert await paths(catalog, tags=("best",)) == []
+
+
+async def test_a_commit_names_what_was_deleted_before(catalog: Catalog) -> None:
+    await catalog.commit([record(7), record(8)])
+    await catalog.delete([7], 50)
+    assert await catalog.commit([record(7), record(8), replace(record(9), revision=1)]) == [7]
+    assert await catalog.commit([replace(record(7), description="late", revision=5)]) == [7]
+    assert await paths(catalog) == [("models/best.pt", 9), ("models/best.pt", 8)]
+    assert (await catalog.get([7]))[0].description == record(7).description
+
+
+# ---- tags
+
+
+async def test_a_list_by_tags_has_the_files_that_have_them_all(catalog: Catalog) -> None:
+    for number, tags in enumerate([("a",), ("a", "b"), (), ("b", "a", "c"), ("A", "ab")], start=1):
+        await catalog.commit([replace(record(number, f"p{number % 2}"), tags=tags)])
+    assert await paths(catalog, tags=("a",)) == [("p0", 4), ("p0", 2), ("p1", 1)]
+    assert await paths(catalog, tags=("a", "b")) == [("p0", 4), ("p0", 2)]
+    assert await paths(catalog, tags=("b", "a", "c")) == [("p0", 4)]
+    assert await paths(catalog, tags=("nobody",)) == []
+    assert await paths(catalog, tags=("a",), prefix="p1") == [("p1", 1)]
+    assert await paths(catalog, tags=("a",), limit=1) == [("p0", 4)]
+    assert await paths(catalog, tags=("a",), cursor=("p0", 4)) == [("p0", 2), ("p1", 1)]
+    assert await paths(catalog, tags=("a",), scope=Scope(7)) == []
+
+
+async def test_tags_that_change_and_files_that_are_deleted(catalog: Catalog) -> None:
+    await catalog.commit([replace(record(number), tags=("a",)) for number in (1, 2, 3)])
+    await catalog.amend(1, Amendment(tags=("b", "c")), 50)
+    await catalog.delete([2], 60)
+    assert await paths(catalog, tags=("a",)) == [("models/best.pt", 3)]
+    assert await paths(catalog, tags=("c",)) == [("models/best.pt", 1)]
+    await catalog.amend(1, Amendment(tags=()), 70)
+    assert await paths(catalog, tags=("c",)) == []
+
+
+# ---- versions that are not kept, and bytes of what is deleted
+
+
+async def test_prune_deletes_what_is_as_it_was_read(catalog: Catalog) -> None:
+    await catalog.commit([record(number) for number in (1, 2, 3, 4)])
+    await catalog.amend(2, Amendment(tags=("keep",)), 50)
+    await catalog.delete([3], 60)
+    assert await catalog.prune([record(1), record(2), record(3), record(5)], 99) == [1]
+    assert await paths(catalog) == [("models/best.pt", 4), ("models/best.pt", 2)]
+    assert [each.deleted_ms for each in await catalog.get([1, 3])] == [99, 60]
+    assert await catalog.prune([record(1)], 100) == []
+
+
+async def test_experiments_that_have_files(catalog: Catalog) -> None:
+    assert await catalog.experiments() == []
+    other = ("alice", "cv", "resnet/b")
+    await catalog.commit([record(1), record(2), record(3, experiment=other), record(4, experiment=("bob", "a", "b"))])
+    assert sorted(await catalog.experiments()) == [EXPERIMENT, other, ("bob", "a", "b")]
+    await catalog.delete([3], 9)
+    assert sorted(await catalog.experiments()) == [EXPERIMENT, ("bob", "a", "b")]
+
+
+async def test_deleted_files_come_by_their_time_until_their_bytes_are_reclaimed(catalog: Catalog) -> None:
+    await catalog.commit([record(number) for number in range(1, 8)])
+    for number, at_ms in ((5, 10), (2, 10), (1, 20), (7, 30)):
+        await catalog.delete([number], at_ms)
+    found = await catalog.deleted(30, (0, 0), 10)
+    assert [(each.id, each.deleted_ms) for each in found] == [(2, 10), (5, 10), (1, 20)]
+    assert [each.id for each in await catalog.deleted(31, (10, 2), 2)] == [5, 1]
+    await catalog.reclaimed([found[0], replace(found[1], deleted_ms=9), record(3)], 99)
+    assert [each.id for each in await catalog.deleted(31, (0, 0), 10)] == [5, 1, 7]
+    await catalog.reclaimed(found, 100)
+    assert [each.id for each in await catalog.deleted(31, (0, 0), 10)] == [7]
+    assert [each.deleted_ms for each in await catalog.get([2])] == [10], "the record stays"
+    assert await catalog.commit([record(2)]) == [2]
+
+
+async def test_a_list_by_tag_reads_an_index(tmp_path: Path) -> None:
+    """What is asked is taken from SQLite itself."""
+    made = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    await made.commit([record(1)])
+    asked: list[str] = []
+    await made._database.call(lambda connection: connection.set_trace_callback(asked.append))
+    for latest in (True, False):
+        found = await made.select(Selection(*EXPERIMENT, prefix="models", tags=("best", "checkpoint"), latest=latest))
+        assert [each.id for each in found] == [1]
+    questions = [each for each in asked if "tags AS files" in each]
+    assert len(questions) >= 2
+    for question in questions:
+        plan = await made._database.call(
+            lambda connection, asked=question: connection.execute(f"EXPLAIN QUERY PLAN {asked}").fetchall()
+        )
+        steps = [row["detail"] for row in plan]
+        assert not [step for step in steps if step.startswith("SCAN files")], steps
+    await made.close()

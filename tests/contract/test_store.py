@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ml_dashd.core.checksum import Digest, combine, digest, has_part, proves
 from ml_dashd.core.model import Algorithm, FileRecord, Target
-from ml_dashd.core.plan import MIB, Part
+from ml_dashd.core.plan import MIB, Part, parts
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.s3 import S3Store
@@ -212,3 +213,58 @@ async def test_a_name_of_255_bytes_and_one_beyond_ascii(store: Store) -> None:
         target = target_of(store, 2, name)
         await store.put(target, memoryview(b"ok"), digest(memoryview(b"ok"), await store.prepare()))
         assert await body_of(store, target.key, 0, 2) == b"ok"
+
+
+# ---- copies within the store
+
+
+@pytest.mark.parametrize("size", [0, 70_000])
+async def test_a_copy_is_an_object_of_its_own(store: Store, size: int) -> None:
+    body = os.urandom(size)
+    source, target = target_of(store, size), target_of(store, size, "größe +%&.pt")
+    sent = digest(memoryview(body), await store.prepare())
+    await store.put(source, memoryview(body), sent)
+    await store.copy(source.key, target)
+    await store.copy(source.key, target)
+    stated = await store.head(target.key)
+    assert stated is not None
+    assert (stated.size_bytes, stated.file_id) == (size, target.file_id)
+    assert proves(stated, sent) is not False
+    await store.delete(source.key)
+    assert await body_of(store, target.key, 0, size) == body
+
+
+async def test_a_copy_in_parts(store: Store) -> None:
+    algorithm = await store.prepare()
+    pieces = [os.urandom(PART), os.urandom(PART), os.urandom(7)]
+    size = sum(map(len, pieces))
+    source, plain = target_of(store, size), target_of(store, size)
+    upload_id, whole = await upload(store, source, pieces)
+    await store.complete(source, upload_id, await store.list_parts(source, upload_id, PART), whole)
+    known = algorithm is Algorithm.CRC64NVME
+    target = replace(plain, algorithm=algorithm if known else Algorithm.NONE)
+    upload_id = await store.begin(target)
+    for part in parts(size, PART):
+        await store.copy_part(source.key, target, upload_id, part)
+    listed = await store.list_parts(target, upload_id, PART)
+    assert [part.size_bytes for part in listed] == [PART, PART, 7]
+    expected = whole if known else Digest(size, 0, Algorithm.NONE, None)
+    await store.complete(target, upload_id, listed, expected)
+    stated = await store.head(target.key)
+    assert stated is not None
+    assert stated.file_id == target.file_id
+    assert proves(stated, whole) is (True if known or isinstance(store, LocalStore) else proves(stated, whole))
+    assert await body_of(store, target.key, 0, size) == b"".join(pieces)
+
+
+async def test_what_is_not_there_is_not_copied(store: Store) -> None:
+    target = target_of(store, PART)
+    with pytest.raises(StoreError) as missing:
+        await store.copy(target_of(store, PART).key, target)
+    assert missing.value.fault is Fault.MISSING
+    assert await store.head(target.key) is None
+    upload_id = await store.begin(target)
+    with pytest.raises(StoreError) as missing:
+        await store.copy_part(target_of(store, PART).key, target, upload_id, Part(1, 0, PART))
+    assert missing.value.fault is Fault.MISSING
+    await store.abort(target, upload_id)

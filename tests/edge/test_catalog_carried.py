@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_dashd.core.model import FileRecord, Selection
+from ml_dashd.core.model import Amendment, FileRecord, Selection
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.system import NoFaults
 
@@ -122,3 +122,37 @@ async def test_a_root_that_can_not_be_written_to_is_tried_again(
     carried.parent.mkdir()
     await one.export(carried)
     assert carried.exists()
+
+
+async def test_words_tags_and_tombstones_travel(make: Callable[[str], SqliteCatalog], tmp_path: Path) -> None:
+    """Of what is said of a file on two hosts, what was changed more often; what is deleted and reclaimed stays so."""
+    one, two, carried = make("one"), make("two"), tmp_path / "catalog.sqlite"
+    await one.commit([record(1), record(2), record(3)])
+    await one.export(carried)
+    await two.merge(carried)
+    await one.amend(1, Amendment(tags=("one",)), 50)
+    await two.amend(1, Amendment(tags=("two",)), 60)
+    await two.amend(1, Amendment(description="twice"), 70)
+    await two.delete([3], 80)
+    await two.reclaimed(await two.deleted(99, (0, 0), 9), 90)
+    await two.export(carried)
+    await one.merge(carried)
+    (found,) = await one.get([1])
+    assert (found.description, found.tags, found.updated_ms, found.revision) == ("twice", ("two",), 70, 2)
+    assert [each.id for each in await one.select(Selection("alice", "cv", "resnet", tags=("two",)))] == [1]
+    assert await one.select(Selection("alice", "cv", "resnet", tags=("one",))) == []
+    assert await one.deleted(99, (0, 0), 9) == []
+    await one.export(carried)
+    await two.merge(carried)
+    assert await two.get([1]) == [found]
+
+
+async def test_tags_of_a_catalog_of_the_first_release(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "catalog.sqlite")) as database:
+        database.executescript((VECTORS / "catalog-1.sql").read_text())
+        database.execute("UPDATE files SET tags = ?", ('["best", "größe"]',))
+        database.commit()
+    catalog = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    found = await catalog.select(Selection("alice", "cv", "resnet", tags=("größe",)))
+    assert [(each.filename, each.revision) for each in found] == [("stored.txt", 0)]
+    await catalog.close()

@@ -12,7 +12,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.__main__ import main
-from ml_dashd.config import MIB, WORKING, Config, embedded, load, of_systemd, parse, with_defaults
+from ml_dashd.config import MIB, WORKING, Config, RetentionConfig, embedded, load, of_systemd, parse, with_defaults
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
 KMS_KEY = "arn:aws:kms:eu-north-1:123456789012:key/1a2b"
@@ -41,6 +41,7 @@ sse_kms_key_id = "{KMS_KEY}"
 storage_class = "STANDARD_IA"
 mode = "0600"
 part_size = 8_388_608
+delete_grace = 60
 [catalog]
 url = "sqlite:///var/lib/x/catalog%20of%20x.sqlite"
 [spool]
@@ -54,6 +55,10 @@ memory = 67_108_864
 threads = 64
 connections = 256
 bandwidth = 65_536
+[retention]
+keep_last = 3
+keep_tags = ["best"]
+pattern = "**/checkpoints/*"
 [access]
 uids = [0, 1000]
 admins = [1001]
@@ -86,6 +91,9 @@ REFUSED = [
     ("[daemon]\ndrain_timeout = true", "daemon.drain_timeout is True", "a number"),
     ("[daemon]\ndrain_timeout = '30'", "daemon.drain_timeout is '30'", "a number"),
     ("[spool]\npools = '/x'", "spool.pools is '/x'", "an array of text"),
+    ("[store]\ndelete_grace = -1", "store.delete_grace is -1", "at least 0"),
+    ("[retention]\nkeep_last = -1", "retention.keep_last is -1", "at least 0"),
+    ("[retention]\npattern = 'a//b'", "retention.pattern", 'such as "**/checkpoints/*"'),
     ("[spool]\npools = ['/x', 1]", "spool.pools is", "an array of text"),
     ("[access]\nuids = ['root']", "access.uids is", "an array of a whole number"),
     ("[access]\nuids = [true]", "access.uids is", "an array of a whole number"),
@@ -269,6 +277,8 @@ def test_every_key_arrives():
     assert (config.spool.quota, config.spool.copy_below, config.spool.copy_after) == (10**9, 0, 1.5)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert config.limits.bandwidth == 65_536
+    assert config.store.delete_grace == 60.0
+    assert config.retention == RetentionConfig(3, ("best",), "**/checkpoints/*")
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
     assert (config.access.admins, config.access.read) == ((1001,), {"vision": (1002, 1003), "bild größe": ()})

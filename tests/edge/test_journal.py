@@ -25,6 +25,7 @@ from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import (
     EVERYBODY,
     Algorithm,
+    Amendment,
     Backlog,
     Blocked,
     FileRecord,
@@ -889,3 +890,59 @@ async def test_every_row_that_was_answered_survives_kill_9(path: Path, count: in
         }
         assert await journal.high_water() >= max(numbers)
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+# ---- what is said of a file
+
+
+async def test_an_amendment_is_kept_and_counted(path: Path, clock: SetClock) -> None:
+    async with opened(path, clock) as journal:
+        made = await accepted(journal)
+        clock.now = 2000
+        amended = await journal.amend(7, Amendment(tags=("a", "b"), metadata='{"a":1}'))
+        expected = replace(made.record, tags=("a", "b"), metadata='{"a":1}', updated_ms=2000, revision=1)
+        assert amended == replace(made, record=expected)
+        assert await journal.amend(8, Amendment(description="x")) is None
+    async with opened(path, clock) as journal:
+        assert await journal.get([7]) == [amended]
+
+
+async def test_what_was_amended_since_it_was_listed_is_not_done(journal: SqliteJournal) -> None:
+    """The catalog has the old words: it comes back to be listed once more, and a plain move brings the new ones."""
+    old = await accepted(journal)
+    await journal.amend(7, Amendment(description="first"))
+    (sending,) = await journal.advance_all([old], State.SENDING, [{"key": "k"}])
+    assert (sending.record.description, sending.record.key, sending.record.revision) == ("first", "k", 1)
+    verified = await journal.advance(sending, State.VERIFIED)
+    await journal.amend(7, Amendment(description="second"))
+    assert await journal.advance_all([verified], State.DONE) == []
+    (now,) = await journal.get([7])
+    assert (now.state, now.record.description) == (State.VERIFIED, "second")
+    (done,) = await journal.advance_all([now], State.DONE)
+    assert done.record.description == "second"
+    assert await journal.amend(7, Amendment(description="third")) is None
+
+
+async def test_what_is_to_be_deleted_is_not_amended(journal: SqliteJournal) -> None:
+    await accepted(journal)
+    await journal.cancel([7])
+    assert await journal.amend(7, Amendment(description="late")) is None
+
+
+async def test_objects_of_which_duplicates_are_to_be_made(journal: SqliteJournal) -> None:
+    duplicate = Job(record(7), Pin(PinKind.OBJECT, source="files/1/best.pt"))
+    (taken, _) = await accept(journal, duplicate, key_of(7))
+    await accept(journal, job(8), key_of(8))
+    assert await journal.referred() == {"files/1/best.pt"}
+    await journal.advance(await journal.advance(taken, State.FAILED, trouble=TROUBLE), State.CANCELLED)
+    assert await journal.referred() == set()
+
+
+async def test_files_on_their_way_by_tag(journal: SqliteJournal) -> None:
+    for number, tags in enumerate([("a",), ("b", "a"), ()], start=1):
+        await accept(journal, job(number, tags=tags), key_of(number))
+
+    async def ids(*tags: str) -> list[int]:
+        return [found.id for found in await journal.select(Selection(*EXPERIMENT, tags=tags))]
+
+    assert (await ids("a"), await ids("a", "b"), await ids("c"), await ids()) == ([2, 1], [2], [], [3, 2, 1])

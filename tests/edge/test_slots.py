@@ -346,3 +346,25 @@ def test_threads_get_different_slots(slots: SlotFiles, names) -> None:
         numbers = [number for found in pool.map(grant, range(8)) for number in found]
     assert len(set(numbers)) == 80
     assert names() == sorted(map(str, numbers))
+
+
+def test_a_slot_that_is_shared_is_not_written_to_again(tmp_path: Path) -> None:
+    """A duplicate of what is on its way: its bytes stay, whatever becomes of the slot."""
+    slots = SlotFiles(tmp_path)
+    first = slots.grant(1, 100)
+    os.pwrite(first.descriptor, b"weights", 0)
+    pin = slots.commit(1, first.number, 7)
+    other = slots.share(pin.name)
+    again = slots.share(pin.name)
+    slots.release(pin.name)
+    second = slots.grant(1, 100)
+    assert second.number not in (first.number, int(other), int(again))
+    os.pwrite(second.descriptor, b"another", 0)
+    assert (tmp_path / "slots" / other).read_bytes()[:7] == b"weights"
+    slots.release(other)
+    assert (tmp_path / "slots" / again).read_bytes()[:7] == b"weights"
+    slots.release(again)
+    assert {path.name for path in (tmp_path / "slots").iterdir()} == {str(second.number)}
+    with pytest.raises(MLDashError) as lost:
+        slots.share(pin.name)
+    assert lost.value.code is Code.SOURCE_LOST

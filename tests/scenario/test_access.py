@@ -369,3 +369,42 @@ def test_root_is_an_admin_where_the_daemon_is_roots(open_folder: Path, tmp_path:
         assert listed(root, PLACE) == [record.id]
         root.expect(m.Deleted, m.Delete(request=6, ids=(record.id,)))
         assert listed(owner, PLACE) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("namespace", ["vision", "held"], ids=["stored", "on its way"])
+def test_who_may_change_duplicate_and_prune(users: Callable[[int], User], role: str, namespace: str) -> None:
+    owner, (uid, right) = users(OWNER), ROLES[role]
+    place = m.Place(namespace=namespace, project="p", experiment=secrets.token_hex(4))
+    records = [owner.put("best.pt", place) for _ in range(2)]
+    if namespace == "vision":
+        for record in records:
+            stored(owner, record)
+    somebody = users(uid)
+    update = m.Update(request=7, id=records[0].id, tags=("theirs",))
+    if right == ALL:
+        assert somebody.expect(m.Accepted, update).record.tags == ("theirs",)
+    elif right == READS:
+        assert_refused(somebody.ask(update), Code.ACCESS_DENIED, f"belongs to uid {OWNER}, not {uid}")
+    else:
+        assert_refused(somebody.ask(update), Code.UNKNOWN_FILE, str(records[0].id))
+    copied = m.Duplicate(
+        request=8,
+        key=secrets.token_bytes(16),
+        source=records[0].id,
+        file=m.Described(place=replace(place, project="copies"), to="copy.pt"),
+    )
+    if right == NOTHING:
+        assert_refused(somebody.ask(copied), Code.UNKNOWN_FILE, str(records[0].id))
+    else:
+        first = somebody.expect(m.Accepted, copied).record
+        assert somebody.expect(m.Accepted, copied).record.id == first.id, "the same key has the same answer"
+        assert somebody.expect(m.Accepted, replace(copied, key=secrets.token_bytes(16))).record.id != first.id
+        deleted = somebody.expect(m.Deleted, m.Delete(request=9, ids=(first.id,)))
+        assert deleted.ids == (first.id,), "a duplicate is its maker's"
+    pruned = somebody.expect(m.Pruned, m.Prune(request=9, place=place, keep_last=1, keep_tags=("theirs",)))
+    assert pruned.records == (), "what is not one's own, what is on its way, and what is tagged stays"
+    pruned = somebody.expect(m.Pruned, m.Prune(request=9, place=place, keep_last=1))
+    gone = [records[0].id] if right == ALL and namespace == "vision" else []
+    assert ids(pruned) == gone  # type: ignore[arg-type]
+    assert listed(owner, place) == [record.id for record in records[::-1] if record.id not in gone]

@@ -455,6 +455,7 @@ def test_version_and_options_before_the_command(shell: Shell) -> None:
         (["ml-dash", ""], {*COMMANDS, "--json", "--socket", "--root", "--version", "--help", "-h"}),
         (["ml-dash", "st"], {"status"}),
         (["ml-dash", "--json", "pu"], {"put", "push"}),
+        (["ml-dash", "--json", "pr"], {"prune"}),
         (["ml-dash", "put", "--d"], {"--description", "--durability", "--dry-run"}),
         (["ml-dash", "put", "--durability", ""], {"disk", "memory"}),
         (["ml-dash", "put", "mod"], {"model one.pt", "models"}),

@@ -21,7 +21,7 @@ from ml_dashd.core.runs import MAX_PARAMS
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, audit, browse, fetch, runs, serve
+from ml_dashd.flow import accept, audit, browse, fetch, prune, runs, serve
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +181,7 @@ def _limits() -> str:
         ("downloads", _list(*fetch.FETCHES)),
         ("requests that verify what is stored", _list(*audit.AUDITS)),
         ("ids in a request to verify, or to try again", f"{_most(messages.Verify, 'ids'):,}"),
+        ("prunings", _list(*prune.PRUNES)),
         ("descriptors kept for the daemon itself", f"{descriptors.OWN}, at most half of the limit"),
         ("of the others, up to where there are connections; slots; sources held open",
          f"{descriptors.FOR_CONNECTIONS:.0%}; {descriptors.FOR_SLOTS:.0%}; {descriptors.FOR_PINS:.0%}"),
@@ -267,7 +268,7 @@ def _plain(value: Any) -> Any:
 
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
-    stages = "pin|accept|settle|copies|seal|journal|catalog|runs|upload|batch|local|finish"
+    stages = "pin|accept|settle|copies|seal|journal|catalog|runs|upload|batch|local|finish|duplicate|prune|reclaim"
     named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()
 

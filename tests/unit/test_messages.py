@@ -359,3 +359,26 @@ def test_a_request_past_a_bound_is_the_callers_error(words: dict[str, Any], said
 def test_a_request_within_its_bounds_is_returned():
     said = m.OpenExperiment(request=1, place=PLACE, readme="r" * 256 * m.KIB)
     assert m.checked(said) is said
+
+
+@pytest.mark.parametrize("words", FITTING, ids="-".join)
+def test_an_update_is_bounded_as_a_hand_off_is(words: dict[str, Any]):
+    said = {name: word for name, word in words.items() if name in ("description", "tags", "bindrs", "metadata")}
+    update = m.Update(request=1, id=1, **said)
+    m.check_update(update)
+    (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(update))
+    assert m.decode(frame, m.REQUESTS) == update
+
+
+@pytest.mark.parametrize(("words", "said"), [each for each in UNFITTING if len(each[0]) == 2 and each[0]["to"] == "a"])
+def test_an_update_past_a_bound_is_the_callers_error(words: dict[str, Any], said: str):
+    with pytest.raises(MLDashError) as refused:
+        m.check_update(m.Update(request=1, id=1, **{name: word for name, word in words.items() if name != "to"}))
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert said.replace("600001", "600000") in str(refused.value), "it has no name"
+
+
+def test_what_an_update_leaves_out_is_told_from_what_it_empties():
+    (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(m.Update(request=1, id=1, tags=(), description="")))
+    update = m.decode(frame, m.REQUESTS)
+    assert update == m.Update(request=1, id=1, tags=(), description="", bindrs=None, metadata=None)

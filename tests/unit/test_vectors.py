@@ -150,7 +150,14 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.ReleaseSlot(request=6, slot=1), 0),
         (
             m.List(
-                request=7, place=PLACE, pattern="**/*.pt", latest=True, cursor="a\n1", page_size=10, everywhere=True
+                request=7,
+                place=PLACE,
+                pattern="**/*.pt",
+                latest=True,
+                cursor="a\n1",
+                page_size=10,
+                everywhere=True,
+                tags=("best",),
             ),
             0,
         ),
@@ -165,6 +172,24 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Verify(request=15, ids=(1, 2)), 0),
         (m.Branched(request=13), 1),
         (m.Examine(request=13), 0),
+        (
+            m.Update(request=14, id=1, description="", tags=(), bindrs=("run",), metadata='{"epoch":13}'),
+            0,
+        ),
+        (m.Duplicate(request=15, key=KEY, source=2**63 - 1, file=DESCRIBED), 0),
+        (
+            m.Prune(
+                request=16,
+                place=PLACE,
+                keep_last=3,
+                pattern="**/*.pt",
+                keep_tags=("best",),
+                dry_run=True,
+                cursor="1\na\n2",
+            ),
+            0,
+        ),
+        (m.Pruned(request=16, records=(RECORD,), cursor="3\nmodels/best.pt\n1"), 0),
         (m.Welcome(request=0, version=1, daemon="ml-dashd 1.0", embedded=True, store="file:///data"), 0),
         (m.Done(request=6), 0),
         (m.Failed(request=2, code="DISK_FULL", message="no space", hint="free some"), 0),

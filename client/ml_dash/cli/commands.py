@@ -114,6 +114,20 @@ def rm(options: Namespace) -> int:
     return 0
 
 
+def prune(options: Namespace) -> int:
+    """Deletes versions that are not kept; a dry run names them."""
+    with reaching.connected(options) as connection:
+        files, pattern = reaching.below(reaching.files(options, connection), options.pattern)
+        pruned = files.each_pruned(
+            pattern, keep_last=options.keep_last, keep_tags=options.keep_tags, dry_run=options.dry_run
+        )
+        if options.json:
+            show.array(map(show.plain, pruned))
+        else:
+            report.pruned(pruned, dry_run=options.dry_run)
+    return 0
+
+
 def wait(options: Namespace) -> int:
     """Waits until files are stored."""
     if options.ids and options.prefix:
@@ -210,6 +224,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "ls": ls,
     "get": get,
     "rm": rm,
+    "prune": prune,
     "wait": wait,
     "drain": drain,
     "doctor": doctor,

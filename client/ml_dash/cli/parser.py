@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ml_dash.cli import arguments
-from ml_dash.cli.values import add_described, add_prefix, file_id, seconds, span
+from ml_dash.cli.values import add_described, add_prefix, count, file_id, seconds, span
 
 PROGRAM = "ml-dash"
 DEADLINE_S = 90
@@ -41,6 +41,9 @@ EXAMPLES = {
   ml-dash rm models/bad.pt --prefix alice/cv/resnet    all its versions
   ml-dash rm "tmp/**" --prefix alice/cv/resnet
   ml-dash rm --id 7351023561728                        one version""",
+    "prune": """\
+  ml-dash prune --prefix alice/cv/resnet --keep-last 3 --dry-run     what would go
+  ml-dash prune "checkpoints/**" --prefix alice/cv/resnet --keep-last 3 --keep-tag best""",
     "wait": """\
   ml-dash wait                                     for everything that is on its way
   ml-dash wait --prefix alice/cv/resnet --timeout 600
@@ -163,6 +166,23 @@ def _rm(parser: Parser) -> None:
     _add_path_or_id(parser)
 
 
+def _prune(parser: Parser) -> None:
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="a folder, a file or a glob (default: all)")
+    add_prefix(parser)
+    parser.add_argument(
+        "--keep-last", metavar="N", type=count, required=True, help="stored versions of each path that stay"
+    )
+    parser.add_argument(
+        "--keep-tag",
+        metavar="TAG",
+        action="append",
+        default=[],
+        dest="keep_tags",
+        help="versions with it stay, too; may be repeated",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing; print what would go")
+
+
 def _wait(parser: Parser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="*", type=file_id, help="files, by their ids")
     parser.add_argument("--prefix", metavar="NS/PROJ/EXP", help="all files of an experiment")
@@ -204,6 +224,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "ls": ("list files", _ls),
     "get": ("download files, their checksums verified", _get),
     "rm": ("delete files; one that is on its way is cancelled", _rm),
+    "prune": ("delete old versions; the newest of each path stay", _prune),
     "wait": ("wait until files are stored", _wait),
     "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
     "doctor": ("look for all that may be wrong: store, credentials, permissions, disks, limits", _doctor),

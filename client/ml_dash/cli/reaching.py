@@ -71,6 +71,12 @@ def chosen(options: Namespace, connection: Connection) -> FileSet:
 
 def listed(found: Files, pattern: str | None, *, latest: bool) -> Iterator[FileResult]:
     """A glob lists what fits it; a plain name what is at it and below."""
+    there, glob = below(found, pattern)
+    return there.each(glob, latest=latest)
+
+
+def below(found: Files, pattern: str | None) -> tuple[FileSet, str | None]:
+    """A glob is for what fits it; a plain name for what is at it and below."""
     if pattern is None or is_glob(pattern):
-        return found.each(pattern, latest=latest)
-    return found(pattern).each(latest=latest)
+        return found, pattern
+    return found(pattern), None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ml_dash import wording
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
 from ml_dash.messages import Record, StatusReport
@@ -106,3 +107,13 @@ def _error(said: Record | StatusReport) -> dict[str, str | None]:
 
 def _since(ms: int) -> float:
     return max(0, now_ms() - ms) / 1000
+
+
+def pruned(files: Iterable[FileResult], *, dry_run: bool) -> None:
+    """A line a version as it goes, or would go, and how much that is together."""
+    count = size = 0
+    for file in files:
+        print(f"{'would delete' if dry_run else 'deleted'} {file['id']}  {show.path(file)}")
+        count, size = count + 1, size + file["sizeBytes"]
+    what = f"{count} version{'' if count == 1 else 's'} ({wording.size(size)})"
+    print(f"{what} would be deleted" if dry_run else f"{what} deleted")

@@ -46,6 +46,13 @@ def file_id(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """How many versions are kept."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of versions: at least 1 is kept")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """A number of seconds."""
     try:

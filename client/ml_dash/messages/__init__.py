@@ -6,7 +6,7 @@ field with a default may be left out, and `encode` does so. It trusts its caller
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar, cast
 
 from ml_dash import wire
@@ -38,6 +38,7 @@ from ml_dash.messages.replies import (
     Fetched,
     Page,
     Progress,
+    Pruned,
     Retried,
     SlotGranted,
     StatusReport,
@@ -51,18 +52,21 @@ from ml_dash.messages.requests import (
     Content,
     Delete,
     Drain,
+    Duplicate,
     Examine,
     Fetch,
     Get,
     GrowSlot,
     Hello,
     List,
+    Prune,
     Put,
     PutMany,
     ReleaseSlot,
     RequestSlot,
     Retry,
     Status,
+    Update,
     Upload,
     Verify,
     Wait,
@@ -89,6 +93,7 @@ from ml_dash.messages.runs import (
 from ml_dash.schema import broken, plain, reader
 
 __all__ = [
+    "DESCRIBED_BYTES",
     "INLINE_BYTES",
     "KIB",
     "MANY",
@@ -116,6 +121,7 @@ __all__ = [
     "Done",
     "Drain",
     "Drained",
+    "Duplicate",
     "EndRun",
     "Examine",
     "Examined",
@@ -138,6 +144,8 @@ __all__ = [
     "Page",
     "Place",
     "Progress",
+    "Prune",
+    "Pruned",
     "Put",
     "PutMany",
     "Ranges",
@@ -154,6 +162,7 @@ __all__ = [
     "SlotGranted",
     "Status",
     "StatusReport",
+    "Update",
     "Upload",
     "Verified",
     "Verify",
@@ -161,6 +170,7 @@ __all__ = [
     "Waited",
     "Welcome",
     "check",
+    "check_update",
     "checked",
     "decode",
     "encode",
@@ -177,15 +187,15 @@ REQUESTS: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
-        Status, Drain, PutMany, Branch, Examine, Retry, Verify, EndRun, SetParams, LogRows, ListExperiments, ReadRows,
-        GrowSlot,
+        Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune, Retry, Verify, EndRun, SetParams, LogRows,
+        ListExperiments, ReadRows, GrowSlot,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined, Retried, Verified, Experiments, Rows,
+        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
@@ -213,8 +223,18 @@ def check(described: Described) -> None:
     names = (place.namespace, place.project, place.experiment, place.prefix)
     if sum(map(len, texts + names)) + len(tags) <= SHORT:
         return
+    _check_bounds(described, texts)
+
+
+def check_update(update: Update) -> None:
+    """As `check`, of what is to be said of a file from now on."""
+    tags = (*(update.tags or ()), *(update.bindrs or ()))
+    _check_bounds(update, (update.description or "", update.metadata or "", *tags))
+
+
+def _check_bounds(words: Described | Update, texts: Iterable[str]) -> None:
     try:
-        reader(cast("Hashable", Described))(plain(described), "")
+        reader(cast("Hashable", type(words)))(plain(words), "")
     except ProtocolError as bad:
         raise error(Code.INVALID_ARGUMENT, bad.message.lstrip("."), "shorten it") from None
     size = sum(len(text.encode(errors="surrogatepass")) for text in texts)

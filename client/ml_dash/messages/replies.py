@@ -39,7 +39,7 @@ class Failed(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted(Message):
-    """The file is the daemon's from here on; `record.ack` says what that covers."""
+    """The file is the daemon's from here on; `record.ack` says what that covers. After an Update: it is changed."""
 
     kind: ClassVar[int] = 67
     limit: ClassVar[int] = 1024 * KIB
@@ -201,6 +201,16 @@ class Examined(Message):
     kind: ClassVar[int] = 78
     limit: ClassVar[int] = 4096 * KIB
     checks: Annotated[tuple[Check, ...], Max(64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned(Message):
+    """Versions that are deleted now, or would be; with a cursor there may be more: ask again with it."""
+
+    kind: ClassVar[int] = 79
+    limit: ClassVar[int] = 4096 * KIB
+    records: Annotated[tuple[Record, ...], Max(500)]
+    cursor: Name | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

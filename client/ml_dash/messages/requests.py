@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ml_dash.messages.parts import INLINE_BYTES, KIB, MANY, Described, Key, Message, Name, Origin, Place, Ranges
+from ml_dash.messages.parts import (
+    INLINE_BYTES,
+    KIB,
+    MANY,
+    Described,
+    Json,
+    Key,
+    Message,
+    Name,
+    Origin,
+    Place,
+    Ranges,
+    Tags,
+    Text,
+)
 from ml_dash.schema import Max
 
 
@@ -97,6 +111,7 @@ class ReleaseSlot(Message):
 class List(Message):
     """Asks for a page of files. `pattern` is a glob relative to the place's prefix; `cursor` is the last page's.
 
+    Only files that have all of `tags` count, for `latest`, too.
     With `everywhere` they are the stored files of all experiments, in the order of their ids, whatever else is asked.
     """
 
@@ -107,6 +122,7 @@ class List(Message):
     cursor: Name | None = None
     page_size: int = 500
     everywhere: bool = False
+    tags: Tags = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +216,46 @@ class Examine(Message):
     """Asks for all that may be wrong with the daemon, its disks and its store to be looked at: it takes seconds."""
 
     kind: ClassVar[int] = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update(Message):
+    """Changes what is said of a file; what is left out stays as it is. `metadata` is replaced as a whole."""
+
+    kind: ClassVar[int] = 18
+    limit: ClassVar[int] = 640 * KIB
+    id: int
+    description: Text | None = None
+    tags: Tags | None = None
+    bindrs: Tags | None = None
+    metadata: Json | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate(Message):
+    """Hands over what another file holds: it is copied within the store, or pinned again where it is on its way."""
+
+    kind: ClassVar[int] = 19
+    limit: ClassVar[int] = 640 * KIB
+    key: Key
+    source: int
+    file: Described
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune(Message):
+    """Deletes stored versions beyond the `keep_last` newest of each path, but for those that have one of `keep_tags`.
+
+    `pattern` is a glob relative to the place's prefix; `cursor` is that of the last Pruned. A `dry_run` deletes none.
+    """
+
+    kind: ClassVar[int] = 20
+    place: Place
+    keep_last: int
+    pattern: Name | None = None
+    keep_tags: Tags = ()
+    dry_run: bool = False
+    cursor: Name | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

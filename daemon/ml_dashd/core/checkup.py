@@ -189,10 +189,10 @@ def untried(operation: str, url: str, because: str) -> Check:
 
 
 def optional_check(operation: str, failure: StoreError | None) -> Check:
-    """A call that the daemon does without."""
+    """A call that the daemon does without, but for duplicates."""
     if failure is None:
-        return ok(operation, "works; not needed")
-    return none(operation, f"not to be had, and not needed: {failure.message}")
+        return ok(operation, "works; needed for duplicates alone")
+    return none(operation, f"not to be had, and needed for duplicates alone: {failure.message}")
 
 
 def checksum_check(chosen: Algorithm, named: bool) -> Check:

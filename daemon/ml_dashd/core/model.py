@@ -22,6 +22,8 @@ class PinKind(StrEnum):
     FD = "fd"
     COPY = "copy"
     SLOT = "slot"
+    OBJECT = "object"
+    """Another file's object in the store, of which this one becomes a duplicate; `source` is its key."""
     NONE = "none"
     """Let go: the file is stored."""
 
@@ -105,6 +107,8 @@ class FileRecord:
     etag: str | None = None
     uploaded_ms: int | None = None
     deleted_ms: int | None = None
+    revision: int = 0
+    """How often what is said of it was changed: a commit never takes a later word back."""
 
     @property
     def path(self) -> str:
@@ -115,6 +119,16 @@ class FileRecord:
     def group(self) -> Experiment:
         """The experiment that it belongs to; those take turns."""
         return self.namespace, self.project, self.experiment
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What is to be said of a file from now on; None leaves a word as it is."""
+
+    description: str | None = None
+    tags: tuple[str, ...] | None = None
+    bindrs: tuple[str, ...] | None = None
+    metadata: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +254,8 @@ class Selection:
 
     They come in the order of (path, newest first); `cursor` is the (path, id) of the last one seen. `pattern` is a
     glob relative to `prefix`, as core/narrow.py leaves it: who answers may leave out what does not fit it, and need
-    not. `latest`: only the newest version of each path, and none of the cursor's.
+    not. `latest`: only the newest version of each path, and none of the cursor's. Each has
+    all of `tags`.
     """
 
     namespace: str
@@ -252,6 +267,7 @@ class Selection:
     cursor: tuple[str, int] | None = None
     limit: int = 500
     scope: Scope = EVERYBODY
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from contextlib import closing
 from pathlib import Path
 
 from ml_dash.errors import MLDashError
-from ml_dashd.core.model import FileRecord, Scope, Selection, Trouble
+from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
+from ml_dashd.edge.amending import amend, later_word
 from ml_dashd.edge.database import LOCKED_S, Database, open_database
 from ml_dashd.edge.listing import ENDING, read_selection
-from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, read_record, record_values, scope_where
+from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders, read_record, record_values, scope_where
 from ml_dashd.ports import Faults, JournalError
 
 log = logging.getLogger("ml_dashd.catalog")
@@ -40,6 +41,36 @@ MIGRATIONS = [
     CREATE INDEX files_by_ending ON files (namespace, project, experiment, {ENDING}, path, id DESC)
         WHERE deleted_ms IS NULL;
     """,
+    # What is said of a file may change; bytes of deleted files are reclaimed; lists by tag have an index.
+    """
+    ALTER TABLE files ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE files ADD COLUMN reclaimed_ms INTEGER;
+    DROP INDEX files_deleted;
+    CREATE INDEX files_deleted ON files (deleted_ms, id) WHERE deleted_ms IS NOT NULL AND reclaimed_ms IS NULL;
+    CREATE TABLE tags (
+        namespace TEXT NOT NULL, project TEXT NOT NULL, experiment TEXT NOT NULL, tag TEXT NOT NULL,
+        path TEXT NOT NULL, id INTEGER NOT NULL, owner_uid INTEGER NOT NULL,
+        PRIMARY KEY (namespace, project, experiment, tag, path, id DESC)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER files_tagged AFTER INSERT ON files WHEN NEW.tags <> '[]' AND NEW.deleted_ms IS NULL
+    BEGIN
+        INSERT OR IGNORE INTO tags
+        SELECT NEW.namespace, NEW.project, NEW.experiment, value, NEW.path, NEW.id, NEW.owner_uid
+        FROM json_each(NEW.tags);
+    END;
+    CREATE TRIGGER files_retagged AFTER UPDATE OF tags, deleted_ms ON files
+    WHEN OLD.tags <> NEW.tags OR OLD.deleted_ms IS NOT NEW.deleted_ms
+    BEGIN
+        DELETE FROM tags WHERE namespace = OLD.namespace AND project = OLD.project AND experiment = OLD.experiment
+            AND tag IN (SELECT value FROM json_each(OLD.tags)) AND path = OLD.path AND id = OLD.id;
+        INSERT OR IGNORE INTO tags
+        SELECT NEW.namespace, NEW.project, NEW.experiment, value, NEW.path, NEW.id, NEW.owner_uid
+        FROM json_each(NEW.tags) WHERE NEW.deleted_ms IS NULL;
+    END;
+    INSERT OR IGNORE INTO tags
+    SELECT namespace, project, experiment, value, files.path, files.id, owner_uid
+    FROM files, json_each(files.tags) WHERE deleted_ms IS NULL;
+    """,
 ]
 _LISTED = "deleted_ms IS NULL"
 
@@ -52,17 +83,28 @@ class SqliteCatalog:
         self._path = path
         self._exported = -1
 
-    async def commit(self, records: Sequence[FileRecord]) -> None:
+    async def commit(self, records: Sequence[FileRecord]) -> list[int]:
         rows = [record_values(record) for record in records]
-        # What may have changed since is left as it is; a repeated commit finds its own row.
-        statement = insert("files", rows[0], len(rows)) + " ON CONFLICT (id) DO NOTHING"
+        # A repeated commit finds its own row, and leaves alone what may have changed in it since.
+        later = f"{later_word()} WHERE excluded.revision > files.revision AND files.deleted_ms IS NULL"
+        statement = f"{insert('files', rows[0], len(rows))} {later}"
         values = [value for row in rows for value in row.values()]
-        await self._database.call(lambda connection: connection.execute(statement, values).close())
+        ids = [record.id for record in records]
+
+        def work(connection: sqlite3.Connection) -> list[int]:
+            if connection.execute(statement, values).rowcount == len(rows):
+                return []
+            there = f"SELECT id FROM files WHERE id IN ({marks(ids)}) AND deleted_ms IS NOT NULL"
+            return [row["id"] for row in connection.execute(there, ids)]
+
+        return await self._database.call(work)
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
         return await self._records(f"SELECT * FROM files WHERE id IN ({marks(ids)})", ids)
 
     async def select(self, selection: Selection) -> list[FileRecord]:
+        if selection.tags:
+            return await self._database.call(lambda connection: _read_tagged(connection, selection))
         return await self._database.call(
             lambda connection: [
                 read_record(row)
@@ -75,11 +117,62 @@ class SqliteCatalog:
         statement = f"SELECT * FROM files WHERE deleted_ms IS NULL AND id > ? AND {where} ORDER BY id LIMIT ?"
         return await self._records(statement, [after, *values, limit])
 
+    async def amend(self, file_id: int, words: Amendment, at_ms: int) -> FileRecord | None:
+        row = await self._database.call(
+            lambda connection: amend(connection, file_id, words, at_ms, "deleted_ms IS NULL")
+        )
+        return None if row is None else read_record(row)
+
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         statement = f"UPDATE files SET deleted_ms = coalesce(deleted_ms, ?) WHERE id IN ({marks(ids)}) RETURNING id"
         return await self._database.call(
             lambda connection: [row["id"] for row in connection.execute(statement, [at_ms, *ids]).fetchall()]
         )
+
+    async def prune(self, records: Sequence[FileRecord], at_ms: int) -> list[int]:
+        values = [value for record in records for value in (record.id, record.revision)]
+        statement = (
+            f"WITH seen (id, revision) AS (VALUES {placeholders(len(records), 2)}) UPDATE files SET deleted_ms = ? "
+            "FROM seen WHERE files.id = seen.id AND files.revision = seen.revision AND deleted_ms IS NULL "
+            "RETURNING files.id"
+        )
+        return await self._database.call(
+            lambda connection: [row["id"] for row in connection.execute(statement, [*values, at_ms]).fetchall()]
+        )
+
+    async def experiments(self) -> list[Experiment]:
+        """A seek in the index for each."""
+        statement = (
+            "SELECT namespace, project, experiment FROM files WHERE deleted_ms IS NULL "
+            "AND (namespace, project, experiment) > (?, ?, ?) ORDER BY namespace, project, experiment LIMIT 1"
+        )
+
+        def work(connection: sqlite3.Connection) -> list[Experiment]:
+            found: list[Experiment] = []
+            at: Experiment = ("", "", "")
+            while (row := connection.execute(statement, at).fetchone()) is not None:
+                at = (row["namespace"], row["project"], row["experiment"])
+                found.append(at)
+            return found
+
+        return await self._database.call(work)
+
+    # ---- bytes of deleted files
+
+    async def deleted(self, before_ms: int, after: tuple[int, int], limit: int) -> list[FileRecord]:
+        return await self._records(
+            "SELECT * FROM files WHERE deleted_ms IS NOT NULL AND reclaimed_ms IS NULL AND deleted_ms < ? "
+            "AND (deleted_ms, id) > (?, ?) ORDER BY deleted_ms, id LIMIT ?",
+            [before_ms, *after, limit],
+        )
+
+    async def reclaimed(self, records: Sequence[FileRecord], at_ms: int) -> None:
+        values = [value for record in records for value in (record.id, record.deleted_ms)]
+        statement = (
+            f"WITH seen (id, deleted_ms) AS (VALUES {placeholders(len(records), 2)}) UPDATE files SET reclaimed_ms = ? "
+            "FROM seen WHERE files.id = seen.id AND files.deleted_ms = seen.deleted_ms AND reclaimed_ms IS NULL"
+        )
+        await self._database.call(lambda connection: connection.execute(statement, [*values, at_ms]).close())
 
     def trouble(self) -> Trouble | None:
         return self._database.trouble()
@@ -126,10 +219,20 @@ class SqliteCatalog:
         )
 
 
+def _read_tagged(connection: sqlite3.Connection, selection: Selection) -> list[FileRecord]:
+    """By the index of the first tag; the others are looked up for each file that has it."""
+    found = read_selection(connection, selection, ("id", "path"), "TRUE", by_ending=False, table="tags")
+    ids = [row["id"] for row in found]
+    rows = connection.execute(f"SELECT * FROM files WHERE id IN ({marks(ids)}) ORDER BY path, id DESC", ids)
+    return [read_record(row) for row in rows]
+
+
 def _upsert(connection: sqlite3.Connection, rows: Sequence[sqlite3.Row]) -> None:
     for row in rows:
-        statement = insert("files", row.keys()) + (
-            " ON CONFLICT (id) DO UPDATE SET deleted_ms = coalesce(deleted_ms, excluded.deleted_ms)"
+        statement = (
+            f"{insert('files', row.keys())} {later_word()}, "
+            "deleted_ms = coalesce(deleted_ms, excluded.deleted_ms), "
+            "reclaimed_ms = coalesce(reclaimed_ms, excluded.reclaimed_ms)"
         )
         connection.execute(statement, tuple(row))
 

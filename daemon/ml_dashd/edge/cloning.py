@@ -63,25 +63,22 @@ def link(descriptor: int, name: str) -> bool:
 
 def copy_range(descriptor: int, copy: int, size: int, source: str) -> None:
     """Within the kernel: by blocks where the file systems can, else page by page."""
-    offset, copy_some = 0, _copy_blocks
+    offset = 0
     while offset < size:
-        try:
-            count = copy_some(descriptor, copy, min(COPY_STEP, size - offset), offset)
-        except OSError as failure:
-            if copy_some is not _copy_blocks or failure.errno not in _NO_COPY_RANGE:
-                raise
-            copy_some = _copy_pages
-            continue
+        count = copy_some(descriptor, copy, size - offset, offset)
         if count == 0:
             raise changed(source)
         offset += count
 
 
-def _copy_blocks(source: int, copy: int, size: int, offset: int) -> int:
-    return os.copy_file_range(source, copy, size, offset, offset)
-
-
-def _copy_pages(source: int, copy: int, size: int, offset: int) -> int:
+def copy_some(source: int, copy: int, size: int, offset: int) -> int:
+    """Copies the next bytes to the same offset, at most COPY_STEP of them; returns how many, 0 at the end."""
+    size = min(COPY_STEP, size)
+    try:
+        return os.copy_file_range(source, copy, size, offset, offset)
+    except OSError as failure:
+        if failure.errno not in _NO_COPY_RANGE:
+            raise
     os.lseek(copy, offset, os.SEEK_SET)
     return os.sendfile(copy, source, offset, size)
 

@@ -14,6 +14,7 @@ from ml_dash.errors import Code, error
 from ml_dashd.core.circuit import Extent
 from ml_dashd.core.model import (
     EVERYBODY,
+    Amendment,
     Backlog,
     Blocked,
     Experiment,
@@ -31,6 +32,7 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
+from ml_dashd.edge.amending import amend
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
@@ -174,6 +176,11 @@ class SqliteJournal:
                 "UPDATE files SET sha256 = ? WHERE id = ? AND sha256 IS NULL", (sha256, file_id)
             ).close()
         )
+
+    async def amend(self, file_id: int, words: Amendment) -> Job | None:
+        where, now = f"{_LISTED} AND NOT cancel_requested", self._clock.now_ms()
+        row = await self._database.call(lambda connection: amend(connection, file_id, words, now, where))
+        return None if row is None else read_job(row)
 
     async def cancel(self, ids: Sequence[int]) -> list[Job]:
         statement = (
@@ -342,6 +349,10 @@ class SqliteJournal:
 
     async def pinned(self) -> list[Job]:
         return await self._jobs(f"WHERE {_LISTED}", ())
+
+    async def referred(self) -> set[str]:
+        rows = await self._rows(f"SELECT pin_source FROM files WHERE pin_kind = 'object' AND {_LISTED}")
+        return {row["pin_source"] for row in rows}
 
     async def finished(self, before_ms: int, limit: int) -> list[Job]:
         return await self._jobs(f"WHERE {_FINISHED} AND updated_ms < ? ORDER BY updated_ms LIMIT ?", (before_ms, limit))

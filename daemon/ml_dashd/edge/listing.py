@@ -30,15 +30,22 @@ class _Span:
 
 
 def read_selection(
-    connection: sqlite3.Connection, selection: Selection, columns: Sequence[str], listed: str, *, by_ending: bool
+    connection: sqlite3.Connection,
+    selection: Selection,
+    columns: Sequence[str],
+    listed: str,
+    *,
+    by_ending: bool,
+    table: str = "files",
 ) -> list[sqlite3.Row]:
     """The rows of a table `files` that are asked for, in their order.
 
-    `listed` is the condition of its indexes; `by_ending`: it has one over ENDING.
+    `listed` is the condition of its indexes; `by_ending`: it has one over ENDING. The table may be `tags`, which has a
+    row for each tag of a file: that is where files with certain tags are looked up.
     """
     found: list[sqlite3.Row] = []
     for span in _spans(selection):
-        statement, values = _question(selection, span, columns, listed, by_ending=by_ending)
+        statement, values = _question(selection, span, columns, listed, by_ending=by_ending, table=table)
         found += connection.execute(statement, [*values, selection.limit - len(found)]).fetchall()
         if len(found) >= selection.limit:
             break
@@ -77,28 +84,30 @@ def _all_spans(selection: Selection) -> Iterator[_Span]:
 
 
 def _question(
-    selection: Selection, span: _Span, columns: Sequence[str], listed: str, *, by_ending: bool
+    selection: Selection, span: _Span, columns: Sequence[str], listed: str, *, by_ending: bool, table: str
 ) -> tuple[str, list[Any]]:
     """A statement and its values, but for its last one, the limit."""
     where, values = _file_where(selection, by_ending=by_ending)
-    where = f"{listed} AND {where}"
+    tagged, tags = _tagged(selection.tags, table)
+    where, values = f"{listed} AND {where}{tagged}", [*values, *tags]
     if span.only:
         where, values = f"{where} AND path = ?", [*values, span.low]
         if span.id is not None:
             where, values = f"{where} AND id < ?", [*values, span.id]
         limit = "min(1, ?)" if selection.latest else "?"
-        return f"SELECT {', '.join(columns)} FROM files WHERE {where} ORDER BY path, id DESC LIMIT {limit}", values
+        what = f"SELECT {', '.join(columns)} FROM {table} AS files"
+        return f"{what} WHERE {where} ORDER BY path, id DESC LIMIT {limit}", values
     if span.high is not None:
         where, values = f"{where} AND path < ?", [*values, span.high]
     if selection.latest:
-        return _newest(columns, where), [*values, span.low, *values]
-    statement = f"SELECT {', '.join(columns)} FROM files WHERE {where} AND path > ? ORDER BY path, id DESC LIMIT ?"
-    return statement, [*values, span.low]
+        return _newest(columns, where, table), [*values, span.low, *values]
+    what = f"SELECT {', '.join(columns)} FROM {table} AS files"
+    return f"{what} WHERE {where} AND path > ? ORDER BY path, id DESC LIMIT ?", [*values, span.low]
 
 
-def _newest(columns: Sequence[str], where: str) -> str:
+def _newest(columns: Sequence[str], where: str, table: str) -> str:
     """The first row of each path: after each a seek for the next path, whatever the number of versions between."""
-    first = f"SELECT id FROM files WHERE {where} AND path > {{after}} ORDER BY path, id DESC LIMIT 1"
+    first = f"SELECT id FROM {table} AS files WHERE {where} AND path > {{after}} ORDER BY path, id DESC LIMIT 1"
     return f"""
     WITH RECURSIVE newest (id, path) AS (
         SELECT id, path FROM files WHERE id = ({first.format(after="?")})
@@ -109,6 +118,18 @@ def _newest(columns: Sequence[str], where: str) -> str:
     SELECT {", ".join(f"files.{name}" for name in columns)} FROM newest JOIN files ON files.id = newest.id
     ORDER BY newest.path
     """
+
+
+def _tagged(tags: Sequence[str], table: str) -> tuple[str, Sequence[str]]:
+    """The condition that a file has all of these tags. In the table of tags a row is chosen by the first."""
+    if table == "files":
+        return " AND EXISTS (SELECT 1 FROM json_each(files.tags) WHERE value = ?)" * len(tags), tags
+    other = (
+        " AND EXISTS (SELECT 1 FROM tags AS other WHERE other.namespace = files.namespace"
+        " AND other.project = files.project AND other.experiment = files.experiment AND other.tag = ?"
+        " AND other.path = files.path AND other.id = files.id)"
+    )
+    return " AND files.tag = ?" + other * (len(tags) - 1), tags
 
 
 def _file_where(selection: Selection, *, by_ending: bool) -> tuple[str, list[Any]]:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ml_dashd.core.checksum import Digest, encode_crc
-from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
+from ml_dashd.core.model import MAX_FILE_BYTES, Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
 from ml_dashd.core.names import local_key
 from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.bandwidth import Throttle
-from ml_dashd.edge.cloning import share_blocks
+from ml_dashd.edge.cloning import copy_some, share_blocks
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.ports import Faults, Threads
@@ -56,6 +56,7 @@ class LocalStore:
     ) -> None:
         self.url = url or root.as_uri()
         self.single_bytes = single_bytes
+        self.copy_bytes = MAX_FILE_BYTES
         self._root = root
         self._threads = threads
         self._faults = faults
@@ -91,6 +92,38 @@ class LocalStore:
         async for piece, start in self._pieces(body):
             await self._run(partial(work, piece, start))
         return Evidence(len(body), "", digest.proof, target.file_id)
+
+    async def copy(self, source: str, target: Target) -> None:
+        def work() -> None:
+            path = self._new(f"{target.file_id}.put")
+            original = self._open_object(source)
+            try:
+                descriptor = _open_new(path, self._mode)
+                try:
+                    if not share_blocks(original, descriptor):
+                        _copy_range(original, descriptor, Part(1, 0, target.size_bytes), source)
+                    sync_content(descriptor)
+                finally:
+                    os.close(descriptor)
+            finally:
+                os.close(original)
+            self._publish(path, target.key)
+
+        await self._run(work)
+
+    async def copy_part(self, source: str, target: Target, upload_id: str, part: Part) -> None:
+        def work() -> None:
+            original = self._open_object(source)
+            try:
+                descriptor = self._open_upload(upload_id)
+                try:
+                    _copy_range(original, descriptor, part, source)
+                finally:
+                    os.close(descriptor)
+            finally:
+                os.close(original)
+
+        await self._run(work)
 
     async def begin(self, target: Target) -> str:
         def work() -> str:
@@ -169,10 +202,7 @@ class LocalStore:
 
     async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
         def work() -> None:
-            try:
-                descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
-            except (FileNotFoundError, NotADirectoryError):
-                raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
+            descriptor = self._open_object(key)
             try:
                 _fill(descriptor, into, offset, key)
             finally:
@@ -224,6 +254,12 @@ class LocalStore:
         self._temporary("").mkdir(exist_ok=True, mode=0o700)
         return self._temporary(name)
 
+    def _open_object(self, key: str) -> int:
+        try:
+            return os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(Fault.MISSING, f"{key} is not in {self.url}") from None
+
     def _open_upload(self, upload_id: str) -> int:
         try:
             return os.open(self._temporary(upload_id), os.O_RDWR | os.O_CLOEXEC)
@@ -264,6 +300,17 @@ def _write(descriptor: int, body: memoryview, offset: int) -> None:
     done = 0
     while done < len(body):
         done += os.pwrite(descriptor, body[done:], offset + done)
+
+
+def _copy_range(original: int, descriptor: int, part: Part, key: str) -> None:
+    """Within the kernel, by blocks where the file systems can."""
+    done = 0
+    while done < part.size_bytes:
+        at = part.offset + done
+        count = copy_some(original, descriptor, part.size_bytes - done, at)
+        if not count:
+            raise StoreError(Fault.CORRUPT, f"{key} ends after {at} bytes")
+        done += count
 
 
 def _sync_parts(descriptor: int, key: str) -> None:

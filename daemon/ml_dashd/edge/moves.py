@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_dashd.core.model import Job
 from ml_dashd.core.states import State
@@ -21,7 +21,7 @@ from ml_dashd.ports import Handed
 LET_GO = (State.DONE, State.CANCELLED)
 """The states in which nobody needs a file's bytes any more."""
 _STILL_THERE = """
-SELECT json_group_array(json_array(files.id, cancel_requested, pin_kind))
+SELECT json_group_array(json_array(files.id, cancel_requested, pin_kind, revision))
 FROM files JOIN (WITH old (id, state) AS (VALUES {rows}) SELECT * FROM old) AS old
     ON files.id = old.id AND files.state = old.state
 """
@@ -30,6 +30,14 @@ INSERT INTO events
 WITH old (id, state) AS (VALUES {rows})
 SELECT id, coalesce((SELECT max(number) FROM events WHERE file_id = id), 0) + 1, ?, state, ?, NULL FROM old
 """
+
+
+class _Now(NamedTuple):
+    """What may have changed of a job that is still in its state."""
+
+    cancelled: bool
+    pin_kind: str
+    revision: int
 
 
 def insert_all(
@@ -76,11 +84,16 @@ def move_all(
 ) -> list[Job]:
     """Moves jobs that are still in their states, each with its own changes of the same columns; returns those.
 
-    One whose source was copied since the caller saw it comes back with its copy: that is what is let go.
+    One whose source was copied since the caller saw it comes back with its copy: that is what is let go. One of which
+    something else is said since comes back with that, and does not become DONE: the catalog has the old words.
     """
     (found,) = connection.execute(_STILL_THERE.format(rows=placeholders(len(jobs), 2)), _old(jobs)).fetchone()
-    asked = {file_id: (bool(cancelled), kind) for file_id, cancelled, kind in json.loads(found)}
-    left = [(job, change) for job, change in zip(jobs, changes, strict=True) if job.id in asked]
+    asked = {file_id: _Now(bool(cancelled), kind, revision) for file_id, cancelled, kind, revision in json.loads(found)}
+    left = [
+        (job, change)
+        for job, change in zip(jobs, changes, strict=True)
+        if job.id in asked and (to is not State.DONE or asked[job.id].revision == job.record.revision)
+    ]
     if not left:
         return []
     jobs = [job for job, _ in left]
@@ -90,8 +103,8 @@ def move_all(
         ids = [job.id for job in jobs]
         connection.execute(f"DELETE FROM contents WHERE file_id IN ({marks(ids)})", ids)
     return [
-        changed_job(job, {**change, "state": to, "cancel_requested": asked[job.id][0], "updated_ms": now_ms})
-        if asked[job.id][1] == job.pin.kind
+        changed_job(job, {**change, "state": to, "cancel_requested": asked[job.id].cancelled, "updated_ms": now_ms})
+        if (asked[job.id].pin_kind, asked[job.id].revision) == (job.pin.kind, job.record.revision)
         else read_job(connection.execute("SELECT * FROM files WHERE id = ?", (job.id,)).fetchone())
         for job, change in left
     ]

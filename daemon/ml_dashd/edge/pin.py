@@ -75,8 +75,25 @@ class SpoolPins:
     # ---- hand-off
 
     def take(self, descriptor: int, file_id: int, source: str, protection: Protection) -> tuple[Pin, bytes | None, int]:
-        status = check(descriptor, source, copied=protection is Protection.COPY)
+        check(descriptor, source, copied=protection is Protection.COPY)
         self._refuse_own(descriptor, source)
+        return self._take(descriptor, file_id, source, protection)
+
+    def adopt(self, job: Job, file_id: int) -> tuple[Pin, bytes | None, int]:
+        if job.pin.kind is PinKind.SLOT:
+            return Pin(PinKind.SLOT, self._slots.share(job.pin.name)), None, job.record.size_bytes
+        descriptor = self._open(job)
+        try:
+            if not fingerprint(descriptor).same_content(_baseline(job)):
+                raise changed(job.pin.source)
+            return self._take(descriptor, file_id, job.pin.source, Protection.RESTART)
+        finally:
+            os.close(descriptor)
+
+    def _take(
+        self, descriptor: int, file_id: int, source: str, protection: Protection
+    ) -> tuple[Pin, bytes | None, int]:
+        status = os.fstat(descriptor)
         if status.st_size <= INLINE_BYTES:
             content = _read_whole(descriptor, source)
             return Pin(PinKind.INLINE, source=source), content, len(content)

@@ -52,6 +52,7 @@ class S3Store:
     def __init__(self, settings: S3Settings, throttle: Throttle | None = None) -> None:
         self.url = f"s3://{settings.bucket}/{settings.key_prefix}".rstrip("/")
         self.single_bytes = settings.part_bytes
+        self.copy_bytes = settings.copy_bytes
         self._settings = settings
         self._clients = Clients(settings)
         self._sender = Sender(settings, self._clients, throttle)
@@ -94,6 +95,45 @@ class S3Store:
         except StoreError as refused:
             raise as_placed(refused, self._settings.placement.headers) from refused.__cause__
         return Evidence(len(body), _bare(answer.get("etag")), _stated(answer, digest), target.file_id)
+
+    async def copy(self, source: str, target: Target) -> None:
+        """Tags of the object are not copied: that would take s3:GetObjectTagging."""
+
+        async def ask() -> None:
+            await (await self._clients.control()).copy_object(
+                **self._at(target.key),
+                CopySource=self._at(source),
+                MetadataDirective="REPLACE",
+                TaggingDirective="REPLACE",
+                ContentType=target.content_type,
+                Metadata={ID_FIELD: str(target.file_id)},
+                **self._settings.placement.arguments,
+                **_named(target.algorithm),
+            )
+
+        await self._copy(ask, f"copy {source} to {target.key}")
+
+    async def copy_part(self, source: str, target: Target, upload_id: str, part: Part) -> None:
+        last = part.offset + part.size_bytes - 1
+
+        async def ask() -> None:
+            await (await self._clients.control()).upload_part_copy(
+                **self._at(target.key),
+                CopySource=self._at(source),
+                CopySourceRange=f"bytes={part.offset}-{last}",
+                PartNumber=part.number,
+                UploadId=upload_id,
+            )
+
+        await self._copy(ask, f"copy {source} to part {part.number} of {target.key}")
+
+    async def _copy(self, ask: Callable[[], Awaitable[None]], what: str) -> None:
+        try:
+            await self._ask(ask, what)
+        except StoreError as failure:
+            if code_of(failure.__cause__ or failure) == "NoSuchKey":
+                raise StoreError(Fault.MISSING, failure.message) from None
+            raise as_placed(failure, self._settings.placement.headers) from failure.__cause__
 
     async def begin(self, target: Target) -> str:
         algorithm = target.algorithm or await self.prepare()
@@ -276,6 +316,11 @@ def _checksum_of(digest: Digest) -> dict[str, str]:
     if digest.proof is None:
         return {}
     return {CHECKSUM_FIELDS.get(digest.algorithm, "ContentMD5"): digest.proof}
+
+
+def _named(algorithm: Algorithm | None) -> dict[str, str]:
+    """Which checksum a copy gets; where none is named, the store keeps the source's."""
+    return {"ChecksumAlgorithm": ALGORITHM_NAMES[algorithm]} if algorithm in ALGORITHM_NAMES else {}
 
 
 def _full_object(algorithm: Algorithm, **more: Any) -> dict[str, Any]:

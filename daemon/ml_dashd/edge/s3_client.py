@@ -88,6 +88,8 @@ class S3Settings:
     proxy: str | None = None
     """A URL, "direct" for none, or None for the environment's (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
     placement: Placement = Placement()
+    copy_bytes: int = 5 * 1024**3
+    """The largest object that CopyObject takes: S3's limit."""
 
     @property
     def proxies(self) -> dict[str, str] | None:

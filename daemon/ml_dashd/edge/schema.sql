@@ -131,3 +131,7 @@ CREATE INDEX files_finished ON files (updated_ms, state, size_bytes) WHERE state
 -- ---- step 6: archives in slots whose checksums are put right before they are read
 
 ALTER TABLE files ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;
+
+-- ---- step 7: what is said of a file may change while it is on its way
+
+ALTER TABLE files ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;

@@ -125,6 +125,20 @@ class SlotFiles:
             if entry.use == "granted":
                 self._free(entry)
 
+    def share(self, name: str) -> str:
+        """Another name for a committed slot, to be released by itself; the slot is not granted again.
+
+        Raises SOURCE_LOST where it is not there any more.
+        """
+        with self._lock:
+            self._last += 1
+            other = str(self._last)
+            try:
+                os.link(self._folder / name, self._folder / other)
+            except FileNotFoundError:
+                raise error(Code.SOURCE_LOST, f"slot {name} was released") from None
+        return other
+
     def release(self, name: str) -> None:
         """Lets a committed slot go once its content is stored."""
         with self._lock:
@@ -165,7 +179,7 @@ class SlotFiles:
     def _free(self, entry: _Entry) -> None:
         entry.owner = 0
         free = sum(one.use == "free" and one.connection == entry.connection for one in self._entries.values())
-        if free >= KEEP_FREE:
+        if free >= KEEP_FREE or os.fstat(entry.slot.descriptor).st_nlink > 1:  # shared: it may not be written to again
             self._remove(entry)
         else:
             entry.use = "free"

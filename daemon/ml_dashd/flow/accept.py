@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.messages import CommitSlot, Content, Described, Put, PutMany, Upload
+from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
 from ml_dashd.core import names
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
@@ -123,6 +123,42 @@ class Accept:
         async with self._copying.of(record.owner_uid):
             return await self._disk.run(take, descriptor, record.id, source, Protection.COPY)
 
+    async def refer(self, session: Session, message: Duplicate, source: Job) -> Job:
+        """Takes what a stored file holds: its object is copied later (flow/copying.py). Idempotent by the key."""
+        self._check("", "")
+        of = source.record
+        record = replace(
+            self._describe(session, message.file),
+            size_bytes=of.size_bytes,
+            sha256=of.sha256,
+            crc64nvme=of.crc64nvme,
+            etag=of.etag,
+        )
+        key = source.pin.source if source.pin.kind is PinKind.OBJECT else of.key or ""
+        job = Job(record, Pin(PinKind.OBJECT, source=key), priority=message.file.priority)
+        return await self._keep(job, None, message.key, "")
+
+    async def adopt(
+        self, session: Session, message: Duplicate, source: Job, is_pinned: Callable[[Job], Awaitable[bool]]
+    ) -> Job:
+        """Takes what a file on its way holds, by a pin of its own. Idempotent by the key.
+
+        Raises SOURCE_LOST where the source's pin was let go meanwhile.
+        """
+        self._check("", "")
+        record = replace(self._describe(session, message.file), sha256=source.record.sha256)
+        if source.pin.kind is PinKind.INLINE:
+            content: bytes | None = await self._journal.content(source)
+            pin, size = Pin(PinKind.INLINE), source.record.size_bytes
+        else:
+            async with self._pinning.of(session.uid):
+                pin, content, size = await self._threads.run(self._pins.adopt, source, record.id)
+            if not await is_pinned(source):
+                await self._disk.run(self._pins.release, pin, record.id)
+                raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
+        job = Job(replace(record, size_bytes=size), pin, priority=message.file.priority)
+        return await self._keep(job, content, message.key, "")
+
     async def put(self, session: Session, message: Put) -> Job:
         """Takes content that came inside the message. Idempotent by the message's key."""
         (job,) = await self._keep_contents(session, [message])
@@ -168,7 +204,7 @@ class Accept:
 
     async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:
         pin, file_id = taken.pin, taken.id
-        inline = pin.kind is PinKind.INLINE
+        inline = pin.kind in (PinKind.INLINE, PinKind.OBJECT)
         on_disk = inline or self._waits_for_disk(durability)
         try:
             if on_disk and not inline:

@@ -74,10 +74,14 @@ class Browse:
         size: int,
         *,
         latest: bool,
+        tags: Sequence[str] = (),
     ) -> tuple[list[Seen], str | None]:
-        """Files at or below a place that fit the pattern, and the cursor of the next page."""
+        """Files at or below a place that fit the pattern and have the tags, and the cursor of the next page.
+
+        `latest` is of those: the newest that has the tags, not the newest if it has them.
+        """
         scope = self._policy.scope(session.uid)
-        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), latest, scope)
+        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), scope, latest=latest, tags=tags)
         prefix = "/".join(names.clean(place.prefix, "the prefix"))
         names.matches("", "", pattern)  # a bad pattern is an error even where nothing is listed
         found: list[Seen] = []
@@ -119,6 +123,11 @@ class Browse:
         """The largest files that are under way now, as far as the caller may read them."""
         return await self.get(session, self._worker.under_way(most))
 
+    def selection(self, place: Place, pattern: str | None, cursor: str | None, limit: int, scope: Scope) -> Selection:
+        """What a list at this place asks the catalog for. Raises what is wrong with the words."""
+        names.matches("", "", pattern)
+        return _selection(place, pattern, cursor, limit, scope)
+
     async def get(self, session: Session, ids: Sequence[int]) -> list[Seen]:
         """The files of these ids; those that are not known, or that the caller may not read, are left out."""
         async with self._looks.of(session.uid):
@@ -126,6 +135,19 @@ class Browse:
             stored = {record.id: _stored(record) for record in await self._catalog.get(ids)}
         seen = (stored.get(one) if one in stored and _is_over(jobs.get(one)) else jobs.get(one) for one in ids)
         return [each for each in seen if each is not None and self._may(Right.READ, session, each)]
+
+    async def find(self, session: Session, file_id: int, right: Right) -> Seen:
+        """A file that is there, and to which the caller may do that. Raises UNKNOWN_FILE or ACCESS_DENIED."""
+        for seen in await self.get(session, [file_id]):
+            if seen.record.deleted_ms is None and not seen.cancel_requested and seen.state is not State.CANCELLED:
+                self._check(right, session, seen)
+                return seen
+        raise unknown(file_id)
+
+    def _check(self, right: Right, session: Session, seen: Seen) -> None:
+        if not self._may(right, session, seen):
+            what = f"{seen.record.path} (file {seen.id}) belongs to uid {seen.record.owner_uid}, not {session.uid}"
+            raise error(Code.ACCESS_DENIED, what, "ask its owner, or one of the admins named in [access]")
 
     def _may(self, right: Right, session: Session, seen: Seen) -> bool:
         return self._policy.may(right, session.uid, seen.record)
@@ -150,12 +172,9 @@ class Browse:
         found = await self.get(session, ids)
         mine = [seen.id for seen in found]
         if len(mine) < len(set(ids)):
-            missing = next(one for one in ids if one not in mine)
-            raise error(Code.UNKNOWN_FILE, f"no file has the id {missing}")
+            raise unknown(next(one for one in ids if one not in mine))
         for seen in found:
-            if not self._may(Right.CHANGE, session, seen):
-                what = f"{seen.record.path} (file {seen.id}) belongs to uid {seen.record.owner_uid}, not {session.uid}"
-                raise error(Code.ACCESS_DENIED, what, "ask its owner, or one of the admins named in [access]")
+            self._check(Right.CHANGE, session, seen)
             if unless_stored and seen.state is State.DONE:
                 raise error(Code.ALREADY_STORED, f"{seen.record.path} (file {seen.id}) is stored")
         now = self._clock.now_ms()
@@ -193,8 +212,7 @@ class Browse:
             rung = self._bell.listen()
             seen = await self.get(session, ids)
             if len(seen) < len(set(ids)):
-                missing = next(one for one in ids if one not in {each.id for each in seen})
-                raise error(Code.UNKNOWN_FILE, f"no file has the id {missing}")
+                raise unknown(next(one for one in ids if one not in {each.id for each in seen}))
             reached = [each for each in seen if _reached(each, until)]
             failed = [self._ended(each) for each in seen if each not in reached and self._never(each)]
             pending = [each for each in seen if each not in reached and not self._never(each)]
@@ -259,8 +277,20 @@ class Browse:
         return seen if trouble is None else replace(seen, state=State.FAILED, trouble=trouble)
 
 
+def unknown(file_id: int) -> MLDashError:
+    """The error of an id that no file has, as far as the caller may know."""
+    return error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
+
+
 def _selection(
-    place: Place, pattern: str | None, cursor: str | None, limit: int, latest: bool, scope: Scope
+    place: Place,
+    pattern: str | None,
+    cursor: str | None,
+    limit: int,
+    scope: Scope,
+    *,
+    latest: bool = False,
+    tags: Sequence[str] = (),
 ) -> Selection:
     """What to ask journal and catalog for; the literal start of the pattern is a part of the prefix."""
     namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
@@ -276,6 +306,7 @@ def _selection(
         cursor=_read_cursor(cursor),
         limit=limit,
         scope=scope,
+        tags=tuple(dict.fromkeys(tags)),
     )
 
 

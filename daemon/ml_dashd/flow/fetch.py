@@ -16,7 +16,7 @@ from functools import partial
 from itertools import count, pairwise
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dashd.core.model import Job
+from ml_dashd.core.model import Job, PinKind
 from ml_dashd.core.plan import MIB, PART_BYTES, Part, parts
 from ml_dashd.core.retry import Fault, StoreError, decide
 from ml_dashd.core.states import State
@@ -115,9 +115,9 @@ class Fetch:
     async def _write(
         self, session: Session, job: Job, descriptor: int, spans: Spans, report: Report
     ) -> tuple[int, str]:
-        size, stored = job.record.size_bytes, job.state is State.DONE
+        size, stored = job.record.size_bytes, job.state is State.DONE or job.pin.kind is PinKind.OBJECT
         if stored and not spans and size > self._range_bytes:
-            shared = await self._store.share(job.record.key or "", descriptor)
+            shared = await self._store.share(_key_of(job), descriptor)
             spans = ((0, size),) if shared else ()  # the bytes are there, and only read
         kept = await self._threads.run(partial(resize, descriptor, size, keep=stored and bool(spans)))
         if stored:
@@ -174,7 +174,7 @@ class Fetch:
 
         for attempt in count(1):
             try:
-                await self._store.read(source.job.record.key or "", part.offset, buffer, arrived)
+                await self._store.read(_key_of(source.job), part.offset, buffer, arrived)
             except StoreError as failure:
                 source.assembly.forget(part)
                 await self._wait_or_raise(source, failure, attempt)
@@ -218,6 +218,11 @@ class _Stream:
         self.job = job
         self.assembly = assembly
         self.last_s = last_s
+
+
+def _key_of(job: Job) -> str:
+    """Where a file's bytes are in the store: of a duplicate that is on its way, its source's."""
+    return job.pin.source if job.pin.kind is PinKind.OBJECT else job.record.key or ""
 
 
 def _name(job: Job) -> str:

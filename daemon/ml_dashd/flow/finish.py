@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code
@@ -16,10 +16,12 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Threads
 
+T = TypeVar("T")
+
 log = logging.getLogger("ml_dashd.flow")
 
 
-async def _whole(work: Coroutine[Any, Any, None]) -> None:
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
     """Runs it to its end, though its caller be cancelled, even twice: half of it would keep a pin for ever."""
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
@@ -28,9 +30,10 @@ async def _whole(work: Coroutine[Any, Any, None]) -> None:
             await asyncio.wait([task])
         except asyncio.CancelledError as asked:
             cancelled = asked
-    task.result()
+    result = task.result()
     if cancelled is not None:
         raise cancelled
+    return result
 
 
 class Finish:
@@ -64,15 +67,27 @@ class Finish:
         """What the log has been told of: one line a cause, not one a file."""
 
     async def commit(self, jobs: Sequence[Job]) -> None:
-        """Lists verified files (rule 6), lets their sources go (rule 7), and tells who waits (rule 8)."""
-        if not jobs:
-            return
-        self._faults.at("finish.before_catalog")
-        await self._catalog.commit([job.record for job in jobs])
-        self._faults.at("finish.after_catalog")
-        await _whole(self._end(jobs))
+        """Lists verified files (rule 6), lets their sources go (rule 7), and tells who waits (rule 8).
 
-    async def _end(self, jobs: Sequence[Job]) -> None:
+        One of which something else is said meanwhile is listed again, with that; one that was deleted in the catalog,
+        by whoever knew it before, is taken back.
+        """
+        while jobs:
+            self._faults.at("finish.before_catalog")
+            gone = set(await self._catalog.commit([job.record for job in jobs]))
+            self._faults.at("finish.after_catalog")
+            left = await _whole(self._end([job for job in jobs if job.id not in gone]))
+            for job in [job for job in jobs if job.id in gone]:
+                await self.discard(job)
+            jobs = await self._amended(left)
+
+    async def _amended(self, ids: Sequence[int]) -> list[Job]:
+        """Those that are to be listed otherwise; the others have come to their end meanwhile."""
+        now = await self._journal.get(ids) if ids else []
+        return [job for job in now if job.state is State.VERIFIED]
+
+    async def _end(self, jobs: Sequence[Job]) -> list[int]:
+        """Returns the ids of those that are not DONE."""
         done = await self._journal.advance_all(jobs, State.DONE)
         self._faults.at("finish.before_release")
         await self._release(done)
@@ -85,6 +100,8 @@ class Finish:
             await self._catalog.delete(deleted, self._clock.now_ms())
         self._bell.ring()
         self._faults.at("finish.after_notify")
+        ended = {job.id for job in done}
+        return [job.id for job in jobs if job.id not in ended]
 
     async def fail(self, job: Job, trouble: Trouble) -> None:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""

@@ -10,18 +10,21 @@ from ml_dash import messages as m
 from ml_dash.errors import TABLE, Code, error
 from ml_dash.wire import VERSION
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import Job, Sending, Trouble
+from ml_dashd.core.model import Job, Pin, PinKind, Sending, Trouble
 from ml_dashd.core.states import State
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.again import Again
+from ml_dashd.flow.amend import Amend
 from ml_dashd.flow.assemble import Spans
 from ml_dashd.flow.audit import Audit, Audited
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
+from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
@@ -63,6 +66,9 @@ class Serve:
         identity: Identity,
         accept: Accept,
         browse: Browse,
+        amend: Amend,
+        duplicate: Duplicate,
+        prune: Prune,
         fetch: Fetch,
         drain: Drain,
         doctor: Doctor,
@@ -85,6 +91,9 @@ class Serve:
         self._reports = Turns(*REPORTS)
         self._accept = accept
         self._browse = browse
+        self._amend = amend
+        self._duplicate = duplicate
+        self._prune = prune
         self._fetch = fetch
         self._drain = drain
         self._doctor = doctor
@@ -115,6 +124,9 @@ class Serve:
             m.Status: self._status,
             m.Drain: self._drain_queue,
             m.Examine: self._examine,
+            m.Update: self._update,
+            m.Duplicate: self._duplicate_file,
+            m.Prune: self._prune_versions,
             m.Retry: self._retry,
             m.Verify: self._verify,
             **experiments.answers,
@@ -158,6 +170,9 @@ class Serve:
         jobs = await self._accept.put_many(session, message)
         return m.AcceptedMany(request=message.request, records=self._records(jobs)), ()
 
+    async def _duplicate_file(self, session: Session, message: m.Duplicate, *_: Any) -> Reply:
+        return self._accepted(message, await self._duplicate.run(session, message))
+
     async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.commit(session, message))
 
@@ -184,7 +199,13 @@ class Serve:
             found, cursor = await self._browse.everywhere(session, message.cursor, message.page_size)
         else:
             found, cursor = await self._browse.page(
-                session, message.place, message.pattern, message.cursor, message.page_size, latest=message.latest
+                session,
+                message.place,
+                message.pattern,
+                message.cursor,
+                message.page_size,
+                latest=message.latest,
+                tags=message.tags,
             )
         return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
 
@@ -206,6 +227,15 @@ class Serve:
     async def _delete(self, session: Session, message: m.Delete, *_: Any) -> Reply:
         ids, at_ms = await self._browse.delete(session, message.ids, unless_stored=message.unless_stored)
         return m.Deleted(request=message.request, ids=tuple(ids), deleted_ms=at_ms), ()
+
+    async def _update(self, session: Session, message: m.Update, *_: Any) -> Reply:
+        return self._accepted(message, await self._amend.run(session, message))
+
+    async def _prune_versions(self, session: Session, message: m.Prune, *_: Any) -> Reply:
+        pruned = await self._prune.run(session, message)
+        records = [replace(record, description=None, bindrs=(), metadata=None) for record in pruned.records]
+        stored = [Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True) for record in records]
+        return m.Pruned(request=message.request, records=self._records(stored), cursor=pruned.cursor), ()
 
     async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
         async def report(done: int, total: int, spans: Spans) -> None:

@@ -21,6 +21,7 @@ from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
+from ml_dashd.flow.copying import Copier
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.sources import changed, crc64_of, open_source, read_whole
@@ -48,6 +49,7 @@ class Uploader:
         finish: Finish,
         checksums: Checksums,
         verify: Verify,
+        copier: Copier,
         bell: Bell,
         clock: Clock,
         faults: Faults,
@@ -63,6 +65,7 @@ class Uploader:
         self._finish = finish
         self._checksums = checksums
         self._verifier = verify
+        self._copier = copier
         self._bell = bell
         self._clock = clock
         self._faults = faults
@@ -88,6 +91,8 @@ class Uploader:
             await self._finish.commit([job])
 
     async def _send(self, job: Job) -> Job:
+        if job.pin.kind is PinKind.OBJECT:
+            return await self._copier.send(job)
         algorithm = await self._algorithm(job)
         if job.record.size_bytes <= self._store.single_bytes:
             return await self._send_whole(job, algorithm)

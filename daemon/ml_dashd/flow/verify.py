@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from ml_dashd.core.checksum import Digest, proves
-from ml_dashd.core.model import Evidence, Job
+from ml_dashd.core.model import Evidence, Job, PinKind
 from ml_dashd.core.plan import PART_BYTES, parts
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.ports import Buffers, Clock, Store, Threads
@@ -37,7 +37,8 @@ class Verify:
             raise StoreError(Fault.GONE, f"the stored object {key} is not what was sent; it goes up again")
         return {
             "sha256": sha256,
-            "crc64nvme": sent.crc64nvme,
+            # Of a duplicate, whose bytes do not pass here, it is as far known as the source's.
+            "crc64nvme": job.record.crc64nvme if job.pin.kind is PinKind.OBJECT else sent.crc64nvme,
             "etag": evidence.etag,
             "uploaded_ms": self._clock.now_ms(),
             "attempt": 0,

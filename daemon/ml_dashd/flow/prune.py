@@ -1,0 +1,129 @@
+"""Versions beyond those that are kept: on request, and, where [retention] asks for it, by themselves.
+
+The catalog lists what is stored and nothing else, so what is on its way counts for nothing. A version is deleted only
+as it was read: one that is tagged in this moment stays.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ml_dash.errors import Code, error
+from ml_dash.messages import Prune as Request
+from ml_dashd.core import names
+from ml_dashd.core.access import Policy
+from ml_dashd.core.model import FileRecord, Scope, Selection
+from ml_dashd.core.retention import Rule, Sieve
+from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.turns import Turns
+from ml_dashd.ports import Catalog, Clock, Faults, Session
+
+log = logging.getLogger("ml_dashd.flow")
+
+PAGE = 500
+"""Records that are looked at in one step, and the most that a step deletes."""
+PRUNES = (1, 8)
+"""Steps at once, of one user and of all: each may look through a whole experiment."""
+PAUSE_S = 3600.0
+"""Between two looks of [retention] at everything that is listed: what is one too many costs space, and no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a step has deleted, or would have; and where the next one begins, None at the end."""
+
+    records: Sequence[FileRecord]
+    cursor: str | None
+
+
+class Prune:
+    """Deletes versions, softly: their bytes stay for store.delete_grace."""
+
+    def __init__(self, *, browse: Browse, catalog: Catalog, policy: Policy, clock: Clock, faults: Faults) -> None:
+        self._browse = browse
+        self._catalog = catalog
+        self._policy = policy
+        self._clock = clock
+        self._faults = faults
+        self._turns = Turns(*PRUNES)
+
+    async def run(self, session: Session, request: Request) -> Pruned:
+        """One step of a request. Only the caller's own files count; an admin's are everybody's."""
+        if request.keep_last < 1:
+            raise error(Code.INVALID_ARGUMENT, "keep_last is 0", "keep at least 1 version")
+        scope = self._policy.scope(session.uid)
+        if scope.owner_uid is not None:
+            scope = Scope(scope.owner_uid)
+        kept, cursor = _read_cursor(request.cursor)
+        selection = self._browse.selection(request.place, request.pattern, cursor, PAGE, scope)
+        sieve = Sieve(
+            Rule(request.keep_last, frozenset(request.keep_tags)), selection.cursor[0] if selection.cursor else "", kept
+        )
+        async with self._turns.of(session.uid):
+            return await self._step(request, selection, sieve)
+
+    async def _step(self, request: Request, selection: Selection, sieve: Sieve) -> Pruned:
+        prefix = "/".join(names.clean(request.place.prefix, "the prefix"))
+        while True:
+            batch = await self._catalog.select(selection)
+            surplus = [
+                record
+                for record in batch
+                if names.matches(record.path, prefix, request.pattern) and sieve.is_surplus(record)
+            ]
+            if batch:
+                selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
+            at_end = len(batch) < PAGE
+            if at_end or surplus:
+                gone = surplus if request.dry_run else await self._delete(surplus)
+                return Pruned(gone, None if at_end else _cursor(sieve.kept, selection))
+
+    async def retain(self, rule: Rule, pattern: str) -> None:
+        """Applies a rule to everything that is listed and fits the pattern, every hour. Never ends."""
+        while True:
+            try:
+                for experiment in await self._catalog.experiments():
+                    await self._retain(Selection(*experiment, limit=PAGE), rule, pattern)
+            except Exception:
+                log.exception("retention_failed")
+            await self._clock.sleep(PAUSE_S)
+
+    async def _retain(self, selection: Selection, rule: Rule, pattern: str) -> None:
+        sieve = Sieve(rule)
+        while batch := await self._catalog.select(selection):
+            selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
+            await self._delete(
+                [record for record in batch if names.matches(record.path, "", pattern) and sieve.is_surplus(record)]
+            )
+
+    async def _delete(self, records: Sequence[FileRecord]) -> Sequence[FileRecord]:
+        if not records:
+            return records
+        now = self._clock.now_ms()
+        self._faults.at("prune.before_delete")
+        gone = set(await self._catalog.prune(records, now))
+        self._faults.at("prune.after_delete")
+        if gone:
+            first = records[0]
+            event = {"files": len(gone), "first": first.id, "path": first.path}
+            log.info("versions_pruned", extra=event)
+        return [replace(record, deleted_ms=now) for record in records if record.id in gone]
+
+
+def _cursor(kept: int, selection: Selection) -> str | None:
+    if selection.cursor is None:
+        return None
+    path, last = selection.cursor
+    return f"{kept}\n{path}\n{last}"
+
+
+def _read_cursor(cursor: str | None) -> tuple[int, str | None]:
+    """How many versions of the cursor's path are kept already, and the cursor of a list."""
+    if cursor is None:
+        return 0, None
+    kept, _, rest = cursor.partition("\n")
+    if not (kept.isascii() and kept.isdigit() and len(kept) < 20):  # noqa: PLR2004 digits of 63 bits
+        raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Pruned gave")
+    return int(kept), rest

@@ -1,0 +1,85 @@
+"""kill -9 at every durable step of what is done to stored files: duplicates, pruning, bytes that are reclaimed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.crash.test_kill_daemon import DUPLICATE, DUPLICATE_IN_PARTS, PRUNE, RECLAIM, revived
+from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, assert_whole, eventually, make_file
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+
+
+def daemon_on(store: StoreUnderTest, tmp_path: Path, settings: str = "") -> DaemonProcess:
+    """One whose S3 server copies 16 MiB in one request."""
+    daemon = DaemonProcess(tmp_path / "daemon", store, settings=settings)
+    daemon.module = ["tests.doubles.small_copies"]
+    daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    return daemon
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "point"),
+    [
+        *(("local", MIB, point) for point in DUPLICATE),
+        ("s3_double", MIB, "duplicate.after_copy"),
+        *(("s3_double", 40 * MIB + 5, point) for point in DUPLICATE_IN_PARTS),
+    ],
+)
+def test_killed_while_it_makes_a_duplicate(
+    request: pytest.FixtureRequest, kind: str, size: int, point: str, tmp_path: Path
+) -> None:
+    store = Folder(tmp_path / "store") if kind == "local" else Bucket(request.getfixturevalue(kind))
+    sha256 = make_file(tmp_path / "a.bin", size)
+    with daemon_on(store, tmp_path) as daemon, daemon.experiment().run as exp:
+        exp.files.upload(tmp_path / "a.bin").wait(60)
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon):
+            copy = exp.files.duplicate("a.bin", "b.bin")
+        copy.wait(60)
+        assert_whole(daemon, exp, {"a.bin": sha256, "b.bin": sha256})
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.parametrize("point", PRUNE)
+def test_killed_while_it_prunes(point: str, tmp_path: Path) -> None:
+    """It is asked again by the client, which goes on where it was."""
+    with daemon_on(Folder(tmp_path / "store"), tmp_path) as daemon, daemon.experiment().run as exp:
+        saved = [exp.files.save_text(str(number), to="a.txt")["id"] for number in range(4)]
+        exp.files.flush(60)
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon):
+            exp.files("a.txt").prune(keep_last=2)
+        assert [one["id"] for one in exp.files().list()] == saved[:1:-1]
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.parametrize("point", RECLAIM)
+def test_killed_while_it_reclaims_bytes(point: str, tmp_path: Path) -> None:
+    """What was not noted is removed once more, and what is not deleted is left alone."""
+    store = Folder(tmp_path / "store")
+    with daemon_on(store, tmp_path, "delete_grace = 0\n") as daemon, daemon.experiment().run as exp:
+        kept = exp.files.save_text("kept", to="kept.txt").wait(60)
+        for number in range(3):
+            exp.files.save_text(str(number), to=f"{number}.txt")
+        exp.files.flush(60)
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon):
+            exp.files().delete("[0-9].txt")
+        eventually(lambda: store.keys() == [store.key_of(kept)])
+        eventually(lambda: noted(daemon) == 3)
+        assert exp.files("kept.txt").read_text() == "kept"
+        assert point in daemon.faults_met()
+
+
+def noted(daemon: DaemonProcess) -> Any:
+    ((count,),) = daemon.rows("SELECT count(*) FROM files WHERE reclaimed_ms IS NOT NULL", "catalog")
+    return count

@@ -1,0 +1,144 @@
+"""When bytes of deleted files go, by a clock that the test sets; and what is left of them where something breaks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from ml_dashd.core.checksum import digest
+from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, Target
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.core.states import State
+from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.local_store import LocalStore
+from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.flow.reclaim import Reclaim
+from ml_dashd.ports import Handed
+from tests.edge.test_journal import SetClock, opened
+
+GRACE_S = 7 * 24 * 3600.0
+DAY_MS = 24 * 3600 * 1000
+
+
+class Crash(BaseException):
+    """The process ends."""
+
+
+class Folder(LocalStore):
+    """One that refuses to delete what is asked of it, or ends the process after it did."""
+
+    refused: frozenset[str] = frozenset()
+    crashes_after: str | None = None
+
+    async def delete(self, key: str) -> None:
+        if key in self.refused:
+            raise StoreError(Fault.DENIED, f"delete {key}")
+        await super().delete(key)
+        if key == self.crashes_after:
+            self.crashes_after = None
+            raise Crash
+
+
+@dataclass
+class World:
+    catalog: SqliteCatalog
+    journal: SqliteJournal
+    store: Folder
+    clock: SetClock
+    root: Path
+
+    async def stored(self, number: int) -> FileRecord:
+        record = FileRecord(number, 0, "a", "b", "c", "", f"{number}.txt", 1, "", 0, 0, sha256="0" * 64)
+        record = replace(record, key=self.store.key(record))
+        body = memoryview(b"x")
+        await self.store.put(Target(record.key or "", number, 1, ""), body, digest(body, Algorithm.CRC64NVME))
+        await self.catalog.commit([record])
+        return record
+
+    def reclaim(self) -> Reclaim:
+        return Reclaim(
+            catalog=self.catalog,
+            journal=self.journal,
+            store=self.store,
+            clock=self.clock,
+            faults=NoFaults(),
+            grace_s=GRACE_S,
+        )
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.root.rglob("*.txt"))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    clock, threads = SetClock(), Pool(1, "test")
+    catalog = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    store = Folder(tmp_path / "store", threads, NoFaults())
+    await store.prepare()
+    async with opened(tmp_path / "journal.sqlite", clock) as journal:
+        yield World(catalog, journal, store, clock, tmp_path / "store")
+    await catalog.close()
+    threads.close()
+
+
+async def test_bytes_go_when_the_grace_is_over_and_no_sooner(world: World) -> None:
+    for number in (1, 2, 3):
+        await world.stored(number)
+    await world.catalog.delete([1], 0)
+    await world.catalog.delete([2], 1000)
+    for now_ms, left in (
+        (7 * DAY_MS, ["1.txt", "2.txt", "3.txt"]),
+        (7 * DAY_MS + 1, ["2.txt", "3.txt"]),
+        (7 * DAY_MS + 1000, ["2.txt", "3.txt"]),
+        (7 * DAY_MS + 1001, ["3.txt"]),
+        (700 * DAY_MS, ["3.txt"]),
+    ):
+        world.clock.now = now_ms
+        await world.reclaim().once()
+        assert world.left() == left
+    assert [each.deleted_ms for each in await world.catalog.get([1, 2, 3])] == [0, 1000, None]
+
+
+async def test_what_a_duplicate_is_to_be_made_of_stays_until_it_is_made(world: World) -> None:
+    source = await world.stored(1)
+    await world.catalog.delete([1], 0)
+    duplicate = Job(replace(source, id=2, key=None), Pin(PinKind.OBJECT, source=source.key or ""))
+    ((job, _),) = await world.journal.accept_all([Handed(duplicate, bytes(16))])
+    world.clock.now = 8 * DAY_MS
+    await world.reclaim().once()
+    assert world.left() == ["1.txt"]
+    await world.journal.advance(job, State.CANCELLED)
+    await world.reclaim().once()
+    assert world.left() == []
+
+
+async def test_a_store_that_refuses_one_is_asked_again(world: World) -> None:
+    keys = [(await world.stored(number)).key for number in (1, 2, 3)]
+    await world.catalog.delete([1, 2, 3], 0)
+    world.clock.now = 8 * DAY_MS
+    world.store.refused = frozenset({keys[1] or ""})
+    with pytest.raises(StoreError):
+        await world.reclaim().once()
+    assert world.left() == ["2.txt", "3.txt"]
+    assert [each.id for each in await world.catalog.deleted(8 * DAY_MS, (0, 0), 9)] == [2, 3], "the first is noted"
+    world.store.refused = frozenset()
+    await world.reclaim().once()
+    assert world.left() == []
+
+
+async def test_who_dies_between_the_object_and_its_note_removes_it_again(world: World) -> None:
+    record = await world.stored(1)
+    await world.stored(2)
+    await world.catalog.delete([1], 0)
+    world.clock.now = 8 * DAY_MS
+    world.store.crashes_after = record.key
+    with pytest.raises(Crash):
+        await world.reclaim().once()
+    assert [each.id for each in await world.catalog.deleted(8 * DAY_MS, (0, 0), 9)] == [1]
+    await world.reclaim().once()
+    assert await world.catalog.deleted(8 * DAY_MS, (0, 0), 9) == []
+    assert world.left() == ["2.txt"]
