@@ -203,7 +203,7 @@ def _bring(
             for record, target in missing():
                 outcome.add(str(target), show.plain(by_id[record.id]) | {"localPath": str(target.absolute())})
             return
-        for got in Downloads(connection, tell, failed).run(missing()):
+        for got in Downloads(connection, tell, failed=failed).run(missing()):
             bars.ended(str(got.record.id), got.record.size_bytes)
             bars.pause()
             facts = show.plain(by_id.pop(got.record.id)) | {"checksum": got.sha256}
