@@ -49,9 +49,12 @@ class Lease:
     def read(self, size_bytes: int) -> bytearray:
         """What was written first, though the slot may be gone by now."""
         content = bytearray(size_bytes)
-        left, at = memoryview(content), 0
+        self.read_into(memoryview(content), 0)
+        return content
+
+    def read_into(self, left: memoryview, at: int) -> None:
+        """What was written there. Raises DISK_FAILED where that is less."""
         while left:
             if not (done := os.preadv(self.file.descriptor, [left], at)):
-                raise error(Code.DISK_FAILED, f"a slot ends after {at} of {size_bytes} bytes")
+                raise error(Code.DISK_FAILED, f"a slot ends after {at} bytes")
             left, at = left[done:], at + done
-        return content

@@ -96,8 +96,10 @@ class SlotWriter(io.RawIOBase):
         """What was written, for formats whose start is known at the end, such as that of a video."""
         into = memoryview(buffer).cast("B")
         count = max(0, min(len(into), self.size_bytes - self._at))
-        with memoryview(self._memory if self._lease is None else self._lease.mapping) as written:
-            into[:count] = written[self._at : self._at + count]
+        if self._lease is None:
+            into[:count] = self._memory[self._at : self._at + count]
+        else:
+            self._lease.read_into(into[:count], self._at)
         self._at += count
         return count
 
@@ -172,14 +174,14 @@ class SlotWriter(io.RawIOBase):
 
 
 @contextmanager
-def slot_writer(connection: Connection, size_hint: int) -> Iterator[tuple[SlotWriter, io.BufferedWriter[SlotWriter]]]:
+def slot_writer(connection: Connection, size_hint: int) -> Iterator[tuple[SlotWriter, io.BufferedRandom]]:
     """A writer, and the file before it that gathers small pieces; large ones go through it as they are.
 
     The slot is let go where the block ends without handing it over.
     """
     with connection.uninterrupted() as free:
         slot = SlotWriter(free, size_hint, Patience(free.on_full))
-        out = io.BufferedWriter(slot, GATHER_BYTES)
+        out = io.BufferedRandom(slot, GATHER_BYTES)
         try:
             yield slot, out
         except Exception:
