@@ -48,7 +48,7 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "save_blob": lambda size: os.urandom(1024) * (size // 1024),
     "save_json": lambda size: {"lines": [TEXT] * (size // len(TEXT))},
     "upload": source,
-    "memcpy": lambda size: np.ones(size, np.uint8),
+    "memcpy": tensors,
 }
 
 
@@ -57,11 +57,10 @@ def by_torch(value: Any) -> None:
     torch.save(value, path)
 
 
-def copied(value: Any) -> Callable[[], None]:
-    """One copy of the bytes into memory whose pages are mapped already."""
-    into = np.zeros_like(value)
-    np.copyto(into, value)
-    return lambda: np.copyto(into, value)
+def copied(value: Any) -> Callable[[], Any]:
+    """One copy of the same tensors into memory whose pages are mapped already."""
+    pairs = [(tensor.clone(), tensor) for tensor in value.values()]
+    return lambda: [into.copy_(tensor) for into, tensor in pairs]
 
 
 def timed(exp: Any, what: str, value: Any, number: int) -> dict[str, float]:

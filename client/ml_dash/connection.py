@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import secrets
 import socket
@@ -11,14 +10,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from typing import TypeVar
 
 from ml_dash import messages, wire
-from ml_dash.channel import OPEN, Channel, close_all
+from ml_dash.channel import OPEN, Channel
 from ml_dash.errors import Code, MLDashError, error, parse_code
+from ml_dash.lease import Lease, SlotFile
 from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
 from ml_dash.persistence import RECONNECT_S, Persistence, away
@@ -27,8 +26,8 @@ from ml_dash.silence import ANSWER_S, Silence, SilentError
 
 M = TypeVar("M", bound=Message)
 
-KEEP_MAPPED = 4
-"""Slots whose mapping is kept for the next save; the least recently granted goes first."""
+KEEP_OPEN = 4
+"""Slots that are kept open for the next save; the least recently granted goes first."""
 
 _CONNECTIONS: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -47,20 +46,6 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
-@dataclass(slots=True)
-class Lease:
-    """A slot while it is written to, and the socket by which it was granted: it is gone with that."""
-
-    number: int
-    mapping: mmap.mmap
-    channel: Channel | None
-
-    @property
-    def capacity_bytes(self) -> int:
-        """How much may be written to it."""
-        return len(self.mapping)
-
-
 class Connection:
     """Requests to one daemon. Safe among threads and after a fork; a lost daemon is found again.
 
@@ -76,7 +61,7 @@ class Connection:
         self.welcome: Welcome | None = None
         self._lock = threading.RLock()
         self._channel: Channel | None = None
-        self._slots: dict[int, mmap.mmap] = {}
+        self._slots: dict[int, SlotFile] = {}
         _CONNECTIONS.add(self)
 
     def forget(self) -> None:
@@ -158,8 +143,7 @@ class Connection:
             while True:
                 lease = free.lease(len(data), patience)
                 try:
-                    if len(data):
-                        lease.mapping[: len(data)] = data
+                    lease.write(data, 0)
                 except BaseException:  # Ctrl-C
                     free.release(lease)
                     raise
@@ -181,9 +165,9 @@ class Connection:
         while True:
             try:
                 with self._lock:
-                    slot, mapping = self._grant(size_bytes)
+                    lease = self._grant(size_bytes)
                     self._writing += 1
-                    return Lease(slot, mapping, self._channel)
+                    return lease
             except MLDashError as full:
                 if patience is None:
                     raise
@@ -193,7 +177,7 @@ class Connection:
     def grow(self, lease: Lease, size_bytes: int) -> bool:
         """Makes a slot larger, what was written to it stays; False where it is gone, or there is no room now.
 
-        Raises TOO_LARGE. Its pages are not touched: the kernel moves the mapping.
+        Raises TOO_LARGE.
         """
         with self._lock:
             if self._channel is not lease.channel:
@@ -209,7 +193,7 @@ class Connection:
                 if isinstance(refused, MLDashError) and refused.code is Code.TOO_LARGE:
                     raise
                 return False
-            lease.mapping.resize(granted.capacity_bytes)
+            lease.capacity_bytes = granted.capacity_bytes
         return True
 
     def commit(self, lease: Lease, build: Callable[..., Message], patience: Patience) -> messages.Accepted | None:
@@ -249,7 +233,7 @@ class Connection:
         with self._lock:
             self._drop()
 
-    def _grant(self, size: int) -> tuple[int, mmap.mmap]:
+    def _grant(self, size: int) -> Lease:
         def ask(channel: Channel) -> Message:
             held = tuple(self._slots)
             return channel.ask(
@@ -258,13 +242,12 @@ class Connection:
 
         granted = expect(messages.SlotGranted, self._persist(lambda: self._ask(ask)))
         if self._channel is not None and (received := self._channel.take_received()):
-            self._slots[granted.slot] = mmap.mmap(received[0], granted.capacity_bytes)
-            close_all(received)
-        mapping = self._slots.pop(granted.slot)
-        self._slots[granted.slot] = mapping
-        while len(self._slots) > KEEP_MAPPED:
+            self._slots[granted.slot] = SlotFile(received[0])
+        file = self._slots.pop(granted.slot)
+        self._slots[granted.slot] = file
+        while len(self._slots) > KEEP_OPEN:
             del self._slots[next(iter(self._slots))]
-        return granted.slot, mapping
+        return Lease(granted.slot, file, granted.capacity_bytes, self._channel)
 
     def _persist(self, ask: Callable[[], Message], lost_s: float = RECONNECT_S) -> Message:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
@@ -293,9 +293,11 @@ class HandOff:
         is left behind. With `seal` it writes a zip archive, whose checksums the daemon puts right.
         """
         saved = self._saved(to, described, seal=seal)
-        with slot_writer(self._connection, size_hint) as out:
-            write(cast("BinaryIO", out))
-            accepted = out.hand_over(None if seal else saved.put, saved.commit)
+        with slot_writer(self._connection, size_hint) as (slot, out):
+            write(out)
+            if not out.closed:
+                out.flush()
+            accepted = slot.hand_over(None if seal else saved.put, saved.commit)
         return self._result(accepted.record)
 
     def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False) -> _Saved:

@@ -1,4 +1,4 @@
-"""A file that serializers write into, straight into a mapped slot: what is saved is copied once."""
+"""A file that serializers write into, straight into a slot of the daemon's: what is saved is copied once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ml_dash.connection import Connection, Lease
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError
+from ml_dash.lease import Lease
 from ml_dash.messages import INLINE_BYTES, Accepted, Message
 from ml_dash.patience import Patience
 
@@ -19,6 +20,8 @@ FIRST_SLOT_BYTES = 1024 * 1024
 """Of what turns out to be more than fits into a message, when nobody knows how much it will be."""
 GROW_BYTES = 1024**3
 """A slot grows by half, and by so much at most: each time costs a question, and what is not used stays reserved."""
+GATHER_BYTES = 256 * 1024
+"""What is written in smaller pieces is gathered first: a system call a piece would cost more than its bytes."""
 LARGEST_BYTES = 100_000_000_000
 """The spec's 100 GB: no slot may be larger, so none asks for more than it needs there."""
 
@@ -42,6 +45,8 @@ class SlotWriter(io.RawIOBase):
         self._hint = size_hint
         self._at = 0
         self.size_bytes = 0
+        self._ended = False
+        """What is written from here on goes nowhere: it was not to be handed over."""
         self.failure: BaseException | None = None
         """What a write has raised: Ctrl-C, mostly. A serializer in C++ may raise something else for it."""
         if size_hint > INLINE_BYTES:
@@ -77,10 +82,8 @@ class SlotWriter(io.RawIOBase):
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
-            if self.closed:
-                raise ValueError("this file is closed")  # noqa: TRY301 as any file does
             view = memoryview(data)
-            if view.nbytes:
+            if view.nbytes and not self._ended:
                 if self._at > self.size_bytes:
                     self._fill_to(self._at)
                 self._put(view.cast("B"))
@@ -93,8 +96,10 @@ class SlotWriter(io.RawIOBase):
         """What was written, for formats whose start is known at the end, such as that of a video."""
         into = memoryview(buffer).cast("B")
         count = max(0, min(len(into), self.size_bytes - self._at))
-        with memoryview(self._memory if self._lease is None else self._lease.mapping) as written:
-            into[:count] = written[self._at : self._at + count]
+        if self._lease is None:
+            into[:count] = self._memory[self._at : self._at + count]
+        else:
+            self._lease.read_into(into[:count], self._at)
         self._at += count
         return count
 
@@ -103,11 +108,11 @@ class SlotWriter(io.RawIOBase):
     ) -> Accepted:
         """Saves what was written: `put` makes the message of small content, `commit` that of a slot by its size.
 
-        Nothing can be written afterwards: the slot is the daemon's. Without `put` small content goes in a slot, too.
+        Nothing is written afterwards: the slot is the daemon's. Without `put` small content goes in a slot, too.
         """
-        self.close()
+        self._ended = True
         if put is not None and self.size_bytes <= INLINE_BYTES:
-            content = bytes(self._memory) if self._lease is None else self._lease.mapping[: self.size_bytes]
+            content = bytes(self._memory if self._lease is None else self._lease.read(self.size_bytes))
             self.discard()
             return self._connection.call(Accepted, put(content), silent_s=None)
         lease, self._lease = self._lease, None
@@ -115,13 +120,12 @@ class SlotWriter(io.RawIOBase):
         if lease is not None:
             if (accepted := self._connection.commit(lease, build, self._patience)) is not None:
                 return accepted
-            with memoryview(lease.mapping) as written:  # the daemon is gone, and the slot; the content is here
-                return self._connection.save(written[: self.size_bytes], build)
+            self._memory = lease.read(self.size_bytes)  # the daemon is gone, and the slot; the content is here
         return self._connection.save(memoryview(self._memory), build)
 
     def discard(self) -> None:
         """Lets go of the slot, if it was not handed over. Idempotent."""
-        self.close()
+        self._ended = True
         lease, self._lease = self._lease, None
         if lease is not None:
             self._connection.release(lease)
@@ -130,7 +134,7 @@ class SlotWriter(io.RawIOBase):
         end = self._at + len(view)
         self._make_room(end)
         if self._lease is not None:
-            self._lease.mapping[self._at : end] = view
+            self._lease.write(view, self._at)
         else:
             self._memory[self._at : end] = view
         self._at = end
@@ -153,8 +157,7 @@ class SlotWriter(io.RawIOBase):
                 self._leave_slot(self._lease)
 
     def _leave_slot(self, lease: Lease) -> None:
-        with memoryview(lease.mapping) as written:
-            self._memory = bytearray(written[: self.size_bytes])
+        self._memory = lease.read(self.size_bytes)
         self._lease, self._stays_in_memory = None, True
         self._connection.release(lease)
 
@@ -166,20 +169,25 @@ class SlotWriter(io.RawIOBase):
                 raise
             self._stays_in_memory = True
             return
-        lease.mapping[: len(self._memory)] = self._memory
+        lease.write(memoryview(self._memory), 0)
         self._lease, self._memory = lease, bytearray()
 
 
 @contextmanager
-def slot_writer(connection: Connection, size_hint: int) -> Iterator[SlotWriter]:
-    """A writer; its slot is let go where the block ends without handing it over."""
+def slot_writer(connection: Connection, size_hint: int) -> Iterator[tuple[SlotWriter, io.BufferedRandom]]:
+    """A writer, and the file before it that gathers small pieces; large ones go through it as they are.
+
+    The slot is let go where the block ends without handing it over.
+    """
     with connection.uninterrupted() as free:
-        out = SlotWriter(free, size_hint, Patience(free.on_full))
+        slot = SlotWriter(free, size_hint, Patience(free.on_full))
+        out = io.BufferedRandom(slot, GATHER_BYTES)
         try:
-            yield out
+            yield slot, out
         except Exception:
-            if out.failure is not None and not isinstance(out.failure, Exception):
-                raise out.failure from None
+            if slot.failure is not None:
+                raise slot.failure from None
             raise
         finally:
-            out.discard()
+            slot.discard()
+            out.close()

@@ -316,20 +316,20 @@ def test_ctrl_c_anywhere_in_a_save(root: Root) -> None:
 def test_ctrl_c_while_content_is_copied_costs_no_slot(root: Root) -> None:
     """A connection may write into sixteen at once."""
     script = """
-    class Interrupting:
-        def __setitem__(self, key, value):
-            raise KeyboardInterrupt
+    from ml_dash.lease import Lease
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
 
     exp = make().run.start()
-    grant = exp._connection._grant
-    exp._connection._grant = lambda size: (grant(size)[0], Interrupting())
+    write, Lease.write = Lease.write, interrupted
     count = 0
     for _ in range(20):
         try:
             exp.files.save_blob(bytes(200_000), to="never.bin")
         except KeyboardInterrupt:
             count += 1
-    exp._connection._grant = grant
+    Lease.write = write
     exp.files.save_blob(bytes(200_000), to="a.bin")
     print(count)
     """

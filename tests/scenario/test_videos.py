@@ -163,11 +163,11 @@ def test_nothing_is_written_after_a_failure(exp: Experiment, monkeypatch: pytest
     """Not even the end of the file, by a finalizer: the slot may be another save's by then."""
     failed = False
     late: list[int] = []
-    whole = SlotWriter.write
+    whole = SlotWriter._put
 
-    def write(writer: SlotWriter, data: Any) -> int:
+    def put(writer: SlotWriter, data: memoryview) -> None:
         late.extend([len(data)] * failed)
-        return whole(writer, data)
+        whole(writer, data)
 
     def broken() -> Iterator[Any]:
         nonlocal failed
@@ -175,7 +175,7 @@ def test_nothing_is_written_after_a_failure(exp: Experiment, monkeypatch: pytest
         failed = True
         raise LookupError
 
-    monkeypatch.setattr(SlotWriter, "write", write)
+    monkeypatch.setattr(SlotWriter, "_put", put)
     with pytest.raises(LookupError):
         exp.files.save_video(broken(), to="a.mp4")
     gc.collect()
