@@ -21,7 +21,6 @@ from tests.doubles.s3_double import S3Double
 from tests.harness import Bucket, DaemonProcess, Folder, assert_whole, eventually, file_sha256, make_file
 from tests.scenario.conftest import Held, path_in_store
 from tests.scenario.embedded import Root, run_trainer
-from tests.spec.conftest import needs
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +53,6 @@ def test_1_a_result_has_its_id_and_its_checksum_at_once(held: Held, tmp_path: Pa
         assert [each["id"] for each in exp.files(path_of(result)).list()] == [result["id"]]
 
 
-@needs("files.update")
 def test_1_the_id_of_a_result_can_be_updated(exp: Experiment) -> None:
     result = exp.files("models").save_blob(b"x", to="model.pt")
     exp.files(file_id=result["id"], description="the best").update()
@@ -69,8 +67,6 @@ SAVERS: dict[str, Callable[[Any, Path], Any]] = {
     "save_text": lambda files, _: files.save_text("content", to="a.txt", **DESCRIBED),
     "save_blob": lambda files, _: files.save_blob(b"blob", to="a.bin", **DESCRIBED),
     "save": lambda files, _: files.save({"a": 1}, to="a.json", **DESCRIBED),
-}
-LATER: dict[str, Callable[[Any, Path], Any]] = {
     "save_pkl": lambda files, _: files.save_pkl([1, 2], to="a.pkl", **DESCRIBED),
     "save_image": lambda files, _: files.save_image(np.zeros((8, 8, 3), np.uint8), to="a.png", **DESCRIBED),
     "save_video": lambda files, _: files.save_video(
@@ -79,10 +75,10 @@ LATER: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("saver", [*SAVERS, *(pytest.param(name, marks=needs(f"files.{name}")) for name in LATER)])
+@pytest.mark.parametrize("saver", SAVERS)
 def test_2_every_saver_takes_a_description_tags_and_metadata(exp: Experiment, tmp_path: Path, saver: str) -> None:
     (tmp_path / "source.bin").write_bytes(b"uploaded")
-    made = (SAVERS | LATER)[saver](exp.files("models"), tmp_path)
+    made = SAVERS[saver](exp.files("models"), tmp_path)
     (listed,) = exp.files("models").list()
     for each in (made, listed):
         assert {name: each[name] for name in DESCRIBED} == DESCRIBED
@@ -309,7 +305,6 @@ def test_11_ids_are_unique_and_follow_the_saves(exp: Experiment, tmp_path: Path)
     assert ids == sorted(set(ids))
 
 
-@needs("files.update")
 def test_11_an_update_leaves_what_it_was_not_given(exp: Experiment) -> None:
     made = exp.files("models").save_blob(b"x", to="model.pt", **DESCRIBED)
     exp.files(file_id=made["id"], description="new").update()

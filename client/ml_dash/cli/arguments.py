@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ml_dash.cli.values import add_prefix, file_id
+from ml_dash.cli.values import add_described, add_prefix, file_id
 
 EXAMPLES = {
     "versions": """\
   ml-dash versions models/best.pt --prefix alice/cv/resnet
   ml-dash versions models/best.pt --prefix alice/cv/resnet --json | jq -r '.[].checksum'""",
+    "update": """\
+  ml-dash update models/best.pt --prefix alice/cv/resnet --tag best --tag released
+  ml-dash update --id 7351023561728 --description "epoch 50" --metadata '{"epoch": 50}'""",
     "verify": """\
   ml-dash verify --prefix alice/cv/resnet          every version of every file
   ml-dash verify "models/**" --latest --prefix alice/cv/resnet
@@ -65,6 +68,14 @@ def add_tree_options(parser: argparse.ArgumentParser) -> None:
 def _versions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file in the experiment")
     add_prefix(parser)
+
+
+def _update(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("path", metavar="PATH", nargs="?", help="a file in the experiment: its newest version")
+    which.add_argument("--id", metavar="ID", type=file_id, help="one version, by its id; needs no prefix")
+    add_prefix(parser)
+    add_described(parser)
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +143,7 @@ def _add_old_options(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "versions": ("list all versions of a file, with their checksums", _versions),
+    "update": ("change what is said of a file; tags and metadata are replaced as a whole", _update),
     "verify": ("read stored files again, and compare them with their checksums", _verify),
     "cancel": ("stop files that are still on their way", _cancel),
     "retry": ("try files again that failed, and those that are blocked now", _retry),

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from ml_dash import messages as m
 from ml_dash import wording
 from ml_dash.arguments import escape, is_glob
-from ml_dash.cli import reaching, report, show
+from ml_dash.cli import parser, reaching, report, show
 from ml_dash.cli.values import is_id
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, error
-from ml_dash.files import Files
+from ml_dash.files import Files, file_by_id
 from ml_dash.result import FileResult, records_of
 
 ENDED = ("DONE", "CANCELLED")
@@ -28,6 +28,26 @@ def versions(options: Namespace) -> int:
             show.array(map(show.plain, found))
         else:
             report.versions(found)
+    return 0
+
+
+def update(options: Namespace) -> int:
+    """Changes what is said of a file; what is not given stays as it is."""
+    given = {"description": options.description, "tags": options.tags or None, "metadata": options.metadata}
+    if all(value is None for value in given.values()):
+        raise parser.wrong("update", "one of the arguments --description --tag --metadata is required")
+    with reaching.connected(options) as connection:
+        file_id = options.id
+        if file_id is None:
+            newest = next(_versions(reaching.files(options, connection), options.path), None)
+            if newest is None:
+                raise error(Code.NO_MATCH, f"there is no file {options.path!r}")
+            file_id = newest["id"]
+        result = file_by_id(connection, file_id).update(**given)
+    if options.json:
+        show.one(show.plain(result))
+    else:
+        print(f"{result['id']}  {show.path(show.plain(result))}")
     return 0
 
 
