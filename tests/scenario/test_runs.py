@@ -133,6 +133,22 @@ def test_a_trainer_that_is_killed_leaves_its_run_open(experiment: Experiment, da
     assert told(experiment).status == "COMPLETED"
 
 
+def test_an_end_that_no_daemon_can_note(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever leaves the block has done their work, and is told; whoever asks for the end is refused."""
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
+        experiment = daemon.experiment(exit_wait=0.1)
+        with experiment.run:
+            daemon.kill()
+        assert experiment.run.state == "COMPLETED"
+        said = capfd.readouterr().err
+        assert said.startswith("ml-dash: it is not noted that alice/cv/resnet is COMPLETED: no daemon answers")
+        daemon.start()
+        assert told(experiment).status == "RUNNING"
+        experiment.run.start()
+        daemon.kill()
+        assert isinstance(refused(Code.DAEMON_UNAVAILABLE, experiment.run.complete), ConnectionError)
+
+
 def test_what_belongs_to_a_run_needs_one(experiment: Experiment) -> None:
     for look in (lambda: experiment.params, lambda: experiment.metrics, experiment.flush):
         assert isinstance(refused(Code.RUN_NOT_OPEN, look, experiment.prefix), RuntimeError)

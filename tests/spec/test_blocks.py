@@ -161,6 +161,11 @@ def test_a_block_runs_as_written(place: Place, title: str, request: pytest.Fixtu
             assert updated == {
                 "description": "Updated description", "tags": ["new", "tags"], "metadata": {"updated": True},
             }  # fmt: skip
+        if title == "End-to-end example":
+            assert exp.params.get() == {"model": "resnet50", "epochs": 100}
+            rows = [*exp.metrics("train")]
+            assert [(row["epoch"], row["loss"]) for row in rows] == [(epoch, 0.25) for epoch in range(100)]
+            assert [row["epoch"] for row in exp.metrics()] == [*range(100)]
     for name in case.writes:
         assert (place.folder / name).is_file(), name
 
