@@ -146,6 +146,9 @@ class Journal(Protocol):
     async def cancel(self, ids: Sequence[int]) -> list[Job]:
         """Asks for those that are on their way or failed to be cancelled; returns them as they are now."""
 
+    async def withdrawn(self, ids: Sequence[int]) -> set[int]:
+        """Those of these files that were asked to be cancelled, whatever has become of them since."""
+
     async def add_part(self, job: Job, part: SentPart) -> None:
         """Remembers a part that was sent. Idempotent."""
 

@@ -141,3 +141,22 @@ async def test_the_newest_is_the_newest_of_both(browse: Browse, journal: MovingJ
     assert await pages(browse, "b.pt", latest=True) == [10]
     assert await pages(browse, "b.pt") == [10, 7, 4, 1]
     assert await pages(browse, size=1) == [12, 9, 6, 3, 10, 7, 4, 1, 11, 8, 5, 2]
+
+
+async def test_what_is_deleted_while_it_is_listed_is_gone_at_once(
+    browse: Browse, journal: MovingJournal, catalog: MovingCatalog
+) -> None:
+    """Between its commit and its end the catalog has it, and has not heard of the deletion."""
+    jobs = await hand_over(journal, *(file(number, f"m/{number}.pt") for number in range(1, 5)))
+    for state in (State.SENDING, State.VERIFIED):
+        jobs = await journal.advance_all(jobs, state)
+    await journal.cancel([1, 3])
+    await catalog.commit([job.record for job in jobs])
+    for _ in range(2):
+        assert await pages(browse) == [2, 4]
+        assert [seen.id for seen in (await browse.everywhere(ME, None, 10))[0]] == [2, 4]
+        of_ids = await browse.get(ME, [1, 2, 3, 4])
+        assert [seen.cancel_requested or seen.record.deleted_ms is not None for seen in of_ids] == [
+            True, False, True, False,
+        ]  # fmt: skip
+        await journal.advance_all(jobs, State.DONE)

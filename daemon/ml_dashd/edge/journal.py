@@ -191,6 +191,10 @@ class SqliteJournal:
             lambda connection: [read_job(row) for row in connection.execute(statement, ids).fetchall()]
         )
 
+    async def withdrawn(self, ids: Sequence[int]) -> set[int]:
+        rows = await self._rows(f"SELECT id FROM files WHERE id IN ({marks(ids)}) AND cancel_requested", ids)
+        return {row["id"] for row in rows}
+
     async def add_part(self, job: Job, part: SentPart) -> None:
         values = (
             job.id, job.upload_id, part.number, part.size_bytes, part.etag, part.checksum, crc_blob(part.crc64nvme),

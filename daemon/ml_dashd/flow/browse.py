@@ -91,6 +91,8 @@ class Browse:
                 batch = await self._batch(selection)
             for seen in batch:
                 selection = replace(selection, cursor=(seen.record.path, seen.id))
+                if seen.cancel_requested:
+                    continue
                 if latest and seen.record.path == last_path:
                     continue
                 last_path = seen.record.path
@@ -110,14 +112,16 @@ class Browse:
         limit = max(1, min(size, 1000))
         async with self._looks.of(session.uid):
             records = await self._catalog.newer(int(cursor or 0), self._policy.scope(session.uid), limit)
+            withdrawn = await self._journal.withdrawn([record.id for record in records])
         found, weight = list[Seen](), 0
-        for record in records:
+        for record in [record for record in records if record.id not in withdrawn]:
             found.append(_stored(record))
             weight += _weight(record)
             if weight >= PAGE_BYTES:
                 break
-        is_last = len(found) == len(records) < limit
-        return found, None if is_last else str(found[-1].id)
+        if weight < PAGE_BYTES:
+            return found, None if len(records) < limit else str(records[-1].id)
+        return found, str(found[-1].id)
 
     async def moving(self, session: Session, most: int) -> list[Seen]:
         """The largest files that are under way now, as far as the caller may read them."""
@@ -133,6 +137,9 @@ class Browse:
         async with self._looks.of(session.uid):
             jobs = {job.id: job for job in await self._journal.get(ids)}
             stored = {record.id: _stored(record) for record in await self._catalog.get(ids)}
+        stored |= {
+            one: _withdrawn(stored[one], job) for one, job in jobs.items() if one in stored and job.cancel_requested
+        }
         seen = (stored.get(one) if one in stored and _is_over(jobs.get(one)) else jobs.get(one) for one in ids)
         return [each for each in seen if each is not None and self._may(Right.READ, session, each)]
 
@@ -190,12 +197,14 @@ class Browse:
     async def _batch(self, selection: Selection) -> list[Seen]:
         """The next files of journal and catalog, merged.
 
-        Journal first: what moves over meanwhile is then seen twice, not never.
+        Journal first: what moves over meanwhile is then seen twice, not never. What was deleted while it was listed is
+        in the catalog for a moment.
         """
         jobs = await self._journal.select(selection)
         records = await self._catalog.select(selection)
+        withdrawn = await self._journal.withdrawn([record.id for record in records])
         known = {record.id for record in records}
-        stored = (_stored(record) for record in records)
+        stored = (_stored(record, gone=record.id in withdrawn) for record in records)
         moving = (job for job in jobs if job.id not in known)
         return list(merge(moving, stored, key=lambda seen: (seen.record.path, -seen.id)))[: selection.limit]
 
@@ -324,8 +333,14 @@ def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
     return path, int(number)
 
 
-def _stored(record: FileRecord) -> Seen:
-    return Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True)
+def _stored(record: FileRecord, *, gone: bool = False) -> Seen:
+    return Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True, cancel_requested=gone)
+
+
+def _withdrawn(seen: Seen, job: Job) -> Seen:
+    """A stored file that was deleted while it was listed, as it is in a moment."""
+    record = seen.record
+    return replace(seen, record=replace(record, deleted_ms=record.deleted_ms or job.record.updated_ms))
 
 
 def _is_over(job: Job | None) -> bool:
