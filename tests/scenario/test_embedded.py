@@ -236,7 +236,7 @@ def test_the_trainers_process_group_is_killed(root: Root, tmp_path: Path) -> Non
         status = root.status()
         assert {count.state for count in status.counts} <= {"QUEUED", "SENDING", "COMPLETING"}
         assert sum(count.files for count in status.counts) == 3
-        assert root.files() == ["alice"]
+        assert root.files() == [f"{PREFIX}/files"]
         let_go()
         with root.experiment().run as exp:
             exp.files.flush(30)
@@ -383,6 +383,7 @@ def test_it_ends_by_itself_when_nobody_needs_it(root: Root) -> None:
                 exp._connection.close()
                 assert not gone(process, 2.5)
                 let_go()
+        exp._connection.close()  # over which the end of the run was noted
         assert gone(process)
     assert (daemon.communicate()[0], daemon.returncode) == ("", 0)
     assert root.files() == [f"{PREFIX}/files/{result['id']}/a.txt"]
