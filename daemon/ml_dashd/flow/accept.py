@@ -156,7 +156,7 @@ class Accept:
             if not await is_pinned(source):
                 await self._disk.run(self._pins.release, pin, record.id)
                 raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
-        job = Job(replace(record, size_bytes=size), pin, priority=message.file.priority)
+        job = Job(replace(record, size_bytes=size), pin, priority=message.file.priority, seal=source.seal)
         return await self._keep(job, content, message.key, "")
 
     async def put(self, session: Session, message: Put) -> Job:
