@@ -142,19 +142,22 @@ def test_files_that_are_blocked_are_a_reason_until_it_is_mended(daemon: DaemonPr
 def test_a_journal_that_can_not_be_written_is_a_reason_and_nothing_is_taken(daemon: DaemonProcess) -> None:
     assert daemon.process is not None
     client = asking(daemon)
-    _, most = prlimit(daemon.process.pid, RLIMIT_FSIZE)
-    # Writes beyond two pages of a file fail, as on a disk that is full. (What the fault points note is shorter.)
-    prlimit(daemon.process.pid, RLIMIT_FSIZE, (8192, most))
-    reason = eventually(lambda: client.reasons().get("journal"))
-    assert reason["code"] == Code.DISK_FULL
-    assert client.metrics()["ml_dashd_check_ok[journal]"] == 0
     with daemon.experiment().run as exp:
-        with pytest.raises(MLDashError) as refused:
-            exp.files.save_text("x", to="a.txt")
-        assert refused.value.code is Code.DISK_FULL
+        _, most = prlimit(daemon.process.pid, RLIMIT_FSIZE)
+        # Writes beyond two pages of a file fail, as on a disk that is full. (What the fault points note is shorter.)
+        prlimit(daemon.process.pid, RLIMIT_FSIZE, (8192, most))
+        reason = eventually(lambda: client.reasons().get("journal"))
+        assert reason["code"] == Code.DISK_FULL
+        assert client.metrics()["ml_dashd_check_ok[journal]"] == 0
+        for take in (lambda: exp.files.save_text("x", to="a.txt"), lambda: exp.metrics.log(loss=1)):
+            with pytest.raises(MLDashError) as refused:
+                take()
+            assert refused.value.code is Code.DISK_FULL
         prlimit(daemon.process.pid, RLIMIT_FSIZE, (most, most))
         eventually(lambda: client.reasons() == {})
         exp.files.save_text("x", to="a.txt").wait(30)
+        exp.metrics.log(loss=2).flush()
+        assert [row["loss"] for row in exp.metrics()] == [2]
 
 
 def test_a_journal_that_does_not_answer_is_unhealthy_and_the_counters_can_still_be_read(daemon: DaemonProcess) -> None:

@@ -84,7 +84,7 @@ class SqliteRuns:
             )  # fmt: skip
             _touch(connection, number, opened.at_ms)
 
-        await self._database.call(work, spare=True)
+        await self._database.call(work)  # a run begins on a full disk, too: its files may fit, where they go
 
     async def end(self, key: RunKey, status: RunStatus, at_ms: int, error: str | None) -> None:
         def work(connection: sqlite3.Connection) -> None:
