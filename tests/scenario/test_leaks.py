@@ -47,7 +47,7 @@ class Round:
         self.folder = folder
         self.size = size
         self.random = random.Random(seed)
-        self.gate = folder / "store" / "held"
+        self.gate = folder / "store"
         """A plain file where the store has to make a folder: what belongs there waits while it is."""
 
     def run(self) -> None:
@@ -55,6 +55,8 @@ class Round:
             self.daemon.experiment(f"alice/cv/{secrets.token_hex(4)}").run as exp,
             self.daemon.experiment(f"held/cv/{secrets.token_hex(4)}").run as held,
         ):
+            self.gate = self.folder / "store" / held.prefix / "files"
+            self.gate.parent.mkdir(parents=True, exist_ok=True)
             self.gate.touch()
             doomed = self.hand_over_doomed(held)
             self.store_many(exp)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from ml_dash import Experiment
+from ml_dash import messages as m
+from tests.doubles.raw_client import RawClient
 from tests.harness import DaemonProcess, Folder, eventually
 from tests.scenario.embedded import Root
 
@@ -75,6 +77,24 @@ def test_the_folder_of_an_experiment(daemon: DaemonProcess) -> None:
         assert lines(tree / "metrics/eval/small/data.jsonl")[0]["data"]["loss"] == 0.6
         assert (data.stat().st_mode & 0o777, data.parent.stat().st_mode & 0o777) == (0o640, 0o750)
         assert [each.name for each in tree.iterdir() if each.name.startswith(".")] == []
+
+
+def test_half_a_surrogate_pair_is_shown(daemon: DaemonProcess) -> None:
+    """It is JSON, and no UTF-8."""
+    tree = tree_of(daemon)
+    words = {"a": "\ud800", "größe": 1}
+    with daemon, daemon.experiment().run:
+        connection = RawClient(daemon.socket).greet()
+        place = m.Place(namespace="alice", project="cv", experiment="resnet")
+        connection.ask(m.Done, m.OpenExperiment(request=1, place=place, metadata=json.dumps(words)))
+        connection.ask(m.Done, m.SetParams(request=2, place=place, values=json.dumps(words)))
+        row = m.NewRow(metric="train", data=json.dumps(words))
+        connection.ask(m.Done, m.LogRows(request=3, place=place, writer=1, number=1, rows=(row,)))
+        connection.close()
+        note(tree / "experiment.json", metadata=words)
+        note(tree / "parameters.json", data=words)
+        eventually((tree / "metrics/train/data.jsonl").is_file)
+        assert lines(tree / "metrics/train/data.jsonl")[0]["data"] == words
 
 
 def test_rows_are_appended_to_the_same_file(daemon: DaemonProcess) -> None:

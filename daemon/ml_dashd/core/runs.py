@@ -117,7 +117,7 @@ def metric_name(text: str) -> str:
 
 def row_text(text: str) -> str:
     """A row, checked to be a JSON object, in the one way in which rows are written: on a line, in UTF-8."""
-    return _written(_object(text, "the row"))
+    return json_text(_object(text, "the row"))
 
 
 def new_params(text: str) -> dict[str, str]:
@@ -131,7 +131,7 @@ def new_params(text: str) -> dict[str, str]:
     if pair := _conflict(values):
         what = f"the parameters {pair[0]!r} and {pair[1]!r} are given together"
         raise error(Code.INVALID_ARGUMENT, what, f"{pair[0]!r} is either a value or a group")
-    return {name: _written(value) for name, value in values.items()}
+    return {name: json_text(value) for name, value in values.items()}
 
 
 def replaced_by(new: Iterable[str], old: Collection[str]) -> list[str]:
@@ -200,11 +200,12 @@ def _object(text: str, what: str) -> dict[str, Any]:
     return value
 
 
-def _written(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    # Half of a surrogate pair is JSON, and no UTF-8.
-    return text if text.isascii() or not _has_surrogate(text) else json.dumps(value)
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that can be written as UTF-8: half of a surrogate pair is JSON, and no UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text if is_utf_8(text) else json.dumps(value, indent=indent)
 
 
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def is_utf_8(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

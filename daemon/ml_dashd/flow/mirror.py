@@ -27,6 +27,8 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     groups_of,
+    is_utf_8,
+    json_text,
     metric_name,
     new_params,
     params_text,
@@ -180,12 +182,12 @@ class Mirror:
         readme, metadata = found.get("readme", found.get("description")), found.get("metadata")
         return replace(
             opened,
-            readme=opened.readme if opened.readme is not None or not isinstance(readme, str) else readme,
+            readme=opened.readme if opened.readme is not None or not _is_text(readme, 1 << 18) else readme,
             tags=opened.tags if opened.tags is not None else _words(found.get("tags")),
             bindrs=opened.bindrs if opened.bindrs is not None else _words(found.get("bindrs")),
             metadata=opened.metadata
             if opened.metadata is not None or not isinstance(metadata, dict)
-            else json.dumps(metadata, ensure_ascii=False),
+            else json_text(metadata),
         )
 
     async def _adopt_params(self, tree: Tree, key: RunKey, run: Run | None) -> None:
@@ -309,7 +311,7 @@ def _written(run: Run) -> str:
         "endedAt": None if run.ended_ms is None else _iso(run.ended_ms),
         "updatedAt": _iso(run.updated_ms),
     }
-    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return json_text(fields, indent=2) + "\n"
 
 
 def _iso(ms: int) -> str:
@@ -333,7 +335,12 @@ def _parsed(text: str | None) -> dict[str, Any]:
 
 
 def _words(found: Any) -> tuple[str, ...] | None:
-    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else None
+    return tuple(each for each in found if _is_text(each, 256))[:128] if isinstance(found, list) else None
+
+
+def _is_text(found: Any, most: int) -> bool:
+    """Whether it is what a client might have said: the bounds are those of its message."""
+    return isinstance(found, str) and len(found) <= most and is_utf_8(found)
 
 
 def _groups(data: dict[str, Any]) -> set[str]:
