@@ -138,3 +138,16 @@ async def test_a_journal_that_stumbles_lets_go_later(journal, path, breaker, mon
         await journal.note(job, blocked=True, not_before_ms=HOLD_MS, trouble=AWAY)
         breaker.check(job)
         await probes.until(lambda: asked > 2 and rows(path, WAITING) == [(0,)])
+
+
+async def test_one_that_meets_something_else_behind_a_circuit_goes_on_with_the_others(journal, path, breaker) -> None:
+    """It is let go by the circuit's trouble, not by its own."""
+    job = await accepted(journal, 1)
+    refused, hung_up = (Trouble(code, "no", "mend it") for code in (Code.STORE_DENIED, Code.STORE_UNAVAILABLE))
+    for _ in range(3):
+        breaker.failed(job, Fault.DENIED, refused)
+    async with running(breaker) as probes:
+        held = breaker.failed(job, Fault.TRANSIENT, hung_up)
+        await journal.note(job, blocked=True, not_before_ms=SystemClock().now_ms() + HOLD_MS, trouble=held)
+        probes.end = breaker.answered
+        await probes.until(lambda: rows(path, WAITING) == [(0,)])

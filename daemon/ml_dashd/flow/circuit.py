@@ -59,15 +59,19 @@ class Breaker:
         """The store has done something for this file: those that waited go on."""
         self._close(self._circuits.answered(job.record.group))
 
-    def failed(self, job: Job, fault: Fault, trouble: Trouble) -> bool:
-        """A file has failed; whether it is to wait behind a circuit now."""
+    def failed(self, job: Job, fault: Fault, trouble: Trouble) -> Trouble | None:
+        """A file has failed; the trouble of the circuit behind which it is to wait now, by which it is let go again.
+
+        That may be another than its own: behind an experiment's circuit a file may meet a server that hangs up.
+        """
         before = set(self._circuits.opened())
         now, jitter = self._clock.monotonic(), self._clock.jitter()
         self._close(self._circuits.failed(job.record.group, fault, trouble, now, jitter))
         for extent in set(self._circuits.opened()) - before:
             log.warning("circuit_opened", extra={"of": _name(extent), "code": trouble.code, "error": trouble.message})
             self._changed.set()
-        return self._circuits.holds(job.record.group) is not None
+        held = self._circuits.holds(job.record.group)
+        return None if held is None else held[1]
 
     async def hold(self, jobs: Sequence[Job]) -> None:
         """Puts off files that are not allowed to go on, as long as that is so."""

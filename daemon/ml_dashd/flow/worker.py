@@ -346,8 +346,8 @@ class Worker:
             await self._finish.fail(job, decision.trouble)
             return
         self._meter.retried(failure.fault)
-        if self._breaker.failed(job, failure.fault, decision.trouble):
-            await self._finish.postpone(job, decision.trouble, HOLD_MS, blocked=True, counts=False)
+        if (held := self._breaker.failed(job, failure.fault, decision.trouble)) is not None:
+            await self._finish.postpone(job, held, HOLD_MS, blocked=True, counts=False)
             self._breaker.check(job)
         elif decision.next is Next.RESTART and job.state in (State.SENDING, State.COMPLETING):
             await self._finish.requeue(job, decision.trouble, decision.delay_ms)
