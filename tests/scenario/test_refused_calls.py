@@ -141,7 +141,16 @@ class Calls:
     always: frozenset[str]
 
     def of(self, *, syncs: bool) -> list[str]:
-        return sorted(site for site in self.at_first | self.always if (site.rpartition(" ")[2] in SYNCS) == syncs)
+        made = self.at_first | self.always
+        return sorted(site for site in made if (site.rpartition(" ")[2] in SYNCS) == syncs and not is_late(site))
+
+
+def is_late(site: str) -> bool:
+    """What an experiment's rows and folder take is written in a moment of its own: a round may end before it.
+
+    tests/scenario/test_tree.py and test_runs.py refuse it; while everything is refused it is, too.
+    """
+    return site.startswith(("catalog-runs.", "tree."))
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +280,8 @@ def test_a_copy_in_the_background_that_is_refused(tmp_path: Path, full_size: boo
         before = recorded(here.refusals.path)
         eventually(lambda: copied(first))
         made = recorded(here.refusals.path) - before
-        calls = [site for site in made if not site.startswith("local_store.")]  # which tries in vain meanwhile
+        # The store tries in vain meanwhile.
+        calls = [site for site in made if not site.startswith("local_store.") and not is_late(site)]
         first.let_go()
         assert len(calls) > 5
         for number, site in enumerate(sorted(calls), start=1):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.doubles.gate import Gate, refusal
 from tests.doubles.pid1 import Machine, booted
-from tests.harness import PREFIX, eventually, file_sha256, make_file
+from tests.harness import PREFIX, eventually, file_sha256, is_object, make_file
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,8 @@ def hand_over(machine: Machine, *paths: str, **environment: str) -> dict[str, st
 
 def stored(root: Path) -> dict[str, str]:
     """Every file of a store by its name, and its SHA-256."""
-    found = [path for path in root.rglob("*") if path.is_file() and ".ml-dash" not in str(path)]
+    found = [path for path in root.rglob("*") if path.is_file() and is_object(str(path.relative_to(root)))]
+    found = [path for path in found if ".ml-dash" not in str(path)]
     assert len({path.name for path in found}) == len(found), "a file is there twice"
     return {path.name: file_sha256(path) for path in found}
 
@@ -119,7 +120,11 @@ def test_files_larger_than_the_spool_survive_restarts_and_kill_9_though_they_are
     store = machine.folder / "lib" / "store"
     store.mkdir(mode=0o777)
     store.chmod(0o777)
-    (store / "alice").touch()
+    gate = store / PREFIX / "files"
+    gate.parent.mkdir(parents=True)
+    for folder in gate.parents[: PREFIX.count("/") + 1]:
+        folder.chmod(0o777)
+    gate.touch()
     install(
         machine,
         "[Service]\nReadWritePaths=/var/lib/store\n",
@@ -146,7 +151,7 @@ def test_files_larger_than_the_spool_survive_restarts_and_kill_9_though_they_are
     assert dict(json.loads(pins)) == dict.fromkeys(small, "fd")
     assert machine.show("ml-dashd.service", "MainPID") != began
 
-    (store / PREFIX.partition("/")[0]).unlink()
+    gate.unlink()
     eventually(lambda: len(stored(store)) == len(large) + len(small), 60)
     assert stored(store) == large | small
     eventually(lambda: machine.show("ml-dashd.service", "NFileDescriptorStore") == {"NFileDescriptorStore": "0"})
