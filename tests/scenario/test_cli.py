@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_dash.cli import commands
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, build
 from tests.harness import PREFIX, eventually, file_sha256, make_file
 from tests.scenario.shell import RECORD, RUN, WITHOUT_RICH, Ended, Shell, closing_descriptor, put
@@ -430,6 +431,10 @@ def test_help_with_examples(command: str, tmp_path: Path) -> None:
     assert ended.out.startswith(f"usage: ml-dash {command} ")
     assert "\nexamples:\n" in ended.out
     assert ended.err == ""
+
+
+def test_what_can_be_typed_can_be_done() -> None:
+    assert commands.COMMANDS.keys() == COMMANDS.keys()
 
 
 def test_every_example_can_be_typed() -> None:
