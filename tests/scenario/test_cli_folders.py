@@ -54,6 +54,8 @@ def spoil(folder: Path) -> Iterator[tuple[str, str, socket.socket | None]]:
     yield f"{folder.name}/\\xff.txt", "INVALID_PATH", None
     (folder / ".ml-dashd").mkdir()
     (folder / ".ml-dashd" / "mine").touch()  # left out without a word
+    (folder / ".dash" / ".ml-dashd").mkdir(parents=True)
+    (folder / ".dash" / "stored.pt").touch()  # a root: it may be the one that the files go to
 
 
 def paths(shell: Shell, *words: str) -> list[str]:
