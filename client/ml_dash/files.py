@@ -121,7 +121,7 @@ class FileSet(Change):
 
     def _targets(self, pattern: str | None, to: PathLike | None) -> Iterator[tuple[m.Record, Path]]:
         """What `download` brings, and where each goes."""
-        target = Path(to or ".")
+        target = Path("." if to is None else text(to, "to") or ".")
         if pattern is None or not is_glob(pattern):
             record = self._newest(pattern)
             is_folder = target.is_dir() or (to is not None and os.fspath(to).endswith("/"))
