@@ -25,7 +25,7 @@ from ml_dash.arguments import (
 )
 from ml_dash.change import Change
 from ml_dash.connection import Connection
-from ml_dash.download import Downloads
+from ml_dash.download import Downloads, way_out
 from ml_dash.errors import Code, error
 from ml_dash.handoff import Defaults
 from ml_dash.reading import read_text
@@ -73,7 +73,8 @@ class FileSet(Change):
         default the working directory; returns its path. With a glob the newest version of each file that fits goes
         below `to`, folders kept; returns the paths. What is there already is replaced only by a whole file.
 
-        Raises ValueError when nothing fits, StorageError when the bytes are not the recorded ones.
+        Raises ValueError when nothing fits, and for a link below `to` that leads out of it; StorageError when the bytes
+        are not the recorded ones.
         """
         paths = [one.path for one in self.fetch(pattern, to=to)]
         return paths if pattern is not None and is_glob(pattern) else paths[0]
@@ -131,7 +132,10 @@ class FileSet(Change):
         found = False
         for record in self._records(self._place, pattern, latest=True):
             found = True
-            yield record, target / record.path.removeprefix(prefix).strip("/") / record.filename
+            below = target / record.path.removeprefix(prefix).strip("/") / record.filename
+            if (refusal := way_out(target, below)) is not None:
+                raise refusal
+            yield record, below
         if not found:
             raise self._no_match(pattern)
 
