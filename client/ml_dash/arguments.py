@@ -90,11 +90,10 @@ def text(value: Any, name: str) -> str:
 
 
 def texts(values: Any, name: str) -> tuple[str, ...]:
-    if isinstance(values, str) or not (
-        isinstance(values, Iterable) and all(isinstance(value, str) for value in values)
-    ):
+    given = None if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if given is None or not all(isinstance(value, str) for value in given):
         raise error(Code.INVALID_ARGUMENT, f"{name} is not a list of str", f'pass a list, as in {name}=["best"]')
-    return tuple(values)
+    return given
 
 
 def file_id_of(value: str | int | None) -> int | None:
