@@ -91,16 +91,19 @@ class Run:
         """Has it noted, then waits for files. Who leaves a block, its work done, is only told where it is not noted."""
         if self.state is not RunState.RUNNING:
             return
+        ended = leaving
         try:
             try:
                 self._experiment._note_end(state, error and error[:ERROR_CHARACTERS])  # noqa: SLF001
+                ended = True
             except NetworkError as failure:
                 if not leaving:
                     raise
                 say(f"it is not noted that {self._experiment.prefix} is {state}: {failure}")
             self._experiment._leave()  # noqa: SLF001
         finally:
-            self.state = state
+            if ended:  # else the call can be made again
+                self.state = state
 
 
 def say(line: str) -> None:

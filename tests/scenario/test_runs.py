@@ -157,6 +157,10 @@ def test_an_end_that_no_daemon_can_note(tmp_path: Path, capfd: pytest.CaptureFix
         experiment.run.start()
         daemon.kill()
         assert isinstance(refused(Code.DAEMON_UNAVAILABLE, experiment.run.complete), ConnectionError)
+        daemon.start()
+        assert (experiment.run.state, told(experiment).status) == ("RUNNING", "RUNNING")
+        experiment.run.complete()  # once more
+        assert (experiment.run.state, told(experiment).status) == ("COMPLETED", "COMPLETED")
 
 
 def test_what_belongs_to_a_run_needs_one(experiment: Experiment) -> None:
