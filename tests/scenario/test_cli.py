@@ -412,6 +412,12 @@ def test_wrong_usage(shell: Shell, words: tuple[str, ...]) -> None:
     assert shell.refused(*words, status=2)["code"] == "INVALID_ARGUMENT"
 
 
+def test_a_word_too_many_is_said_of_the_command(shell: Shell) -> None:
+    ended = shell("put", "a.pt", "b.pt", "--nix", status=2)
+    assert ended.err.startswith("usage: ml-dash put ")
+    assert ended.err.endswith("ml-dash: unrecognized arguments: b.pt --nix\nhint: see `ml-dash put --help`\n")
+
+
 def test_a_full_disk_where_the_output_goes(shell: Shell) -> None:
     put(shell, "a.txt", b"a")
     with open("/dev/full", "wb") as full:  # noqa: PTH123
