@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from ml_dash import messages as m
 from ml_dash.arguments import (
@@ -66,6 +66,12 @@ class FileSet(Change):
         """
         return read_text(self._connection, self._newest(name), encoding)
 
+    @overload
+    def download(self, pattern: None = None, *, to: PathLike | None = None) -> str: ...
+
+    @overload
+    def download(self, pattern: str, *, to: PathLike | None = None) -> str | Paths: ...
+
     def download(self, pattern: str | None = None, *, to: PathLike | None = None) -> str | Paths:
         """Writes files here, their SHA-256 checked; a file has no name here until it is whole.
 
@@ -90,6 +96,12 @@ class FileSet(Change):
         downloads = Downloads(self._connection, lambda record, done, size: tell(self._result(record), done, size))
         for got in downloads.run(self._targets(pattern, to)):
             yield Fetched(str(got.target), self._result(replace(got.record, sha256=got.sha256)))
+
+    @overload
+    def delete(self, pattern: None = None) -> Receipt: ...
+
+    @overload
+    def delete(self, pattern: str) -> Receipt | Receipts: ...
 
     def delete(self, pattern: str | None = None) -> Receipt | Receipts:
         """Deletes all versions of a file, or of each that fits a glob; with `files(file_id=…)` that version alone.
