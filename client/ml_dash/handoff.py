@@ -161,6 +161,9 @@ class HandOff:
     ) -> Iterator[FileResult]:
         """`each_uploaded` of names and paths; with `refused`, what can't be taken is told, and the rest goes on."""
         durability_of(durability or "")
+        for word in ("tags", "bindrs"):
+            if described.get(word) is not None:
+                described[word] = texts(described[word], word)  # once for all: a generator has them no second time
         basket = Basket(self._connection, refused)
         for name, path in named:
             try:
