@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_dash import messages as m
@@ -34,7 +35,7 @@ def open_source(source: str) -> int:
 
 def name_of(path: PathLike) -> str:
     """A file's own name."""
-    return os.path.basename(os.fspath(path))  # noqa: PTH119
+    return os.path.basename(text(path, "a path"))  # noqa: PTH119
 
 
 def content_of(source: str) -> bytes | None:
@@ -89,14 +90,17 @@ def text(value: Any, name: str) -> str:
 
 
 def texts(values: Any, name: str) -> tuple[str, ...]:
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+    given = None if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if given is None or not all(isinstance(value, str) for value in given):
         raise error(Code.INVALID_ARGUMENT, f"{name} is not a list of str", f'pass a list, as in {name}=["best"]')
-    return tuple(values)
+    return given
 
 
 def file_id_of(value: str | int | None) -> int | None:
     if value is None:
         return None
+    if isinstance(value, Mapping):
+        raise error(Code.INVALID_ARGUMENT, f"file_id is {type(value).__name__}, not an id", 'pass its "id"')
     text = str(value)
     if not text or any(digit not in DIGITS_OF_ID for digit in text) or len(text) > 19:  # noqa: PLR2004 63 bits
         raise error(Code.UNKNOWN_FILE, f"no file has the id {text!r}", "an id is a decimal number, as in result['id']")
@@ -104,7 +108,8 @@ def file_id_of(value: str | int | None) -> int | None:
 
 
 def is_glob(pattern: str) -> bool:
-    return any(mark in pattern for mark in "*?[")
+    given = text(pattern, "pattern")
+    return any(mark in given for mark in "*?[")
 
 
 def escape(name: str) -> str:

@@ -103,10 +103,11 @@ class Change(Look):
             source = int(file_id_of(source.get("id", "")) or 0)
         if isinstance(source, int):
             return self._by_id(source)
-        if source is not None and source.isascii() and source.isdigit():
+        path = None if source is None else text(source, "source")
+        if path is not None and path.isascii() and path.isdigit():
             with suppress(MLDashError):
-                return self._by_id(file_id_of(source) or 0)
-        return self._newest(source)
+                return self._by_id(file_id_of(path) or 0)
+        return self._newest(path)
 
 
 def _update(connection: Connection, file_id: int, given: Defaults) -> m.Record:
@@ -161,6 +162,7 @@ def _prune(
     """The versions that are deleted, or would be, as the daemon gets to them."""
     if type(keep_last) is not int or keep_last < 1:
         raise error(Code.INVALID_ARGUMENT, f"keep_last={keep_last!r}", "keep at least 1 version; delete() removes all")
+    wanted = None if pattern is None else text(pattern, "pattern")
     tags, cursor = texts(keep_tags, "keep_tags"), None
     while True:
         pruned = connection.call(
@@ -168,7 +170,7 @@ def _prune(
             lambda number, after=cursor: m.Prune(  # type: ignore[misc]
                 request=number,
                 place=place,
-                pattern=pattern,
+                pattern=wanted,
                 keep_last=keep_last,
                 keep_tags=tags,
                 dry_run=dry_run,

@@ -292,6 +292,15 @@ class Destination:
             os.close(folder)
 
 
+def way_out(folder: Path, target: Path) -> MLDashError | None:
+    """Refuses a file below a folder whose way is a link out of it: nothing is written by way of that."""
+    if target.parent.resolve().is_relative_to(folder.resolve()):
+        return None
+    return error(
+        Code.INVALID_PATH, f"{target.parent} leads out of {folder}", "remove that link, or name another folder"
+    )
+
+
 def _is_of_all(failure: Exception) -> bool:
     """Whether other files would fail of it, too."""
     if isinstance(failure, MLDashError):

@@ -170,6 +170,9 @@ def ml_dash_experiment(prefix: str | None = None, **options: Any) -> Callable[[C
     The arguments are those of `Experiment`; fields of the prefix are filled in with each call. The run is completed
     when the function returns, and failed when it raises.
     """
+    if callable(prefix):
+        what = "ml_dash_experiment was given a function, not a prefix"
+        raise error(Code.INVALID_ARGUMENT, what, 'write @ml_dash_experiment(prefix="namespace/project/experiment")')
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         if inspect.iscoroutinefunction(function):

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from ml_dash import messages as m
 from ml_dash.arguments import (
@@ -25,7 +25,7 @@ from ml_dash.arguments import (
 )
 from ml_dash.change import Change
 from ml_dash.connection import Connection
-from ml_dash.download import Downloads
+from ml_dash.download import Downloads, way_out
 from ml_dash.errors import Code, error
 from ml_dash.handoff import Defaults
 from ml_dash.reading import read_text
@@ -66,6 +66,12 @@ class FileSet(Change):
         """
         return read_text(self._connection, self._newest(name), encoding)
 
+    @overload
+    def download(self, pattern: None = None, *, to: PathLike | None = None) -> str: ...
+
+    @overload
+    def download(self, pattern: str, *, to: PathLike | None = None) -> str | Paths: ...
+
     def download(self, pattern: str | None = None, *, to: PathLike | None = None) -> str | Paths:
         """Writes files here, their SHA-256 checked; a file has no name here until it is whole.
 
@@ -73,7 +79,8 @@ class FileSet(Change):
         default the working directory; returns its path. With a glob the newest version of each file that fits goes
         below `to`, folders kept; returns the paths. What is there already is replaced only by a whole file.
 
-        Raises ValueError when nothing fits, StorageError when the bytes are not the recorded ones.
+        Raises ValueError when nothing fits, and for a link below `to` that leads out of it; StorageError when the bytes
+        are not the recorded ones.
         """
         paths = [one.path for one in self.fetch(pattern, to=to)]
         return paths if pattern is not None and is_glob(pattern) else paths[0]
@@ -89,6 +96,12 @@ class FileSet(Change):
         downloads = Downloads(self._connection, lambda record, done, size: tell(self._result(record), done, size))
         for got in downloads.run(self._targets(pattern, to)):
             yield Fetched(str(got.target), self._result(replace(got.record, sha256=got.sha256)))
+
+    @overload
+    def delete(self, pattern: None = None) -> Receipt: ...
+
+    @overload
+    def delete(self, pattern: str) -> Receipt | Receipts: ...
 
     def delete(self, pattern: str | None = None) -> Receipt | Receipts:
         """Deletes all versions of a file, or of each that fits a glob; with `files(file_id=…)` that version alone.
@@ -121,7 +134,7 @@ class FileSet(Change):
 
     def _targets(self, pattern: str | None, to: PathLike | None) -> Iterator[tuple[m.Record, Path]]:
         """What `download` brings, and where each goes."""
-        target = Path(to or ".")
+        target = Path("." if to is None else text(to, "to") or ".")
         if pattern is None or not is_glob(pattern):
             record = self._newest(pattern)
             is_folder = target.is_dir() or (to is not None and os.fspath(to).endswith("/"))
@@ -131,7 +144,10 @@ class FileSet(Change):
         found = False
         for record in self._records(self._place, pattern, latest=True):
             found = True
-            yield record, target / record.path.removeprefix(prefix).strip("/") / record.filename
+            below = target / record.path.removeprefix(prefix).strip("/") / record.filename
+            if (refusal := way_out(target, below)) is not None:
+                raise refusal
+            yield record, below
         if not found:
             raise self._no_match(pattern)
 

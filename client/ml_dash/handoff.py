@@ -108,7 +108,7 @@ class HandOff:
 
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
-        source = os.fspath(fpath)
+        source = text(fpath, "fpath")
         name = name_of(source) if to is None else to
         file = self._describe(name, description, tags, bindrs, metadata, priority)
         key = new_key()
@@ -144,6 +144,9 @@ class HandOff:
         self, fpaths: Many, *, durability: str | None = None, snapshot: str | None = None, **described: Any
     ) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
+        if isinstance(fpaths, str | bytes | os.PathLike) or not isinstance(fpaths, Iterable):
+            what = f"upload_many() was given {type(fpaths).__name__}, not several paths"
+            raise error(Code.INVALID_ARGUMENT, what, "pass a list of paths; upload() takes one")
         named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
         yield from self.each_of(named, None, durability=durability, snapshot=snapshot, **described)
 
@@ -158,11 +161,14 @@ class HandOff:
     ) -> Iterator[FileResult]:
         """`each_uploaded` of names and paths; with `refused`, what can't be taken is told, and the rest goes on."""
         durability_of(durability or "")
+        for word in ("tags", "bindrs"):
+            if described.get(word) is not None:
+                described[word] = texts(described[word], word)  # once for all: a generator has them no second time
         basket = Basket(self._connection, refused)
         for name, path in named:
             try:
                 file = self._describe(name, **only_known(described))
-                content = content_of(os.fspath(path))
+                content = content_of(text(path, "a path"))
                 if content is None:
                     yield from map(self._result, basket.empty())
                     yield self.upload(path, to=name, durability=durability, snapshot=snapshot, **described)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ml_dash import messages as m
-from ml_dash.arguments import escape, is_glob, texts
+from ml_dash.arguments import escape, is_glob, text, texts
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import HandOff
 from ml_dash.result import FileResult, records_of
@@ -64,6 +64,7 @@ class Look(HandOff):
         tags: tuple[str, ...] = (),
         page_size: int = 500,
     ) -> Iterator[m.Record]:
+        wanted = None if pattern is None else text(pattern, "pattern")
         cursor = None
         while True:
             page = self._connection.call(
@@ -71,7 +72,7 @@ class Look(HandOff):
                 lambda number, after=cursor: m.List(  # type: ignore[misc]
                     request=number,
                     place=place,
-                    pattern=pattern,
+                    pattern=wanted,
                     latest=latest,
                     cursor=after,
                     page_size=page_size,
@@ -90,7 +91,7 @@ class Look(HandOff):
         return found
 
     def _named(self, name: str | None, *, latest: bool = False, page_size: int = 500) -> Iterator[m.Record]:
-        path = "/".join(part for part in (self._place.prefix, name) if part)
+        path = "/".join(part for part in (self._place.prefix, text(name or "", "name")) if part)
         folder, _, filename = path.rpartition("/")
         if not filename:
             raise error(Code.NO_MATCH, "no file is named", 'say which, as in files("model.pt"), or pass a pattern')

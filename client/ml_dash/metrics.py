@@ -173,7 +173,7 @@ def row_dict(index: int, row: m.Row) -> dict[str, Any]:
 
 def _row(name: str, values: Mapping[str, Any]) -> m.NewRow:
     """Its bounds are looked at here: the daemon would hang up for them."""
-    data = object_text(values, f"the value of metric {name!r}," if name else "the value")
+    data = object_text(values, f"metric {name!r}, the value" if name else "the value")
     if len(data) > m.ROW_CHARACTERS:
         what = f"a row of the metric {name[:80]!r} takes {len(data)} characters, at most {m.ROW_CHARACTERS}"
         raise error(Code.INVALID_ARGUMENT, what, "save what is large as a file")

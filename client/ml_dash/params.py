@@ -27,6 +27,9 @@ class Params:
         storage. Raises TypeError for what JSON can't hold, ValueError for `a` and `a.b` in one call, and for more than
         10,000 parameters or 1 MiB of them.
         """
+        if values is not None and not isinstance(values, Mapping):
+            what = f"params.set() was given {type(values).__name__}, not a dict"
+            raise error(Code.INVALID_METADATA, what, "pass a dict; of an object, such as argparse's, vars(…)")
         flat: dict[str, Any] = {}
         for name, value in _flattened({**(values or {}), **named}, ""):
             if name in flat:

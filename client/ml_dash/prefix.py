@@ -9,6 +9,7 @@ from datetime import datetime
 from string import Formatter
 
 from ml_dash import messages as m
+from ml_dash.arguments import text
 from ml_dash.errors import Code, error
 from ml_dash.reach import default_prefix
 
@@ -23,7 +24,7 @@ def prefix_of(given: str | None) -> str:
     `{user}` is whoever runs this, `{now:%Y-%m-%d}` the local time by strftime; alone, `{now}` is 20260131T235959.
     Raises INVALID_PREFIX where there is none, or one with another field.
     """
-    template = given or default_prefix()
+    template = text(given or "", "prefix") or default_prefix()
     if not template:
         raise error(Code.INVALID_PREFIX, "no prefix is given", HOW)
     return "".join(_filled(template))
@@ -52,8 +53,8 @@ def _filled(template: str) -> Iterator[str]:
     except ValueError as bad:
         hint = "write {{ and }} for braces themselves"
         raise error(Code.INVALID_PREFIX, f"the prefix {template!r}: {bad}", hint) from None
-    for text, field, form, conversion in parts:
-        yield text
+    for plain, field, form, conversion in parts:
+        yield plain
         if field is None:
             continue
         if field not in FIELDS or conversion or (field == "user" and form):

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ml_dash.arguments import text
 from ml_dash.connection import now_ms
 from ml_dash.errors import MLDashError, NetworkError
 
@@ -56,9 +57,14 @@ class Run:
         """Ends the run well."""
         self._end(RunState.COMPLETED)
 
-    def fail(self, error: str | None = None) -> None:
-        """Ends the run as failed; its files are kept. `error` says why, in at most 16,384 characters."""
-        self._end(RunState.FAILED, error)
+    def fail(self, error: str | BaseException | None = None) -> None:
+        """Ends the run as failed; its files are kept. `error`, an exception or text, says why.
+
+        Of it, 16,384 characters are noted.
+        """
+        if isinstance(error, BaseException):
+            error = _in_words(error)
+        self._end(RunState.FAILED, None if error is None else text(error, "error"))
 
     def cancel(self) -> None:
         """Ends the run as cancelled; its files are kept."""
@@ -77,7 +83,7 @@ class Run:
             if isinstance(raised, SystemExit) and not raised.code:  # sys.exit() ends a script well
                 self._end(RunState.COMPLETED, leaving=True)
             else:
-                self._end(RunState.FAILED, "".join(traceback.format_exception_only(raised)).strip(), leaving=True)
+                self._end(RunState.FAILED, _in_words(raised), leaving=True)
         except MLDashError as failure:  # the script's own exception goes first
             say(str(failure))
 
@@ -85,18 +91,25 @@ class Run:
         """Has it noted, then waits for files. Who leaves a block, its work done, is only told where it is not noted."""
         if self.state is not RunState.RUNNING:
             return
+        ended = leaving
         try:
             try:
                 self._experiment._note_end(state, error and error[:ERROR_CHARACTERS])  # noqa: SLF001
+                ended = True
             except NetworkError as failure:
                 if not leaving:
                     raise
                 say(f"it is not noted that {self._experiment.prefix} is {state}: {failure}")
             self._experiment._leave()  # noqa: SLF001
         finally:
-            self.state = state
+            if ended:  # else the call can be made again
+                self.state = state
 
 
-def say(text: str) -> None:
+def say(line: str) -> None:
     """A word to whoever started the script."""
-    print(f"ml-dash: {text}", file=sys.stderr)  # noqa: T201
+    print(f"ml-dash: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _in_words(raised: BaseException | None) -> str:
+    return "".join(traceback.format_exception_only(raised)).strip()

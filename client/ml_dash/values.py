@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ml_dash.errors import Code, NotJSONError, error
-from ml_dash.serialize import json_bytes
+from ml_dash import json_values
+from ml_dash.errors import NotJSONError
 
 
 def object_text(values: Mapping[str, Any], what: str) -> str:
@@ -15,15 +15,8 @@ def object_text(values: Mapping[str, Any], what: str) -> str:
     Raises TypeError, a NotJSONError, that names the value which JSON can't hold.
     """
     try:
-        return json_bytes(values).decode()
+        return json_values.encode(values, what).decode()
     except NotJSONError:
         for name, value in values.items():
-            _check(f"{what} {name!r}", value)
+            json_values.encode(value, f"{what} {name!r}")
         raise
-
-
-def _check(what: str, value: Any) -> None:
-    try:
-        json_bytes(value)
-    except NotJSONError as bad:
-        raise error(Code.INVALID_METADATA, f"{what}: {bad.message}") from None

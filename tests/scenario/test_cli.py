@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ml_dash.cli import commands
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, build
 from tests.harness import PREFIX, eventually, file_sha256, make_file
 from tests.scenario.shell import RECORD, RUN, WITHOUT_RICH, Ended, Shell, closing_descriptor, put
@@ -411,6 +412,12 @@ def test_wrong_usage(shell: Shell, words: tuple[str, ...]) -> None:
     assert shell.refused(*words, status=2)["code"] == "INVALID_ARGUMENT"
 
 
+def test_a_word_too_many_is_said_of_the_command(shell: Shell) -> None:
+    ended = shell("put", "a.pt", "b.pt", "--nix", status=2)
+    assert ended.err.startswith("usage: ml-dash put ")
+    assert ended.err.endswith("ml-dash: unrecognized arguments: b.pt --nix\nhint: see `ml-dash put --help`\n")
+
+
 def test_a_full_disk_where_the_output_goes(shell: Shell) -> None:
     put(shell, "a.txt", b"a")
     with open("/dev/full", "wb") as full:  # noqa: PTH123
@@ -430,6 +437,10 @@ def test_help_with_examples(command: str, tmp_path: Path) -> None:
     assert ended.out.startswith(f"usage: ml-dash {command} ")
     assert "\nexamples:\n" in ended.out
     assert ended.err == ""
+
+
+def test_what_can_be_typed_can_be_done() -> None:
+    assert commands.COMMANDS.keys() == COMMANDS.keys()
 
 
 def test_every_example_can_be_typed() -> None:

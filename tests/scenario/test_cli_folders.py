@@ -17,7 +17,7 @@ import pytest
 
 from tests.doubles.s3_double import S3Double
 from tests.harness import PREFIX, Bucket, DaemonProcess, make_file
-from tests.scenario.shell import WITHOUT_RICH, Shell
+from tests.scenario.shell import WITHOUT_RICH, Shell, put
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,8 @@ def spoil(folder: Path) -> Iterator[tuple[str, str, socket.socket | None]]:
     yield f"{folder.name}/\\xff.txt", "INVALID_PATH", None
     (folder / ".ml-dashd").mkdir()
     (folder / ".ml-dashd" / "mine").touch()  # left out without a word
+    (folder / ".dash" / ".ml-dashd").mkdir(parents=True)
+    (folder / ".dash" / "stored.pt").touch()  # a root: it may be the one that the files go to
 
 
 def paths(shell: Shell, *words: str) -> list[str]:
@@ -124,6 +126,10 @@ def test_a_download_that_goes_on(shell: Shell, tree: Path) -> None:
     assert (back / "models/best.pt").stat().st_ino == kept
     assert (back / "models/old/x.pt").read_bytes() == (tree / "models/old/x.pt").read_bytes()
     assert list(outside.iterdir()) == []
+    put(shell, "a.txt", b"more", "--to", "shared/y.pt")
+    ended = shell("get", "-r", "shared", "--prefix", PREFIX, "-o", "back", status=1)
+    assert ended.err.count("leads out of back") == 1  # said once of both files
+    assert ended.out == "0 files downloaded, 2 failed\n"
     assert shell.refused("get", "-r", "none", "--prefix", PREFIX, status=1)["code"] == "NO_MATCH"
 
 

@@ -89,6 +89,23 @@ def test_versions_of_one_path(shell: Shell) -> None:
     assert shell.refused("versions", "x", "--prefix", PREFIX, status=1)["code"] == "NO_MATCH"
 
 
+def test_update_of_the_newest_and_of_one_version(shell: Shell) -> None:
+    """What is not typed stays as it is."""
+    words = ("--description", "first", "--tag", "old", "--metadata", '{"epoch": 1}')
+    first = put(shell, "a.txt", b"one", "--to", "x/a.txt", "--wait", *words)
+    second = put(shell, "a.txt", b"second", "--to", "x/a.txt", "--wait")
+    ended = shell("update", "x/a.txt", "--prefix", PREFIX, "--tag", "best", "--tag", "kept")
+    assert ended.out == f"{second['id']}  x/a.txt\n"
+    changed = shell.json("update", "--id", first["id"], "--metadata", '{"epoch": 2}')
+    assert changed["metadata"] == {"epoch": 2}
+    newest, oldest = shell.json("versions", "x/a.txt", "--prefix", PREFIX)
+    assert (newest["description"], newest["tags"], newest["metadata"]) == (None, ["best", "kept"], None)
+    assert (oldest["description"], oldest["tags"], oldest["metadata"]) == ("first", ["old"], {"epoch": 2})
+    assert shell.refused("update", "x/a.txt", "--prefix", PREFIX, status=2)["code"] == "INVALID_ARGUMENT"
+    assert shell.refused("update", "x", "--prefix", PREFIX, "--tag", "a", status=1)["code"] == "NO_MATCH"
+    assert shell.refused("update", "--id", "12", "--tag", "a", status=1)["code"] == "UNKNOWN_FILE"
+
+
 def test_verify_leaves_out_what_is_on_its_way(stuck: Shell) -> None:
     put(stuck, "a.bin", b"x" * 100_000)
     assert (

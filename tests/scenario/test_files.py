@@ -767,6 +767,19 @@ def test_the_calls_words_go_before_the_builders(exp: Experiment) -> None:
     assert (plain["description"], plain["tags"], plain["bindrs"], plain["metadata"]) == (None, [], [], None)
 
 
+def test_tags_of_a_generator_are_tags(exp: Experiment, tmp_path: Path) -> None:
+    """They are taken once: none is lost by a look at them."""
+    for tag in ("best", "last"):
+        exp.files.save_text(tag, to="a", tags=(each for each in (tag, "all"))).wait(30)  # type: ignore[arg-type]
+    assert [file["tags"] for file in exp.files().list()] == [["last", "all"], ["best", "all"]]
+    assert [file["tags"] for file in exp.files().list(tags=iter(["best"]))] == [["best", "all"]]  # type: ignore[arg-type]
+    assert exp.files().prune(keep_last=1, keep_tags=iter(["best"])) == []  # type: ignore[arg-type]
+    for name in ("b", "c"):
+        (tmp_path / name).write_text(name)
+    many = exp.files.upload_many([tmp_path / "b", tmp_path / "c"], tags=iter(["raw"]))
+    assert [file["tags"] for file in many] == [["raw"], ["raw"]]
+
+
 def test_numpy_scalars_in_metadata_are_numbers(exp: Experiment) -> None:
     metadata = {
         "float32": np.float32(0.5), "float64": np.float64(0.1), "int64": np.int64(7), "bool": np.bool_(True),

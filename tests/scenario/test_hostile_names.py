@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ def test_a_destination_that_is_a_folder_takes_the_file_into_it(exp: Experiment, 
         assert Path(target).read_text() == "new"
         assert Path(target).name == "a.txt"
     assert sorted(os.listdir(tmp_path / "folder")) == ["a.txt"]  # noqa: PTH208 names
+
+
+def test_a_link_in_the_destination_that_leads_out_of_it(exp: Experiment, tmp_path: Path) -> None:
+    """Nothing of a glob is written by way of it; one that stays inside is followed, as is the destination itself."""
+    exp.files("m").save_text("new", to="a.txt")
+    for folder in ("outside", "out/inside"):
+        (tmp_path / folder).mkdir(parents=True)
+    link = tmp_path / "out" / "m"
+    link.symlink_to(tmp_path / "outside")
+    download = partial(exp.files().download, "**", to=tmp_path / "out")
+    refused(download, Code.INVALID_PATH, ValueError, str(link), "remove that link")
+    assert list((tmp_path / "outside").iterdir()) == []
+    link.unlink()
+    link.symlink_to("inside")
+    (tmp_path / "alias").symlink_to("out")
+    assert exp.files().download("**", to=tmp_path / "alias") == [f"{tmp_path}/alias/m/a.txt"]
+    assert (tmp_path / "out" / "inside" / "a.txt").read_text() == "new"
 
 
 def test_a_folder_where_the_file_would_go_stays(exp: Experiment, tmp_path: Path) -> None:

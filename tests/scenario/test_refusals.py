@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,33 @@ def test_metadata_that_is_too_large(exp: Experiment) -> None:
 )
 def test_words_that_are_too_long(exp: Experiment, field: str, value: Any) -> None:
     refused(lambda: exp.files.save_text("x", to="a.txt", **{field: value}), Code.INVALID_ARGUMENT, field)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda files: files.upload(5), "fpath is int"),
+        (lambda files: files.upload(None), "fpath is NoneType"),
+        (lambda files: files.upload(b"model.pt"), "fpath is bytes"),
+        (lambda files: files.upload_many("model.pt"), "upload_many() was given str"),
+        (lambda files: files.upload_many(5), "upload_many() was given int"),
+        (lambda files: files.upload_many([5]), "a path is int"),
+        (lambda files: files.upload_many({"a": 5}), "a path is int"),
+        (lambda files: files.save_text("x", to="a", tags=5), "tags is not a list"),
+        (lambda files: files(file_id={"id": "5"}), "file_id is dict"),
+        (lambda files: files().list(5), "pattern is int"),
+        (lambda files: files("a").exists(5), "pattern is int"),
+        (lambda files: files("a").read_text(5), "name is int"),
+        (lambda files: files("a").download(5), "pattern is int"),
+        (lambda files: files("a").download("*", to=5), "to is int"),
+        (lambda files: files("a").delete(5), "pattern is int"),
+        (lambda files: files("a").prune(5, keep_last=1), "pattern is int"),
+        (lambda files: files.duplicate(1.5, "a"), "source is float"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_of_the_wrong_type_is_named(exp: Experiment, call: Callable[[Any], Any], named: str) -> None:
+    refused(lambda: call(exp.files), Code.INVALID_ARGUMENT, named)
 
 
 def test_refused_saves_use_up_no_slots(exp: Experiment) -> None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import tempfile
 import textwrap
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -114,6 +115,15 @@ def test_how_a_run_ends_is_kept(experiment: Experiment) -> None:
     experiment.run.start()
     experiment.run.fail("x" * 100_000)
     assert told(experiment).error == "x" * 16384
+    experiment.run.start()
+    experiment.run.fail(ValueError("the loss is nan"))  # as from an except clause
+    assert (told(experiment).status, told(experiment).error) == ("FAILED", "ValueError: the loss is nan")
+    experiment.run.start()
+    with pytest.raises(ValueError, match="error is int"):
+        experiment.run.fail(5)  # type: ignore[arg-type]
+    assert experiment.run.state == "RUNNING"
+    experiment.run.cancel()
+    assert told(experiment).status == "CANCELLED"
 
 
 def test_a_trainer_that_is_killed_leaves_its_run_open(experiment: Experiment, daemon: DaemonProcess) -> None:
@@ -147,6 +157,10 @@ def test_an_end_that_no_daemon_can_note(tmp_path: Path, capfd: pytest.CaptureFix
         experiment.run.start()
         daemon.kill()
         assert isinstance(refused(Code.DAEMON_UNAVAILABLE, experiment.run.complete), ConnectionError)
+        daemon.start()
+        assert (experiment.run.state, told(experiment).status) == ("RUNNING", "RUNNING")
+        experiment.run.complete()  # once more
+        assert (experiment.run.state, told(experiment).status) == ("COMPLETED", "COMPLETED")
 
 
 def test_what_belongs_to_a_run_needs_one(experiment: Experiment) -> None:
@@ -242,6 +256,12 @@ def test_a_decorated_function_is_a_run(daemon: DaemonProcess, request: pytest.Fi
     assert details_of(look._connection, look._place).params == '{"lr": 0.25}'
 
 
+def test_a_decorator_without_its_parentheses() -> None:
+    """Said where it is written, not where the function is called."""
+    with pytest.raises(ValueError, match=r"write @ml_dash_experiment\(prefix="):
+        ml_dash_experiment(lambda experiment: experiment)  # type: ignore[arg-type]
+
+
 def test_a_decorated_coroutine_runs_inside_its_run(daemon: DaemonProcess, request: pytest.FixtureRequest) -> None:
     @ml_dash_experiment(prefix_of(request), socket=daemon.socket)
     async def train(*, experiment: Experiment) -> str:
@@ -290,6 +310,11 @@ def test_parameters_that_json_can_not_hold_are_named(experiment: Experiment) -> 
     with experiment.run as exp:
         exp.params.set(lr=1)
         failure = refused(Code.INVALID_METADATA, lambda: exp.params.set(lr=2, opt={"model": object()}), "'opt.model'")
+        refused(
+            Code.INVALID_METADATA, lambda: exp.params.set(opt={"p": np.zeros(3)}),
+            "the parameter 'opt.p' is a numpy.ndarray of shape (3,)", "call .tolist()",
+        )  # fmt: skip
+        refused(Code.INVALID_METADATA, lambda: exp.params.set(Namespace(lr=1)), "Namespace", "vars(")
         assert isinstance(failure, TypeError)
         refused(Code.INVALID_METADATA, lambda: exp.params.set({("a",): 1}), "('a',)")
         refused(Code.INVALID_ARGUMENT, lambda: exp.params.set({"": 1}))
@@ -354,6 +379,10 @@ def test_rows_that_can_not_be_kept_are_refused_whole(experiment: Experiment) -> 
             (Code.INVALID_ARGUMENT, {f"m{n}": {"a": "x" * 60_000} for n in range(20)}, []),
         ):
             refused(code, lambda named=named: exp.metrics.log(good={"a": 1}, **named), *words)
+        refused(
+            Code.INVALID_METADATA, lambda: exp.metrics("train").log(hist=np.zeros(3)),
+            "metric 'train', the value 'hist' is a numpy.ndarray of shape (3,)", "call .tolist()",
+        )  # fmt: skip
         assert exp.metrics.names() == []
         exp.metrics.log(**{f"m{n}": {"a": "x" * 30_000} for n in range(20)})
         assert len(exp.metrics.names()) == 20

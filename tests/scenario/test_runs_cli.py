@@ -54,7 +54,7 @@ def test_experiments(shell: Shell, daemon: DaemonProcess, logged: Experiment) ->
     assert head.split() == ["STATUS", "STARTED", "ENDED", "EXPERIMENT"]
     assert first.startswith("COMPLETED")
     assert first.endswith(PREFIX)
-    assert second.endswith("bob/nlp/bert/small  is nan")
+    assert second.endswith("bob/nlp/bert/small  ValueError: the loss is nan")
     assert shell.refused("experiments", "../x", status=2)["code"] == "INVALID_PREFIX"
 
 
@@ -79,6 +79,16 @@ def test_metrics(shell: Shell, logged: Experiment) -> None:
     assert len({len(head), len(first)}) == 1
     assert shell("metrics", "--prefix", PREFIX).out.startswith("(unnamed)\n")
     assert shell.refused("metrics", "--prefix", "alice/cv/none", status=1)["code"] == "NO_MATCH"
+
+
+def test_a_table_goes_on_where_a_row_names_its_values_in_another_order(shell: Shell, daemon: DaemonProcess) -> None:
+    with daemon.experiment("bob/nlp/orders").run as exp:
+        exp.metrics("train").log(epoch=1, loss=0.5)
+        exp.metrics("train").log(loss=0.25, epoch=2)
+    with_head, first, second = (line.split() for line in shell("metrics", "--prefix", exp.prefix).out.splitlines()[1:])
+    assert (with_head[2:], first[3:], second[3:]) == (["epoch", "loss"], ["1", "0.5"], ["2", "0.25"])
+    followed = shell("metrics", "train", "--prefix", exp.prefix, "--follow").out.splitlines()
+    assert [line.split()[-2:] for line in followed[1:]] == [["epoch", "loss"], ["1", "0.5"], ["2", "0.25"]]
 
 
 @pytest.mark.parametrize("as_json", [True, False])

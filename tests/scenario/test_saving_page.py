@@ -21,16 +21,17 @@ def test_every_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    (tmp_path / "model.pt").write_bytes(b"weights")
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 6
+    assert len(examples) == 8
     exec("\n".join(examples), {"exp": exp})  # noqa: S102 our own page
     exp.files.flush(60)
     assert paths(exp.files().list()) == [
-        "any/config.json", "any/data.bin", "any/model.pt", "any/noise.png", "configs/config.json", "plots/accuracy.pdf",
-        "plots/loss.png", "samples/black.webp", "samples/noise.jpg", "samples/noise.png", "videos/rollout.mp4",
+        "any/config.json", "any/data.bin", "any/model.pt", "any/noise.png", "configs/config.json", "data/data.bin",
+        "frames/0.txt", "frames/1.txt", "frames/2.txt", "frames/last/0.txt", "models/best.pt", "models/model.pt",
+        "notes/view.yaml", "plots/accuracy.pdf", "plots/loss.png", "samples/black.webp", "samples/noise.jpg",
+        "samples/noise.png", "videos/rollout.mp4",
     ]  # fmt: skip
-    assert capsys.readouterr().out.strip() in PAGE.read_text()
+    assert [line for line in capsys.readouterr().out.splitlines() if line not in PAGE.read_text()] == []
 
 
 def test_every_format_is_named() -> None:

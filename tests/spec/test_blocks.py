@@ -201,6 +201,8 @@ def test_the_blocks_pass_a_type_checker(tmp_path: Path) -> None:
     """By the annotations that are installed (py.typed), as a user's own checker sees them."""
     for number, (title, case) in enumerate(CASES.items()):
         (tmp_path / f"block_{number}.py").write_text(case.before + BLOCKS[title] + case.after)
+    one = 'with open(exp.files("model.pt").download()) as file:\n    print(file, exp.files("a.txt").delete()["ids"])\n'
+    (tmp_path / "one.py").write_text(OPEN + one)  # of one file: a path, a receipt
     (tmp_path / "wrong.py").write_text(OPEN + 'exp.files("models").upload(3)\nexp.files().save_text("x", to=None)\n')
     ended = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file=", "--ignore-missing-imports", "--check-untyped-defs",

@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     as_json = "--json" in words
     try:
-        options = parser.build().parse_args(words)
+        options, unknown = parser.build().parse_known_args(words)
+        if unknown:  # said of the command: argparse would say it of the program
+            raise parser.wrong(str(options.command), f"unrecognized arguments: {' '.join(unknown)}")
         return COMMANDS[str(options.command)](options)
     except SystemExit as end:  # --help, --version
         return int(end.code or 0)

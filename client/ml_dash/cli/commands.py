@@ -234,6 +234,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "completion": complete,
     "verify": checking.verify,
     "versions": steering.versions,
+    "update": steering.update,
     "cancel": steering.cancel,
     "retry": steering.retry,
     "top": top.top,

@@ -15,7 +15,7 @@ from ml_dash.cli import parser, reaching, show, waiting
 from ml_dash.cli.bars import Bars
 from ml_dash.cli.trees import Local, Unfit, Wanted, is_same, walk
 from ml_dash.connection import Connection
-from ml_dash.download import Downloads
+from ml_dash.download import Downloads, way_out
 from ml_dash.errors import TABLE, Code, MLDashError, error
 from ml_dash.files import FileSet
 from ml_dash.result import FileResult
@@ -38,6 +38,7 @@ class Outcome:
         self.files: list[dict[str, Any]] = []
         self.skipped = 0
         self.failed: list[dict[str, Any]] = []
+        self._said: set[str] = set()
 
     def add(self, line: str, facts: dict[str, Any]) -> None:
         """A file was taken."""
@@ -48,7 +49,8 @@ class Outcome:
     def refuse(self, name: str, failure: MLDashError) -> None:
         """A file was not; the rest goes on."""
         self.failed.append({"path": name, "code": failure.code, "message": failure.message, "hint": failure.hint})
-        if not self._as_json:
+        if not self._as_json and failure.message not in self._said:
+            self._said.add(failure.message)  # what holds up many files is said once
             show.trouble(failure.message, failure.hint)
 
     def tell(self) -> int:
@@ -181,7 +183,7 @@ def _bring(
         def missing() -> Iterator[tuple[m.Record, Path]]:
             for file, target in found:
                 record = file._record  # noqa: SLF001
-                if (failure := _refusal(root, target)) is not None:
+                if (failure := way_out(root, target)) is not None:
                     outcome.refuse(show.path(show.plain(file)), failure)
                 elif target.is_file() and is_same(target, target.stat().st_size, file):
                     outcome.skipped += 1
@@ -208,13 +210,6 @@ def _bring(
             bars.pause()
             facts = show.plain(by_id.pop(got.record.id)) | {"checksum": got.sha256}
             outcome.add(str(got.target), facts | {"localPath": str(got.target.absolute())})
-
-
-def _refusal(root: Path, target: Path) -> MLDashError | None:
-    """A link in the folder that leads out of it: nothing is written by way of it."""
-    if target.parent.resolve().is_relative_to(root.resolve()):
-        return None
-    return error(Code.INVALID_PATH, f"{target.parent} leads out of {root}", "remove that link, or name another folder")
 
 
 def _known(failure: Exception) -> MLDashError:

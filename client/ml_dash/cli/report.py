@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_dash import wording
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
 from ml_dash.messages import Record, StatusReport
@@ -115,5 +114,5 @@ def pruned(files: Iterable[FileResult], *, dry_run: bool) -> None:
     for file in files:
         print(f"{'would delete' if dry_run else 'deleted'} {file['id']}  {show.path(file)}")
         count, size = count + 1, size + file["sizeBytes"]
-    what = f"{count} version{'' if count == 1 else 's'} ({wording.size(size)})"
+    what = f"{count} version{'' if count == 1 else 's'} ({show.size(size)})"
     print(f"{what} would be deleted" if dry_run else f"{what} deleted")

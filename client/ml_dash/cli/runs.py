@@ -40,7 +40,7 @@ def experiment_lines(records: Iterator[m.ExperimentRecord]) -> Iterator[str]:
     for record in records:
         started, ended = (_moment(ms) for ms in (record.started_ms, record.ended_ms))
         prefix = f"{record.namespace}/{record.project}/{record.experiment}"
-        why = f"  {record.error.splitlines()[-1][:120]}" if record.error else ""
+        why = f"  {' '.join(record.error.split())[:120]}" if record.error else ""
         yield f"{record.status:<9}  {started:<19}  {ended:<19}  {prefix}{why}"
 
 
@@ -100,6 +100,8 @@ def row_lines(found: Iterator[dict[str, Any]], *, at_once: int = AT_ONCE) -> Ite
     while some := [*islice(found, at_once)]:
         for metric, group in _by_metric(some):
             columns = tuple(dict.fromkeys(key for row in group for key in row["data"] if key != "_ts"))
+            if head is not None and head[0] == metric and {*head[1]} == {*columns}:
+                columns = head[1]
             cells = [_cells(row, columns) for row in group]
             titles = ["#", "TIME", *columns]
             widths = [max(len(line[at]) for line in (titles, *cells)) for at in range(len(titles))]

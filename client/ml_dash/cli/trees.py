@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ml_dash.arguments import printable
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.home import HOME
 from ml_dash.result import FileResult
 
 RESERVED = ".ml-dash"
@@ -59,7 +60,8 @@ class Wanted:
 def walk(root: str, wanted: Wanted) -> Iterator[Local | Unfit]:
     """All that is in a folder and below, hidden files included, in the order of names.
 
-    Links to files and folders are followed; a folder is not entered again from below itself.
+    Links to files and folders are followed; a folder is not entered again from below itself. A root in it is left out:
+    it may be the very one that the files go to, and grow while it is walked.
     """
     top = os.stat(root)  # noqa: PTH116
     above: list[tuple[int, int]] = [(top.st_dev, top.st_ino)]
@@ -106,7 +108,7 @@ def _look(entry: _Entry, wanted: Wanted, above: Sequence[tuple[int, int]]) -> Lo
         if identity in above:
             what = f"{entry.path} is a link to a folder that it is in"
             return Unfit(entry.name, error(Code.NOT_A_FILE, what, "leave it out with --exclude"))
-        return identity
+        return None if os.path.isdir(f"{entry.path}/{HOME}") else identity  # noqa: PTH112
     return _file(entry, status) if wanted.takes(entry.name) else None
 
 
