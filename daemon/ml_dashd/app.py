@@ -408,7 +408,14 @@ class Daemon:
         )
         experiments = Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock)
         self._keeping = asyncio.create_task(experiments.keep(), name="rows")  # no chore: a drain takes rows, too
-        self._prune = Prune(browse=browse, catalog=self._catalog, policy=policy, clock=self._clock, faults=self._faults)
+        self._prune = Prune(
+            browse=browse,
+            journal=self._journal,
+            catalog=self._catalog,
+            policy=policy,
+            clock=self._clock,
+            faults=self._faults,
+        )
         identity = Identity(
             version=version("ml-dash"),
             pid=os.getpid(),

@@ -19,7 +19,7 @@ from ml_dashd.core.model import FileRecord, Scope, Selection
 from ml_dashd.core.retention import Rule, Sieve
 from ml_dashd.flow.browse import PAGE_BYTES, Browse, answer_bytes
 from ml_dashd.flow.turns import Turns
-from ml_dashd.ports import Catalog, Clock, Faults, Session
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Session
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -43,8 +43,11 @@ class Pruned:
 class Prune:
     """Deletes versions, softly: their bytes stay for store.delete_grace."""
 
-    def __init__(self, *, browse: Browse, catalog: Catalog, policy: Policy, clock: Clock, faults: Faults) -> None:
+    def __init__(
+        self, *, browse: Browse, journal: Journal, catalog: Catalog, policy: Policy, clock: Clock, faults: Faults
+    ) -> None:
         self._browse = browse
+        self._journal = journal
         self._catalog = catalog
         self._policy = policy
         self._clock = clock
@@ -70,6 +73,7 @@ class Prune:
         prefix = "/".join(names.clean(request.place.prefix, "the prefix"))
         while True:
             batch = await self._catalog.select(selection)
+            withdrawn = await self._withdrawn(batch)
             surplus, size = list[FileRecord](), 0
             at_end = len(batch) < PAGE
             for record in batch:
@@ -77,7 +81,8 @@ class Prune:
                     at_end = False
                     break
                 selection = replace(selection, cursor=(record.path, record.id))
-                if names.matches(record.path, prefix, request.pattern) and sieve.is_surplus(record):
+                counts = record.id not in withdrawn and names.matches(record.path, prefix, request.pattern)
+                if counts and sieve.is_surplus(record):
                     surplus.append(record)
                     size += answer_bytes(record)
             if at_end or surplus:
@@ -98,9 +103,15 @@ class Prune:
         sieve = Sieve(rule)
         while batch := await self._catalog.select(selection):
             selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
-            await self._delete(
-                [record for record in batch if names.matches(record.path, "", pattern) and sieve.is_surplus(record)]
-            )
+            withdrawn = await self._withdrawn(batch)
+            counted = [
+                record for record in batch if record.id not in withdrawn and names.matches(record.path, "", pattern)
+            ]
+            await self._delete([record for record in counted if sieve.is_surplus(record)])
+
+    async def _withdrawn(self, records: Sequence[FileRecord]) -> set[int]:
+        """Those that were deleted while they were listed, which the catalog may not know yet."""
+        return await self._journal.withdrawn([record.id for record in records])
 
     async def _delete(self, records: Sequence[FileRecord]) -> Sequence[FileRecord]:
         if not records:
