@@ -407,8 +407,15 @@ class Daemon:
             part_bytes=config.store.part_size,
         )
         experiments = Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock)
-        self._chores.append(asyncio.create_task(experiments.keep(), name="rows"))
-        self._prune = Prune(browse=browse, catalog=self._catalog, policy=policy, clock=self._clock, faults=self._faults)
+        self._keeping = asyncio.create_task(experiments.keep(), name="rows")  # no chore: a drain takes rows, too
+        self._prune = Prune(
+            browse=browse,
+            journal=self._journal,
+            catalog=self._catalog,
+            policy=policy,
+            clock=self._clock,
+            faults=self._faults,
+        )
         identity = Identity(
             version=version("ml-dash"),
             pid=os.getpid(),
@@ -522,9 +529,10 @@ class Daemon:
         await self._drain.before_stop(self._config.daemon.drain_timeout)
         await self._server.stop()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
-        self._copying.cancel()
-        self._mirroring.cancel()
-        await asyncio.gather(self._copying, self._mirroring, return_exceptions=True)
+        ending = (self._copying, self._mirroring, self._keeping)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         await self._mirror.close()
         await self._worker.stop()
         await self._drain.after_stop()

@@ -316,13 +316,18 @@ async def test_an_error_that_is_pythons_own_ends_its_call_alone(path: Path, call
         assert await opened.call(put(3)) == 3
 
 
-def refused_write(number: int, times: int) -> Callable[[sqlite3.Connection], int]:
-    """Like `put`, on a disk that has no room for so many tries: what SQLite says where a user's quota is reached."""
+def refused_write(number: int, times: int, *, undone: bool = False) -> Callable[[sqlite3.Connection], int]:
+    """Like `put`, on a disk that has no room for so many tries: what SQLite says where a user's quota is reached.
+
+    `undone`: in the middle of a large change, it ends the whole transaction, too.
+    """
     left = [times]
 
     def work(connection: sqlite3.Connection) -> int:
         if left[0]:
             left[0] -= 1
+            if undone:
+                connection.execute("ROLLBACK")
             refusal = sqlite3.OperationalError("disk I/O error")
             refusal.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
             raise refusal
@@ -332,11 +337,12 @@ def refused_write(number: int, times: int) -> Callable[[sqlite3.Connection], int
 
 
 @pytest.mark.parametrize("others", [0, 3], ids=["alone", "in a batch"])
-async def test_what_lets_files_go_on_has_the_reserve(path: Path, others: int) -> None:
+@pytest.mark.parametrize("undone", [False, True])
+async def test_what_lets_files_go_on_has_the_reserve(path: Path, others: int, undone: bool) -> None:
     with database(path) as opened:
         async with held(opened):
             calls = [asyncio.create_task(opened.call(put(number))) for number in range(others)]
-            needed = asyncio.create_task(opened.call(refused_write(50, 2)))
+            needed = asyncio.create_task(opened.call(refused_write(50, 2, undone=undone)))
             more = asyncio.create_task(opened.call(refused_write(60, 2), spare=True))
         outcomes = await asyncio.gather(needed, more, return_exceptions=True)
         assert await asyncio.gather(*calls) == list(range(others))

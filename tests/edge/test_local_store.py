@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ml_dashd.core.checksum import Digest, digest
 from ml_dashd.core.model import Algorithm, Target
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
-from ml_dashd.edge import local_store
+from ml_dashd.edge import cloning, local_store
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.ports import Faults
@@ -118,3 +120,31 @@ async def test_an_object_is_stated_once_its_name_is_on_stable_storage(
     assert stated is not None
     folders = (tmp_path / TARGET.key).parents
     assert {folder for folder in folders if folder.is_relative_to(tmp_path)} <= set(synced)
+
+
+async def test_a_copy_gives_way_to_others_of_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of 100 GB takes minutes where blocks can't be shared: reads and a stop come in between."""
+    monkeypatch.setattr(cloning, "COPY_STEP", 1000)
+    monkeypatch.setattr(local_store, "share_blocks", lambda *_: False)
+    pool = Pool(1, "one")
+    store = LocalStore(tmp_path / "store", pool, NoFaults())
+    await store.prepare()
+    await store.put(TARGET, memoryview(BODY), digest(memoryview(BODY), Algorithm.CRC64NVME))
+    turns, copied = 0, replace(TARGET, key="ns/project/exp/files/b/8/model.pt", file_id=8)
+    copying = asyncio.create_task(store.copy(TARGET.key, copied))
+    while not copying.done():
+        await pool.run(lambda: None)
+        turns += 1
+    await copying
+    assert turns > len(BODY) // 1000
+    assert (tmp_path / "store" / copied.key).read_bytes() == BODY
+    assert (await store.head(copied.key)) is not None
+
+    copying = asyncio.create_task(store.copy(TARGET.key, copied))
+    await pool.run(lambda: None)
+    held = len([*Path("/proc/self/fd").iterdir()])
+    copying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert len([*Path("/proc/self/fd").iterdir()]) == held - 2, "nothing stays open"
+    pool.close()

@@ -32,11 +32,14 @@ class Folder(LocalStore):
     """One that refuses to delete what is asked of it, or ends the process after it did."""
 
     refused: frozenset[str] = frozenset()
+    fault = Fault.DENIED
+    asked = 0
     crashes_after: str | None = None
 
     async def delete(self, key: str) -> None:
+        self.asked += 1
         if key in self.refused:
-            raise StoreError(Fault.DENIED, f"delete {key}")
+            raise StoreError(self.fault, f"delete {key}")
         await super().delete(key)
         if key == self.crashes_after:
             self.crashes_after = None
@@ -117,17 +120,33 @@ async def test_what_a_duplicate_is_to_be_made_of_stays_until_it_is_made(world: W
 
 
 async def test_a_store_that_refuses_one_is_asked_again(world: World) -> None:
+    """One object that may not be removed, or whose folder may not, keeps none of the others."""
     keys = [(await world.stored(number)).key for number in (1, 2, 3)]
     await world.catalog.delete([1, 2, 3], 0)
     world.clock.now = 8 * DAY_MS
-    world.store.refused = frozenset({keys[1] or ""})
+    world.store.refused = frozenset({keys[0] or ""})
     with pytest.raises(StoreError):
         await world.reclaim().once()
-    assert world.left() == ["2.txt", "3.txt"]
-    assert [each.id for each in await world.catalog.deleted(8 * DAY_MS, (0, 0), 9)] == [2, 3], "the first is noted"
+    assert world.left() == ["1.txt"]
+    assert [each.id for each in await world.catalog.deleted(8 * DAY_MS, (0, 0), 9)] == [1], "the others are noted"
     world.store.refused = frozenset()
     await world.reclaim().once()
     assert world.left() == []
+
+
+@pytest.mark.parametrize(("fault", "asked"), [(Fault.DENIED, 100), (Fault.TRANSIENT, 1)])
+async def test_a_store_that_refuses_all_is_not_asked_for_each(world: World, fault: Fault, asked: int) -> None:
+    records = [
+        FileRecord(number, 0, "a", "b", "c", "", "x", 1, "", 0, 0, sha256="0" * 64, key=f"{number}")
+        for number in range(250)
+    ]
+    await world.catalog.commit(records)
+    await world.catalog.delete([record.id for record in records], 0)
+    world.clock.now = 8 * DAY_MS
+    world.store.refused, world.store.fault = frozenset(record.key or "" for record in records), fault
+    with pytest.raises(StoreError):
+        await world.reclaim().once()
+    assert world.store.asked == asked
 
 
 async def test_who_dies_between_the_object_and_its_note_removes_it_again(world: World) -> None:

@@ -78,6 +78,27 @@ def ending_with(text: bytes) -> Say:
     return say
 
 
+async def test_an_answer_from_where_the_bucket_was_keeps_no_connection_there(server: Server) -> None:
+    """The bucket turns out to be elsewhere while requests are under way: none that follow go the old way."""
+    other, go = Server(), asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        writer.write(OK)
+
+    origin, moved, lines = await server.start(), await other.start(), Lines(100)
+    server.says, other.says = [late, OK], [OK, OK]
+    first = asyncio.create_task(lines.ask(origin, ASKED))
+    await server.came.wait()
+    await lines.ask(moved, ASKED)
+    go.set()
+    assert (await first).status == 200
+    await lines.ask(moved, ASKED)
+    assert (len(server.asked), len(other.asked)) == (1, 2)
+    lines.close()
+    await other.stop()
+
+
 async def test_a_connection_is_kept_for_the_next_request(server: Server) -> None:
     origin, lines = await server.start(), Lines(100)
     server.says = [OK, OK]

@@ -227,3 +227,19 @@ def test_a_server_that_copies_no_parts(swift: Swift, tmp_path: Path) -> None:
             copy.wait(60)
             assert sha256_in_store(daemon, copy) == sha256
             assert daemon.store.open_uploads() == []
+
+
+def test_the_parts_of_an_upload_are_listed_once_before_and_once_after(swift: Swift, tmp_path: Path) -> None:
+    """Not once a part: 100 GB are 187 of them."""
+    with Gate(swift.endpoint) as gate:
+        daemon = DaemonProcess(tmp_path / "daemon", Bucket(swift, endpoint=gate.endpoint))
+        daemon.module = ["tests.doubles.small_copies"]
+        daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        with daemon, daemon.experiment().run as exp:
+            make_file(tmp_path / "a.bin", IN_PARTS)
+            exp.files.upload(tmp_path / "a.bin").wait(60)
+            gate.asked.clear()
+            exp.files.duplicate("a.bin", "b.bin").wait(60)
+            copied = [asked for asked in gate.asked if "partNumber" in asked.target]
+            listed = [asked for asked in gate.asked if asked.method == "GET" and "uploadId" in asked.target]
+            assert (len(copied), len(listed)) == (3, 3), "the last is before the object is completed"

@@ -60,6 +60,15 @@ def test_more_versions_than_a_page(exp: Experiment, tmp_path: Path) -> None:
     assert sorted(ids(exp.files().list())) == sorted(saved[-14:])
 
 
+def test_more_tags_than_fit_into_an_answer(exp: Experiment) -> None:
+    tags = [f"{number} {'語' * 250}" for number in range(128)]
+    saved = [exp.files.save_text(str(number), to="a.txt", tags=tags)["id"] for number in range(50)]
+    exp.files.flush(60)
+    assert ids(exp.files().prune(keep_last=1, dry_run=True)) == saved[-2::-1]
+    assert ids(exp.files().prune(keep_last=1)) == saved[-2::-1]
+    assert ids(exp.files().list()) == saved[-1:]
+
+
 def test_what_can_not_be_kept(exp: Experiment) -> None:
     for bad in (0, -1, 1.5, True, None, "3"):
         refused(lambda bad=bad: exp.files().prune(keep_last=bad), Code.INVALID_ARGUMENT, ValueError)

@@ -31,6 +31,7 @@ from tests.doubles.s3_double import S3Double
 from tests.doubles.users import User
 from tests.harness import Bucket, DaemonProcess, Folder, eventually
 from tests.scenario.embedded import run_trainer, trainer
+from tests.scenario.test_http import Silent
 
 pytestmark = pytest.mark.slow
 
@@ -375,6 +376,8 @@ def test_rows_that_can_not_be_kept_are_refused_whole(experiment: Experiment) -> 
             (Code.INVALID_PATH, {"a/data.jsonl": {"loss": 1}}, ["data.jsonl"]),
             (Code.INVALID_PATH, {"x" * 1025: {"loss": 1}}, []),
             (Code.INVALID_ARGUMENT, {"train": {"text": "x" * 70_000}}, ["'train'"]),
+            (Code.INVALID_ARGUMENT, {"None": {"a": 1}, "loss": 1}, ["unnamed metric"]),
+            (Code.INVALID_ARGUMENT, {"gr\u00f6\u00dfe": {"a": 1}, "gro\u0308\u00dfe": {"a": 2}}, ["größe"]),
             (Code.INVALID_ARGUMENT, {f"m{n}": {"a": 1} for n in range(257)}, []),
             (Code.INVALID_ARGUMENT, {f"m{n}": {"a": "x" * 60_000} for n in range(20)}, []),
         ):
@@ -467,6 +470,26 @@ def test_flush_brings_rows_and_files_home(experiment: Experiment, daemon: Daemon
         exp.metrics.log(loss=1)
         exp.flush(timeout=30)
         assert dict.get(result.refresh(), "state") == "DONE"
+
+
+def test_rows_come_to_the_disk_while_the_daemon_drains(tmp_path: Path) -> None:
+    """A drain may take hours, and rows are taken all the while."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        DaemonProcess(tmp_path / "daemon", Silent(listener), daemon_settings="drain_timeout = 20") as daemon,
+    ):
+        with daemon.experiment().run as exp:
+            exp.files.save_text("x", to="a.txt")
+            listener.settimeout(30)
+            with listener.accept()[0]:
+                assert daemon.process is not None
+                daemon.process.terminate()
+                eventually(lambda: '"stopping"' in daemon.log() or " stopping" in daemon.log())
+                exp.metrics.log(loss=1)
+                eventually(lambda: daemon.rows("SELECT count FROM syncs", "catalog-runs") > [(0,)])
+                assert daemon.process.poll() is None
+                exp.files("a.txt").delete()
+        assert daemon.process.wait(60) == 0
 
 
 # ---- who may read it

@@ -202,6 +202,45 @@ def test_a_late_write_while_it_is_sent_makes_no_mixture(daemon: DaemonProcess, w
                 eventually(lambda: daemon.store.keys() == daemon.store.open_uploads() == [])
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_slot_that_a_failed_file_has_let_go_is_not_its_own_any_more(daemon: DaemonProcess, restarted: bool) -> None:
+    """The next save is in the same slot: neither a deletion nor a duplicate of what failed gets at that one."""
+    assert isinstance(daemon.store, Folder)
+    gate = daemon.store.root / PREFIX / "files"
+    gate.parent.mkdir(parents=True)
+    gate.touch()  # nothing is stored
+    first, second, third = (hashlib.shake_256(bytes([number])).digest(MIB) for number in range(3))
+    with daemon.experiment().run as exp, RawClient(daemon.socket).greet() as client:
+        slot = granted(client).slot
+        os.pwrite(client.received[0], first, 0)
+        failing = client.ask(m.Accepted, commit(slot, to="failing")).record.id
+        client.ask(m.Waited, m.Wait(request=1, until="hashed", timeout_ms=30_000, ids=(failing,)))
+        os.pwrite(client.received[0], second, 0)  # against the rules
+        gate.unlink()
+        client.ask(m.Retried, m.Retry(request=1, ids=(failing,)))
+        eventually(lambda: daemon.rows("SELECT state FROM files") == [("FAILED",)])
+        gate.touch()
+        assert eventually(lambda: granted(client, held=(slot,)).slot) == slot
+        os.pwrite(client.received[0], second, 0)
+        client.ask(m.Accepted, commit(slot, to="second"))
+        if restarted:
+            daemon.kill()
+            daemon.start()
+        with pytest.raises(MLDashError) as refused:
+            exp.files.duplicate(failing, "copy")
+        assert refused.value.code is Code.SOURCE_CHANGED
+        exp.files(file_id=failing).delete()
+        eventually(lambda: "file_cancelled" in daemon.log())
+        if not restarted:
+            other = granted(client, held=(slot,))
+            os.pwrite(client.received[-1], third, 0)
+            client.ask(m.Accepted, commit(other.slot, to="third"))
+        gate.unlink()
+        exp.files.flush(60)
+        expected = {"second": hashlib.sha256(second).hexdigest()}
+        assert_whole(daemon, exp, expected if restarted else expected | {"third": hashlib.sha256(third).hexdigest()})
+
+
 def test_no_byte_of_a_save_is_seen_by_another_connection(daemon: DaemonProcess) -> None:
     with RawClient(daemon.socket).greet() as mine, RawClient(daemon.socket).greet() as theirs:
         slot = granted(mine, 5 * MIB)

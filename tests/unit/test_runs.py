@@ -114,3 +114,21 @@ def test_a_list_below_what_is_no_prefix():
 
 def test_a_key_has_its_prefix():
     assert RunKey("a", "b", "c/d", 5).prefix == "a/b/c/d"
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_it"),
+    [
+        ("a/b/c/files/12", True),
+        ("a/b/c/d/files/p/q/12", True),
+        ("a/b/c/metrics/files/12", True),
+        ("a/b/c/files/12/x", False),
+        ("a/b/c/metrics/12", False),
+        ("a/b/files/12", False),
+        ("a/b/c/files/x12", False),
+        ("a/b/c/files/\u0661", False),
+        ("a/b/c/files/", False),
+    ],
+)
+def test_the_folder_of_a_stored_file(folder: str, is_it: bool):
+    assert runs.is_of_a_file(folder) is is_it

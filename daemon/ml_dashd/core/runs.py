@@ -174,6 +174,15 @@ def listed_below(prefix: str) -> tuple[str, ...]:
     return (*segments[:2], "/".join(segments[2:])) if len(segments) > 2 else segments  # noqa: PLR2004
 
 
+def is_of_a_file(folder: str) -> bool:
+    """Whether a folder may be that of a stored file, {namespace}/{project}/{experiment}/files/{prefix}/{id}.
+
+    Whoever chooses a prefix or the name of a metric may choose one; nothing of an experiment is written there.
+    """
+    *above, last = folder.split("/")
+    return last.isascii() and last.isdigit() and "files" in above[3:]
+
+
 def groups_of(name: str) -> Iterable[str]:
     """The groups that a dotted name is in."""
     at = name.find(".")

@@ -119,7 +119,7 @@ class SqliteCatalog:
 
     async def amend(self, file_id: int, words: Amendment, at_ms: int) -> FileRecord | None:
         row = await self._database.call(
-            lambda connection: amend(connection, file_id, words, at_ms, "deleted_ms IS NULL")
+            lambda connection: amend(connection, file_id, words, at_ms, "deleted_ms IS NULL"), spare=True
         )
         return None if row is None else read_record(row)
 

@@ -267,7 +267,9 @@ def _attempt(connection: sqlite3.Connection, work: Work) -> Outcome:
     connection.execute("SAVEPOINT call")
     try:
         result = work(connection)
-    except Exception as failure:  # noqa: BLE001 handed to the caller, whatever it is
+    except Exception as failure:
+        if not connection.in_transaction:  # SQLite has undone it all, as on a full disk: it is everybody's
+            raise
         connection.execute("ROLLBACK TO call")
         connection.execute("RELEASE call")
         return None, failure

@@ -179,7 +179,7 @@ class SqliteJournal:
 
     async def amend(self, file_id: int, words: Amendment) -> Job | None:
         where, now = f"{_LISTED} AND NOT cancel_requested", self._clock.now_ms()
-        row = await self._database.call(lambda connection: amend(connection, file_id, words, now, where))
+        row = await self._database.call(lambda connection: amend(connection, file_id, words, now, where), spare=True)
         return None if row is None else read_job(row)
 
     async def cancel(self, ids: Sequence[int]) -> list[Job]:

@@ -94,22 +94,27 @@ class LocalStore:
         return Evidence(len(body), "", digest.proof, target.file_id)
 
     async def copy(self, source: str, target: Target) -> None:
-        def work() -> None:
-            path = self._new(f"{target.file_id}.put")
-            original = self._open_object(source)
-            try:
-                descriptor = _open_new(path, self._mode)
-                try:
-                    if not share_blocks(original, descriptor):
-                        _copy_range(original, descriptor, Part(1, 0, target.size_bytes), source)
-                    sync_content(descriptor)
-                finally:
-                    os.close(descriptor)
-            finally:
-                os.close(original)
-            self._publish(path, target.key)
+        """A step at a time: no thread is held for all of it, and a stop waits for one step."""
+        size, name = target.size_bytes, f"{target.file_id}.put"
+        opened: list[int] = []
 
-        await self._run(work)
+        def begin() -> bool:
+            opened.append(self._open_object(source))
+            opened.append(_open_new(self._new(name), self._mode))
+            return share_blocks(opened[0], opened[1])
+
+        def end() -> None:
+            for descriptor in opened:
+                os.close(descriptor)
+
+        try:
+            done = size if await self._run(begin) else 0
+            while done < size:
+                done += await self._run(partial(_copy_some, opened[0], opened[1], size, done, source))
+            await self._run(partial(sync_content, opened[1]))
+        finally:
+            await self._run(end)
+        await self._run(lambda: self._publish(self._temporary(name), target.key))
 
     async def copy_part(self, source: str, target: Target, upload_id: str, part: Part) -> None:
         def work() -> None:
@@ -304,13 +309,18 @@ def _write(descriptor: int, body: memoryview, offset: int) -> None:
 
 def _copy_range(original: int, descriptor: int, part: Part, key: str) -> None:
     """Within the kernel, by blocks where the file systems can."""
-    done = 0
-    while done < part.size_bytes:
-        at = part.offset + done
-        count = copy_some(original, descriptor, part.size_bytes - done, at)
-        if not count:
-            raise StoreError(Fault.CORRUPT, f"{key} ends after {at} bytes")
-        done += count
+    end = part.offset + part.size_bytes
+    at = part.offset
+    while at < end:
+        at += _copy_some(original, descriptor, end, at, key)
+
+
+def _copy_some(original: int, descriptor: int, end: int, at: int, key: str) -> int:
+    """The next bytes at `at`; returns how many."""
+    count = copy_some(original, descriptor, end - at, at)
+    if not count:
+        raise StoreError(Fault.CORRUPT, f"{key} ends after {at} bytes")
+    return count
 
 
 def _sync_parts(descriptor: int, key: str) -> None:

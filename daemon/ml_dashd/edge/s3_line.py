@@ -162,11 +162,11 @@ class Lines:
         while self._idle:
             line = self._idle.pop()
             try:
-                return await self._ask(line, request)
+                return await self._ask(line, origin, request)
             except ConnectionError:
                 if not line.silent:
                     raise
-        return await self._ask(await self._connect(origin), request)
+        return await self._ask(await self._connect(origin), origin, request)
 
     def close(self) -> None:
         """Ends all connections. What is asked afterwards begins new ones. Idempotent."""
@@ -174,9 +174,9 @@ class Lines:
         for line in [*self._all]:
             line.close()
 
-    async def _ask(self, line: Line, request: bytes) -> Reply:
+    async def _ask(self, line: Line, origin: Origin, request: bytes) -> Reply:
         reply = await line.ask(request)
-        if line.usable:
+        if line.usable and origin == self._origin:  # it may have turned out to be elsewhere meanwhile
             self._keep(line)
         else:
             line.close()

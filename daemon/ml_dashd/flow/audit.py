@@ -70,15 +70,15 @@ class Audit:
         stored = [seen for seen in found if seen.state is State.DONE and seen.record.deleted_ms is None]
         seen = Audited(len(stored), sum(job.record.size_bytes for job in stored))
         async with self._turns.of(session.uid):
-            await self._read_all(stored, seen, report)
+            await self._read_all(session, stored, seen, report)
         return seen
 
-    async def _read_all(self, jobs: Sequence[Job], seen: Audited, report: Report) -> None:
+    async def _read_all(self, session: Session, jobs: Sequence[Job], seen: Audited, report: Report) -> None:
         waiting, running, ended = iter(jobs), set[asyncio.Task[None]](), set[asyncio.Task[None]]()
         try:
             while True:
                 while len(running) < FILES_AT_ONCE and (job := next(waiting, None)) is not None:
-                    running.add(asyncio.create_task(self._check(job, seen), name=f"verify {job.id}"))
+                    running.add(asyncio.create_task(self._check(session, job, seen), name=f"verify {job.id}"))
                 if not running:
                     return
                 ended, running = await asyncio.wait(running, timeout=PROGRESS_S, return_when=asyncio.FIRST_COMPLETED)
@@ -90,15 +90,21 @@ class Audit:
                 task.cancel()
             await asyncio.gather(*running, *ended, return_exceptions=True)
 
-    async def _check(self, job: Job, seen: Audited) -> None:
+    async def _check(self, session: Session, job: Job, seen: Audited) -> None:
         trouble: Trouble | None = None
         for _ in range(READINGS):
             trouble = await self._compare(job, seen)
             if trouble is None or trouble.code is Code.OBJECT_MISSING:
                 break
+        if trouble is not None and not await self._is_there(session, job):
+            return
         seen.files += 1
         if trouble is not None:
             seen.damaged.append((job, trouble))
+
+    async def _is_there(self, session: Session, job: Job) -> bool:
+        """Bytes that were deleted meanwhile may be gone by now."""
+        return any(now.record.deleted_ms is None for now in await self._browse.get(session, [job.id]))
 
     async def _compare(self, job: Job, seen: Audited) -> Trouble | None:
         """What is wrong with its bytes."""

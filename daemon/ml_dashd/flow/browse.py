@@ -99,7 +99,7 @@ class Browse:
                 if not names.matches(last_path, prefix, pattern):
                     continue
                 found.append(seen)
-                weight += _weight(seen.record)
+                weight += answer_bytes(seen.record)
                 if len(found) >= size or weight >= PAGE_BYTES:
                     return found, _cursor(selection)
             if len(batch) < selection.limit:
@@ -116,7 +116,7 @@ class Browse:
         found, weight = list[Seen](), 0
         for record in [record for record in records if record.id not in withdrawn]:
             found.append(_stored(record))
-            weight += _weight(record)
+            weight += answer_bytes(record)
             if weight >= PAGE_BYTES:
                 break
         if weight < PAGE_BYTES:
@@ -164,7 +164,7 @@ class Browse:
         found = await self.get(session, ids)
         weight = 0
         for count, seen in enumerate(found[:-1], start=1):
-            weight += _weight(seen.record)
+            weight += answer_bytes(seen.record)
             if weight >= PAGE_BYTES:
                 return found[:count], str(found[count].id)
         return found, None
@@ -353,6 +353,7 @@ def _reached(seen: Seen, until: str) -> bool:
     return seen.state is State.DONE or (until == "on_disk" and seen.on_disk)
 
 
-def _weight(record: FileRecord) -> int:
+def answer_bytes(record: FileRecord) -> int:
+    """About how many bytes it takes in an answer."""
     texts = (record.path, record.metadata or "", record.description or "", *record.tags, *record.bindrs)
     return 256 + sum(len(text.encode()) for text in texts)

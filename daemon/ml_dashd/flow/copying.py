@@ -92,7 +92,8 @@ class Copier:
         if job.state is State.QUEUED:
             job = await self._begin(job, algorithm)
         plan = {part.number: part for part in parts(job.record.size_bytes, job.part_size)}
-        missing = [part for part in plan.values() if not _has(part, await self._listed(job))]
+        listed = await self._listed(job)
+        missing = [part for part in plan.values() if not _has(part, listed)]
         try:
             await self._copy_all(job, missing)
         except StoreError as failure:

@@ -18,6 +18,8 @@ from ml_dashd.flow.browse import Browse, Seen
 from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Journal, Session, Superseded
 
+GONE = (Code.SOURCE_CHANGED, Code.SOURCE_LOST)
+"""Of a file that failed so, nothing is left that could be duplicated."""
 ATTEMPTS = 5
 """At a source that comes to its end, and lets its pin go, while it is pinned again."""
 
@@ -35,6 +37,8 @@ class Duplicate:
         """The job of the new file. Idempotent by the message's key. Raises UNKNOWN_FILE where the source is deleted."""
         for _ in range(ATTEMPTS):
             source = await self._browse.find(session, message.source, Right.READ)
+            if source.trouble is not None and source.trouble.code in GONE:
+                raise error(source.trouble.code, source.trouble.message)
             if source.state is State.DONE or source.pin.kind is PinKind.OBJECT:
                 return await self._refer(session, message, source)
             try:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Job, PinKind, Target, Trouble
+from ml_dashd.core.model import Job, Pin, PinKind, Target, Trouble
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
@@ -104,14 +104,16 @@ class Finish:
         return [job.id for job in jobs if job.id not in ended]
 
     async def fail(self, job: Job, trouble: Trouble) -> None:
-        """Gives a file up. A source that is still whole stays pinned, so that it can be tried again."""
-        failed = await self._journal.advance(job, State.FAILED, trouble=trouble, blocked=False, upload_id=None)
+        """Gives a file up. A source that is still whole stays pinned, so that it can be tried again.
+
+        One that is not is let go, in the journal first: a slot is the next save's by then.
+        """
+        lost = trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST)
+        failed = await _whole(self._fail(job, trouble, lost=lost))
         if failed.cancel_requested:  # deleted in this moment: back to the queue, which discards it
             await self._journal.advance(failed, State.QUEUED)
             return
-        if trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
-            await self._release([failed])
-        else:
+        if not lost:
             self._pins.note_failed(failed.pin)
         self._meter.failed(trouble.code)
         event = {"id": job.id, "code": trouble.code, "path": job.record.path, "error": trouble.message}
@@ -121,6 +123,15 @@ class Finish:
             await self.clean(replace(failed, upload_id=job.upload_id))
         except StoreError as later:
             log.info("clean_postponed", extra={"id": job.id, "error": later})
+
+    async def _fail(self, job: Job, trouble: Trouble, *, lost: bool) -> Job:
+        changes: dict[str, Any] = {"pin": Pin(PinKind.NONE, source=job.pin.source)} if lost else {}
+        failed = await self._journal.advance(
+            job, State.FAILED, trouble=trouble, blocked=False, upload_id=None, **changes
+        )
+        if lost:
+            await self._release([job])
+        return failed
 
     async def clean(self, job: Job) -> None:
         """Removes what the store has of a failed file, such as an object from before a crash: nobody would list it.

@@ -20,6 +20,7 @@ from ml_dash.errors import MLDashError
 from ml_dash.messages import PARAMS_BYTES, ROW_CHARACTERS
 from ml_dashd.core.model import EVERYBODY
 from ml_dashd.core.runs import (
+    UNNAMED,
     MetricLength,
     NewRow,
     Opened,
@@ -27,6 +28,7 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     groups_of,
+    is_of_a_file,
     is_utf_8,
     json_text,
     metric_name,
@@ -34,7 +36,7 @@ from ml_dashd.core.runs import (
     params_text,
     row_text,
 )
-from ml_dashd.ports import Clock, Runs, Threads, Tree
+from ml_dashd.ports import Clock, JournalError, Runs, Threads, Tree
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -52,6 +54,8 @@ KNOWN = 10_000
 """Experiments that are known to have been looked at."""
 FOREIGN = 0
 """The writer of rows that were found in a folder."""
+EXPECTED = (OSError, MLDashError, JournalError)
+"""What keeps a folder from being read or written; anything else is a defect."""
 EXPERIMENT, PARAMETERS = "experiment.json", "parameters.json"
 Seen = tuple[int, str]
 """A row: its time and its text."""
@@ -83,7 +87,7 @@ class Mirror:
         """Until it is cancelled; what an earlier life has left goes first."""
         if self._tree is None:
             return
-        self._late.update(await self._runs.behind())
+        self._late.update(await self._left())
         again_at = 0.0
         postponed: set[RunKey] = set()
         while True:
@@ -96,6 +100,14 @@ class Mirror:
             if failed:
                 postponed |= failed
                 again_at = self._clock.monotonic() + AGAIN_S
+
+    async def _left(self) -> list[RunKey]:
+        while True:
+            try:
+                return await self._runs.behind()
+            except JournalError as failure:
+                log.warning("tree_waits", extra={"error": failure})
+                await self._clock.sleep(AGAIN_S)
 
     async def close(self) -> None:
         """Brings what is left, once."""
@@ -112,9 +124,9 @@ class Mirror:
             self.touch(key)
 
     async def bring(self, key: RunKey, *, settled: bool = False) -> bool:
-        """Brings what the tree lacks of an experiment; whether it could."""
+        """Brings what the tree lacks of an experiment; whether it could. Never raises: others wait for their turn."""
         tree = self._tree
-        if tree is None:
+        if tree is None or is_of_a_file(key.prefix):
             return True
         async with self._busy:
             try:
@@ -124,8 +136,9 @@ class Mirror:
                 if run.shown_ms < run.updated_ms:
                     await self._show(tree, run)
                 for metric in await self._runs.metrics(key):
-                    await self._show_rows(tree, key, metric, settled=settled)
-            except (OSError, MLDashError) as failure:
+                    if _has_folder(key, metric.name):
+                        await self._show_rows(tree, key, metric, settled=settled)
+            except Exception as failure:  # noqa: BLE001 told, and tried again
                 self._complain(key, failure)
                 return False
             self._complained.discard(key)
@@ -139,7 +152,7 @@ class Mirror:
         What can't be read is left for later: it is compared before anything is written over it.
         """
         tree = self._tree
-        if tree is None or key in self._known:
+        if tree is None or key in self._known or is_of_a_file(key.prefix):
             return opened
         async with self._busy:
             try:
@@ -151,10 +164,10 @@ class Mirror:
                 await self._adopt_params(tree, key, run)
                 mine = {metric.name: metric for metric in await self._runs.metrics(key)}
                 for name in await self._threads.run(tree.metrics, key.prefix):
-                    if _is_ours(name):
+                    if _is_ours(name) and _has_folder(key, name):
                         metric = mine.get(name, MetricLength(name, 0))
                         self._at[key, name] = await self._compare(tree, key, metric)
-            except (OSError, MLDashError) as failure:
+            except EXPECTED as failure:
                 self._complain(key, failure)
                 return opened
             if len(self._known) >= KNOWN:
@@ -282,7 +295,8 @@ class Mirror:
     def _complain(self, key: RunKey, failure: Exception) -> None:
         if key not in self._complained:
             self._complained.add(key)
-            log.warning("tree_not_written", extra={"prefix": key.prefix, "error": failure})
+            trace = None if isinstance(failure, EXPECTED) else failure
+            log.warning("tree_not_written", extra={"prefix": key.prefix, "error": failure}, exc_info=trace)
 
 
 def _lines(rows: Sequence[Row], start: int) -> list[str]:
@@ -366,6 +380,10 @@ def _common(mine: Sequence[Seen], theirs: Sequence[Seen | None]) -> Iterator[See
 def _number(at: int, seen: Seen) -> int:
     """The same for the same row at the same place: taking it in again adds nothing."""
     return int.from_bytes(hashlib.sha256(f"{at} {seen}".encode(errors="replace")).digest()[:8], "big") >> 1
+
+
+def _has_folder(key: RunKey, metric: str) -> bool:
+    return not is_of_a_file(f"{key.prefix}/metrics/{metric or UNNAMED}")
 
 
 def _is_ours(name: str) -> bool:

@@ -7,7 +7,8 @@ as it was read: one that is tagged in this moment stays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ml_dash.errors import Code, error
@@ -16,9 +17,9 @@ from ml_dashd.core import names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import FileRecord, Scope, Selection
 from ml_dashd.core.retention import Rule, Sieve
-from ml_dashd.flow.browse import Browse
+from ml_dashd.flow.browse import PAGE_BYTES, Browse, answer_bytes
 from ml_dashd.flow.turns import Turns
-from ml_dashd.ports import Catalog, Clock, Faults, Session
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Session
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -28,6 +29,7 @@ PRUNES = (1, 8)
 """Steps at once, of one user and of all: each may look through a whole experiment."""
 PAUSE_S = 3600.0
 """Between two looks of [retention] at everything that is listed: what is one too many costs space, and no more."""
+_KEPT = re.compile(r"([0-9]{1,19}:[0-9]{1,19}(,[0-9]{1,19}:[0-9]{1,19})*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,11 @@ class Pruned:
 class Prune:
     """Deletes versions, softly: their bytes stay for store.delete_grace."""
 
-    def __init__(self, *, browse: Browse, catalog: Catalog, policy: Policy, clock: Clock, faults: Faults) -> None:
+    def __init__(
+        self, *, browse: Browse, journal: Journal, catalog: Catalog, policy: Policy, clock: Clock, faults: Faults
+    ) -> None:
         self._browse = browse
+        self._journal = journal
         self._catalog = catalog
         self._policy = policy
         self._clock = clock
@@ -50,7 +55,7 @@ class Prune:
         self._turns = Turns(*PRUNES)
 
     async def run(self, session: Session, request: Request) -> Pruned:
-        """One step of a request. Only the caller's own files count; an admin's are everybody's."""
+        """One step of a request. Only the caller's own files count; for an admin those of each owner, by themselves."""
         if request.keep_last < 1:
             raise error(Code.INVALID_ARGUMENT, "keep_last is 0", "keep at least 1 version")
         scope = self._policy.scope(session.uid)
@@ -68,14 +73,18 @@ class Prune:
         prefix = "/".join(names.clean(request.place.prefix, "the prefix"))
         while True:
             batch = await self._catalog.select(selection)
-            surplus = [
-                record
-                for record in batch
-                if names.matches(record.path, prefix, request.pattern) and sieve.is_surplus(record)
-            ]
-            if batch:
-                selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
+            withdrawn = await self._withdrawn(batch)
+            surplus, size = list[FileRecord](), 0
             at_end = len(batch) < PAGE
+            for record in batch:
+                if size >= PAGE_BYTES:  # all of them are named in one answer
+                    at_end = False
+                    break
+                selection = replace(selection, cursor=(record.path, record.id))
+                counts = record.id not in withdrawn and names.matches(record.path, prefix, request.pattern)
+                if counts and sieve.is_surplus(record):
+                    surplus.append(record)
+                    size += answer_bytes(record)
             if at_end or surplus:
                 gone = surplus if request.dry_run else await self._delete(surplus)
                 return Pruned(gone, None if at_end else _cursor(sieve.kept, selection))
@@ -94,9 +103,15 @@ class Prune:
         sieve = Sieve(rule)
         while batch := await self._catalog.select(selection):
             selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
-            await self._delete(
-                [record for record in batch if names.matches(record.path, "", pattern) and sieve.is_surplus(record)]
-            )
+            withdrawn = await self._withdrawn(batch)
+            counted = [
+                record for record in batch if record.id not in withdrawn and names.matches(record.path, "", pattern)
+            ]
+            await self._delete([record for record in counted if sieve.is_surplus(record)])
+
+    async def _withdrawn(self, records: Sequence[FileRecord]) -> set[int]:
+        """Those that were deleted while they were listed, which the catalog may not know yet."""
+        return await self._journal.withdrawn([record.id for record in records])
 
     async def _delete(self, records: Sequence[FileRecord]) -> Sequence[FileRecord]:
         if not records:
@@ -112,18 +127,19 @@ class Prune:
         return [replace(record, deleted_ms=now) for record in records if record.id in gone]
 
 
-def _cursor(kept: int, selection: Selection) -> str | None:
+def _cursor(kept: Mapping[int, int], selection: Selection) -> str | None:
     if selection.cursor is None:
         return None
     path, last = selection.cursor
-    return f"{kept}\n{path}\n{last}"
+    return f"{','.join(f'{owner}:{count}' for owner, count in kept.items())}\n{path}\n{last}"
 
 
-def _read_cursor(cursor: str | None) -> tuple[int, str | None]:
-    """How many versions of the cursor's path are kept already, and the cursor of a list."""
+def _read_cursor(cursor: str | None) -> tuple[dict[int, int], str | None]:
+    """How many versions of the cursor's path are kept already, by their owner, and the cursor of a list."""
     if cursor is None:
-        return 0, None
+        return {}, None
     kept, _, rest = cursor.partition("\n")
-    if not (kept.isascii() and kept.isdigit() and len(kept) < 20):  # noqa: PLR2004 digits of 63 bits
+    if _KEPT.fullmatch(kept) is None:
         raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Pruned gave")
-    return int(kept), rest
+    pairs = (each.split(":") for each in kept.split(",") if each)
+    return {int(owner): int(count) for owner, count in pairs}, rest

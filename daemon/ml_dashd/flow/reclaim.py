@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 
 from ml_dashd.core.model import FileRecord
-from ml_dashd.core.retry import StoreError
+from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Store
 
 log = logging.getLogger("ml_dashd.flow")
@@ -48,28 +48,46 @@ class Reclaim:
             await self._clock.sleep(min(PAUSE_S, max(LEAST_PAUSE_S, self._grace_s)))
 
     async def once(self) -> None:
-        """Removes what was deleted longer ago than the grace, but for what a duplicate is still to be made of."""
+        """Removes what was deleted longer ago than the grace, but for what a duplicate is still to be made of.
+
+        Raises StoreError where the store does not answer, or has refused some. Where it refuses a whole batch, no more
+        of them are asked for.
+        """
+        refused: StoreError | None = None
         before_ms = self._clock.now_ms() - int(self._grace_s * 1000)
         after = (0, 0)
         while found := await self._catalog.deleted(before_ms, after, BATCH):
             after = (found[-1].deleted_ms or 0, found[-1].id)
             # Asked after the deletions were read: a duplicate that comes later finds its source deleted.
             wanted = await self._journal.referred()
-            await self._remove([record for record in found if record.key not in wanted])
+            refused = await self._remove([record for record in found if record.key not in wanted]) or refused
+        if refused is not None:
+            raise refused
 
-    async def _remove(self, records: Sequence[FileRecord]) -> None:
+    async def _remove(self, records: Sequence[FileRecord]) -> StoreError | None:
+        """Returns what the store has said of one that it does not let go, such as an object with a legal hold."""
         if not records:
-            return
+            return None
         gone: list[FileRecord] = []
+        refused: StoreError | None = None
         try:
             for record in records:
                 self._faults.at("reclaim.before_delete")
-                await self._store.delete(record.key or "")
+                try:
+                    await self._store.delete(record.key or "")
+                except StoreError as failure:
+                    if failure.fault is not Fault.DENIED:
+                        raise
+                    refused = failure
+                    continue
                 self._faults.at("reclaim.after_delete")
                 gone.append(record)
         finally:
             if gone:
                 await self._catalog.reclaimed(gone, self._clock.now_ms())
+        if refused is not None and not gone:
+            raise refused
         self._faults.at("reclaim.after_noted")
         size = sum(record.size_bytes for record in gone)
         log.info("bytes_reclaimed", extra={"files": len(gone), "bytes": size})
+        return refused

@@ -96,6 +96,7 @@ class Experiments:
     async def _log(self, session: Session, message: m.LogRows, *_: Any) -> Reply:
         key = _key(session, message.place)
         rows = [NewRow(metric_name(row.metric), row_text(row.data)) for row in message.rows]
+        _check_once([row.metric for row in rows])
         on_disk = message.durability == "disk"
         now_ms = self._clock.now_ms()
         await self._runs.append(key, message.writer, message.number, rows, now_ms, on_disk=on_disk)
@@ -189,6 +190,15 @@ def _key(session: Session, place: m.Place) -> RunKey:
         what = f"the prefix {key.prefix[:80]!r}… takes over {names.MAX_KEY_BYTES} bytes"
         raise error(Code.INVALID_PREFIX, what, "use a shorter one")
     return key
+
+
+def _check_once(metrics: Sequence[str]) -> None:
+    """A row is known by its metric, its writer and its number: of two in a call the second would be there already."""
+    if len(set(metrics)) == len(metrics):
+        return
+    twice = next(name for name in metrics if metrics.count(name) > 1)
+    what = f"two rows of {f'the metric {twice!r}' if twice else 'the unnamed metric'} in a call"
+    raise error(Code.INVALID_ARGUMENT, what, "log them one after the other")
 
 
 def _names(place: m.Place) -> tuple[str, str, str]:

@@ -1,0 +1,130 @@
+"""The folders of experiments: what keeps one of them back keeps back no other, and no stored file is touched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ml_dash.errors import Code
+from ml_dashd.core.model import Scope
+from ml_dashd.core.runs import MetricLength, NewRow, Opened, Run, RunKey
+from ml_dashd.edge.runs_sqlite import SqliteRuns
+from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.tree import FolderTree
+from ml_dashd.flow.mirror import Mirror
+from ml_dashd.ports import JournalError
+
+ANN, BEN = RunKey("a", "b", "ann", 1), RunKey("a", "b", "ben", 1)
+
+
+class Troubled(SqliteRuns):
+    """A database that can't be used while `away` is set, for anybody or for an experiment."""
+
+    away = False
+    hidden: RunKey | None = None
+
+    async def behind(self) -> list[RunKey]:
+        self._check()
+        return await super().behind()
+
+    async def get(self, namespace: str, project: str, experiment: str, scope: Scope) -> list[Run]:
+        self._check()
+        return await super().get(namespace, project, experiment, scope)
+
+    async def metrics(self, key: RunKey) -> list[MetricLength]:
+        if key == self.hidden:
+            raise RuntimeError("a defect")
+        return await super().metrics(key)
+
+    def _check(self) -> None:
+        if self.away:
+            raise JournalError("the runs can't be used now: locked", Code.DISK_FAILED)
+
+
+@dataclass
+class World:
+    runs: Troubled
+    mirror: Mirror
+    root: Path
+
+    async def begin(self, key: RunKey, metadata: str | None = None) -> None:
+        await self.runs.open(key, Opened(at_ms=1000, metadata=metadata))
+
+    def shown(self, key: RunKey) -> bool:
+        return (self.root / key.prefix / "experiment.json").exists()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    threads = Pool(1, "test")
+    runs = Troubled(tmp_path / "runs.sqlite", NoFaults())
+    root = tmp_path / "store"
+    root.mkdir()
+    yield World(runs, Mirror(runs=runs, tree=FolderTree(root), threads=threads, clock=SystemClock()), root)
+    await runs.close()
+    threads.close()
+
+
+async def test_a_database_that_is_away_is_no_end(world: World) -> None:
+    await world.begin(ANN)
+    world.runs.away = True
+    assert not await world.mirror.bring(ANN)
+    await world.mirror.settle(ANN)
+    await world.mirror.close()
+    world.runs.away = False
+    assert await world.mirror.bring(ANN)
+    assert world.shown(ANN)
+
+
+async def test_a_database_that_is_away_at_the_start_is_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dashd.flow.mirror.AGAIN_S", 0.01)
+    await world.begin(ANN)
+    world.runs.away = True
+    running = asyncio.create_task(world.mirror.run())
+    await asyncio.sleep(0)
+    world.runs.away = False
+    async with asyncio.timeout(10):
+        while not world.shown(ANN):
+            assert not running.done()
+            await asyncio.sleep(0.01)
+    running.cancel()
+
+
+async def test_an_experiment_that_can_not_be_shown_keeps_no_other_back(world: World) -> None:
+    await world.begin(ANN)
+    await world.begin(BEN)
+    world.runs.hidden = ANN
+    world.mirror.touch(ANN)
+    world.mirror.touch(BEN)
+    await world.mirror.close()
+    assert world.shown(BEN)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "metric", "stored"),
+    [
+        ("ann/files/config/123", None, "ann/files/config/123/experiment.json"),
+        ("ann/files/123", None, "ann/files/123/parameters.json"),
+        ("ann/files", "123", "ann/files/metrics/123/data.jsonl"),
+        ("ann", "files/p/123", "ann/metrics/files/p/123/data.jsonl"),
+    ],
+)
+async def test_no_stored_file_is_written_over(world: World, experiment: str, metric: str | None, stored: str) -> None:
+    """The prefix of an experiment, or a metric, may be chosen such that its folder would be that of a stored file."""
+    path = world.root / "a/b" / stored
+    path.parent.mkdir(parents=True)
+    path.write_text('{"data": {"n": 1}}\nno line that ends')
+    key = RunKey("a", "b", experiment, 2)
+    await world.runs.open(key, await world.mirror.adopt(key, Opened(at_ms=1000)))
+    await world.runs.set_params(key, {"lr": "1"}, 1000, 1000)
+    if metric is not None:
+        await world.runs.append(key, 1, 1, [NewRow(metric, '{"n": 2}')], 1000)
+    assert await world.mirror.bring(key, settled=True)
+    assert path.read_text() == '{"data": {"n": 1}}\nno line that ends'
+    assert [each.rows for each in await world.runs.metrics(key)] == ([] if metric is None else [1])
