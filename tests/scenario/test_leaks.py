@@ -158,13 +158,19 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
         idle = measured(daemon).descriptors
         warm_up(daemon, tmp_path)
         seen: list[Measured] = []
-        for number in range(WARM_UPS + rounds):
-            Round(daemon, tmp_path, SIZE, seed + number).run()
-            gc.collect()  # results keep their connection
-            eventually(lambda: measured(daemon).descriptors == idle)
-            seen.append(measured(daemon))
-        print(f"RSS by round, KiB: {[each.rss_bytes >> 10 for each in seen]}")
+
+        def run(count: int) -> None:
+            for number in range(count):
+                Round(daemon, tmp_path, SIZE, seed + len(seen) + number).run()
+                gc.collect()  # results keep their connection
+                eventually(lambda: measured(daemon).descriptors == idle)
+                seen.append(measured(daemon))
+            print(f"RSS by round, KiB: {[each.rss_bytes >> 10 for each in seen]}")
+
+        run(WARM_UPS + rounds)
         del seen[:WARM_UPS]
+        if growth([each.rss_bytes for each in seen]) > SLOPE:
+            run(rounds)  # what was noise is less over twice as many, and a leak is more
         assert {each.threads for each in seen} == {seen[0].threads}
         assert growth([each.rss_bytes for each in seen]) <= SLOPE
         assert "Traceback" not in daemon.log()
