@@ -63,4 +63,7 @@ class Duplicate:
 
     async def _is_pinned(self, source: Job) -> bool:
         """Whether what was pinned again is what the source has: its own pin was kept until now."""
-        return any(job.state not in (State.DONE, State.CANCELLED) for job in await self._journal.get([source.id]))
+        return any(
+            job.state not in (State.DONE, State.CANCELLED) and job.pin.kind is not PinKind.NONE
+            for job in await self._journal.get([source.id])
+        )
