@@ -289,6 +289,7 @@ def test_words_do_not_take_what_is_set_aside_for_files_to_come_to_their_end(tmp_
         (tmp_path / "aside").rename(temporary)
         exp.files.flush(timeout=60)
         filler.unlink()
+        eventually(lambda: daemon.status().error_code is None)
         assert exp.files(file_id=stored[-1]["id"], metadata=words).update()["metadata"] == words
     assert "Traceback" not in daemon.log()
 

@@ -106,7 +106,7 @@ class Finish:
     async def fail(self, job: Job, trouble: Trouble) -> None:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again.
 
-        One that is not is let go, in the journal first: a slot is the next save's by then.
+        One that is not is let go; of a slot, which is another save's by then, the journal is told first.
         """
         lost = trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST)
         failed = await _whole(self._fail(job, trouble, lost=lost))
@@ -125,7 +125,7 @@ class Finish:
             log.info("clean_postponed", extra={"id": job.id, "error": later})
 
     async def _fail(self, job: Job, trouble: Trouble, *, lost: bool) -> Job:
-        changes: dict[str, Any] = {"pin": Pin(PinKind.NONE, source=job.pin.source)} if lost else {}
+        changes: dict[str, Any] = {"pin": Pin(PinKind.NONE)} if lost and job.pin.kind is PinKind.SLOT else {}
         failed = await self._journal.advance(
             job, State.FAILED, trouble=trouble, blocked=False, upload_id=None, **changes
         )
