@@ -268,32 +268,6 @@ def test_a_journal_without_room_says_so_and_goes_on_by_itself(tmp_path: Path) ->
         assert_whole(daemon, exp, taken | {"last.txt": sha256(b"there is room again")})
 
 
-def test_words_do_not_take_what_is_set_aside_for_files_to_come_to_their_end(tmp_path: Path) -> None:
-    """An update is refused where a hand-off would be, on its way or stored, and may be made later."""
-    words = {"text": "x" * 250_000}
-    with small(tmp_path) as daemon, daemon.experiment().run as exp:
-        stored = [exp.files.save_text(str(number), to=f"{number}.txt") for number in range(30)]
-        exp.files.flush(timeout=60)
-        temporary = tmp_path / "store" / ".ml-dash-tmp"
-        temporary.rename(tmp_path / "aside")
-        temporary.touch()
-        moving = [exp.files.save_text(str(number), to=f"{number}.bin") for number in range(30)]
-        filler = fill(daemon.state.parent)
-        refused = [
-            attempt(lambda one=one: exp.files(file_id=one["id"], metadata=words).update()) for one in (*stored, *moving)
-        ]
-        for some in (refused[:30], refused[30:]):
-            assert some[-1] is not None
-            assert some[-1].code is Code.DISK_FULL
-        temporary.unlink()
-        (tmp_path / "aside").rename(temporary)
-        exp.files.flush(timeout=60)
-        filler.unlink()
-        eventually(lambda: daemon.status().error_code is None)
-        assert exp.files(file_id=stored[-1]["id"], metadata=words).update()["metadata"] == words
-    assert "Traceback" not in daemon.log()
-
-
 def test_a_daemon_starts_on_a_full_disk_and_finishes_what_it_has(tmp_path: Path) -> None:
     with small(tmp_path) as daemon:
         gate = tmp_path / "store" / ".ml-dash-tmp"
