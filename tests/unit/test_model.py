@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from ml_dashd.core.model import MAX_FILE_BYTES, FileRecord, Fingerprint, Job, Pin, PinKind
+from ml_dashd.core.model import MAX_FILE_BYTES, Algorithm, FileRecord, Fingerprint, Job, Pin, PinKind, Target
 from ml_dashd.core.states import State
 
 RECORD = FileRecord(5, 1000, "ns", "project", "exp", "a/b", "c.pt", 9, "text/plain", 1, 2)
@@ -23,6 +23,11 @@ def test_a_records_path():
 def test_a_job_has_its_records_id_and_starts_queued():
     job = Job(RECORD, Pin(PinKind.LINK))
     assert (job.id, job.state, job.on_disk, job.blocked) == (5, State.QUEUED, False, False)
+
+
+def test_a_jobs_object_goes_to_its_key_by_its_checksum():
+    job = Job(replace(RECORD, key="files/5"), Pin(PinKind.LINK), algorithm=Algorithm.MD5)
+    assert job.target == Target("files/5", 5, 9, "text/plain", Algorithm.MD5)
 
 
 @pytest.mark.parametrize("field", ["device", "inode", "size_bytes", "mtime_ns"])

@@ -167,6 +167,12 @@ class Job:
     def id(self) -> int:
         return self.record.id
 
+    @property
+    def target(self) -> Target:
+        """Where its object goes."""
+        record = self.record
+        return Target(record.key or "", self.id, record.size_bytes, record.content_type, self.algorithm)
+
 
 @dataclass(frozen=True, slots=True)
 class Unsent:

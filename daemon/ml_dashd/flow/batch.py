@@ -19,7 +19,7 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import Pace
-from ml_dashd.flow.upload import as_fault, target_of
+from ml_dashd.flow.upload import as_fault
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Faults, Journal, Meter, Store
 
@@ -123,7 +123,7 @@ class Batch:
                 self._pace.turn(job, Lane.SMALL, len(content)) as deadline_s,
                 asyncio.timeout(deadline_s),
             ):
-                evidence = await self._store.put(target_of(job), memoryview(content), sent)
+                evidence = await self._store.put(job.target, memoryview(content), sent)
         except TimeoutError as late:
             raise as_fault(late, f"put {record.key}") from None
         self._faults.at("batch.after_put")

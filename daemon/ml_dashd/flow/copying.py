@@ -12,7 +12,7 @@ import re
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.checksum import Digest, encode_crc
-from ml_dashd.core.model import Algorithm, FileRecord, Job, SentPart, Target
+from ml_dashd.core.model import Algorithm, FileRecord, Job, SentPart
 from ml_dashd.core.plan import MIB, Part, part_size, parts
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
@@ -68,7 +68,7 @@ class Copier:
         if not begun:
             key = self._store.key(job.record)
             job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
-        target = _target(job)
+        target = job.target
         # What an earlier try has made is asked for first: the answer may have been lost, or the daemon killed.
         if not begun or await self._store.head(target.key) is None:
             self._faults.at("duplicate.before_copy")
@@ -120,7 +120,7 @@ class Copier:
             algorithm=ours or Algorithm.NONE,
         )
         self._faults.at("duplicate.before_begin")
-        upload_id = await self._store.begin(_target(job))
+        upload_id = await self._store.begin(job.target)
         self._faults.at("duplicate.after_begin")
         return await self._journal.advance(job, State.SENDING, upload_id=upload_id)
 
@@ -129,7 +129,7 @@ class Copier:
 
         async def copy(part: Part) -> None:
             async with turn:
-                await self._store.copy_part(job.pin.source, _target(job), job.upload_id or "", part)
+                await self._store.copy_part(job.pin.source, job.target, job.upload_id or "", part)
                 self._faults.at("duplicate.after_part")
                 self._pace.answered(job)
 
@@ -141,17 +141,13 @@ class Copier:
             raise failures.exceptions[0] from None
 
     async def _listed(self, job: Job) -> dict[int, SentPart]:
-        listed = await self._store.list_parts(_target(job), job.upload_id or "", job.part_size)
+        listed = await self._store.list_parts(job.target, job.upload_id or "", job.part_size)
         return {part.number: part for part in listed}
 
 
 def _has(part: Part, listed: dict[int, SentPart]) -> bool:
     found = listed.get(part.number)
     return found is not None and found.size_bytes == part.size_bytes
-
-
-def _target(job: Job) -> Target:
-    return Target(job.record.key or "", job.id, job.record.size_bytes, job.record.content_type, job.algorithm)
 
 
 def _expected(record: FileRecord, algorithm: Algorithm) -> Digest:

@@ -14,7 +14,7 @@ from ml_dash.errors import Code, error
 from ml_dashd.core import checksum
 from ml_dashd.core.checksum import Digest, Digester, has_part
 from ml_dashd.core.fair import Claim
-from ml_dashd.core.model import Algorithm, Evidence, Job, PinKind, SentPart, Target
+from ml_dashd.core.model import Algorithm, Evidence, Job, PinKind, SentPart
 from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
 from ml_dashd.core.schedule import Lane
@@ -132,7 +132,7 @@ class Uploader:
                     self._pace.turn(job, Lane.SMALL, size_bytes) as deadline_s,
                     asyncio.timeout(deadline_s),
                 ):
-                    evidence = await self._store.put(target_of(job), buffer, digest)
+                    evidence = await self._store.put(job.target, buffer, digest)
             except TimeoutError as late:
                 raise as_fault(late, f"put {job.record.key}") from None
             self._faults.at("upload.after_put")
@@ -152,7 +152,7 @@ class Uploader:
         size = part_size(job.record.size_bytes, self._part_bytes)
         job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm)
         self._faults.at("upload.before_begin")
-        upload_id = await self._store.begin(target_of(job))
+        upload_id = await self._store.begin(job.target)
         self._faults.at("upload.after_begin")
         self._pace.answered(job)
         # Rule 2: the upload's id is journaled before any part is sent.
@@ -163,7 +163,7 @@ class Uploader:
         upload_id = job.upload_id or ""
         listed, journaled = {}, {}
         if not fresh:
-            listed = _by_number(await self._store.list_parts(target_of(job), upload_id, job.part_size))
+            listed = _by_number(await self._store.list_parts(job.target, upload_id, job.part_size))
             journaled = _by_number(await self._journal.parts(job))
         sha256 = hashlib.sha256()
         digests: list[Digest] = []
@@ -200,7 +200,7 @@ class Uploader:
                         self._pace.turn(job, Lane.LARGE, part.size_bytes) as deadline_s,
                         asyncio.timeout(deadline_s),
                     ):
-                        sent = await self._store.send_part(target_of(job), job.upload_id or "", part, buffer, digest)
+                        sent = await self._store.send_part(job.target, job.upload_id or "", part, buffer, digest)
                     self._faults.at("upload.after_part")
                     self._meter.sent(part.size_bytes)
                     clean = attempt == 1
@@ -222,7 +222,7 @@ class Uploader:
 
     async def _evidence_parts(self, job: Job, digests: Sequence[Digest], whole: Digest, sha256: str) -> Job:
         """Rules 3 and 4: the store itself lists every part, of our size, with our checksum or the ETag it gave us."""
-        listed = _by_number(await self._store.list_parts(target_of(job), job.upload_id or "", job.part_size))
+        listed = _by_number(await self._store.list_parts(job.target, job.upload_id or "", job.part_size))
         journaled = _by_number(await self._journal.parts(job))
         for number, digest in enumerate(digests, start=1):
             if not has_part(listed.get(number), digest, journaled.get(number)):
@@ -252,7 +252,7 @@ class Uploader:
             return None
 
     async def _complete_now(self, job: Job) -> Evidence:
-        target, upload_id = target_of(job), job.upload_id or ""
+        target, upload_id = job.target, job.upload_id or ""
         listed = await self._store.list_parts(target, upload_id, job.part_size)
         failure: StoreError | None = None
         self._faults.at("upload.before_complete")
@@ -319,11 +319,6 @@ def _check_handed(job: Job, sha256: str) -> None:
     if job.record.sha256 not in (None, sha256):
         name = job.pin.source or job.record.path
         raise error(Code.SOURCE_CHANGED, f"{name} is not what was handed over")
-
-
-def target_of(job: Job) -> Target:
-    """Where a file's object goes."""
-    return Target(job.record.key or "", job.id, job.record.size_bytes, job.record.content_type, job.algorithm)
 
 
 def _whole(job: Job) -> Digest:
