@@ -29,6 +29,11 @@ class IdSource:
     def next(self, now_ms: int) -> int:
         """An id above all earlier ones, whatever the clock does; a full millisecond borrows from the next."""
         self._tick = max(self._tick + 1, (now_ms - EPOCH_MS) << SEQUENCE_BITS)
+        return self.latest
+
+    @property
+    def latest(self) -> int:
+        """The last id that was given out, or passed over; before the first one, as much of `high_water` as counts."""
         millisecond, sequence = self._tick >> SEQUENCE_BITS, self._tick & _SEQUENCE_MASK
         return millisecond << _TIME_SHIFT | self.node << _NODE_SHIFT | sequence
 
@@ -46,6 +51,11 @@ def time_of(file_id: int) -> int:
 def node_of(file_id: int) -> int:
     """The node that gave the id out."""
     return file_id >> _NODE_SHIFT & MAX_NODE
+
+
+def last_of(time_ms: int) -> int:
+    """The largest id that any node gives out at that time or earlier; 0 where there is none."""
+    return max(0, (time_ms - EPOCH_MS + 1 << _TIME_SHIFT) - 1)
 
 
 def _tick_of(file_id: int) -> int:
