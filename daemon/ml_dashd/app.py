@@ -381,6 +381,7 @@ class Daemon:
             health=self._health,
             copies=self._copies,
             arrivals=Arrivals(self._journal, self._catalog, ids, self._clock),
+            policy=policy,
             key_prefix=config.key_prefix,
             durability=config.spool.durability,
             wake=self._worker.wake,
@@ -576,7 +577,8 @@ def _policy(config: Config) -> Policy:
     """Who may do what: the table [access], and the user that this process runs as."""
     access = config.access
     readers = {namespace: frozenset(uids) for namespace, uids in access.read.items()}
-    return Policy(os.geteuid(), frozenset(access.uids), frozenset(access.admins), readers)
+    writers = {namespace: frozenset(uids) for namespace, uids in access.write.items()}
+    return Policy(os.geteuid(), frozenset(access.uids), frozenset(access.admins), readers, writers)
 
 
 def run(config: Config, ready: Callable[[Recovered], None]) -> None:

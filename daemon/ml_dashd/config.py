@@ -108,6 +108,7 @@ class AccessConfig:
     uids: tuple[int, ...] = ()
     admins: tuple[int, ...] = ()
     read: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    write: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     socket_mode: str = "0600"
 
 

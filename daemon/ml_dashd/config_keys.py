@@ -104,7 +104,7 @@ def _by_namespace(name: str, kind: Any, value: Any) -> Mapping[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    if name.startswith("access.read.") and value < 0:
+    if name.startswith(("access.read.", "access.write.")) and value < 0:
         raise wrong(name, value, "at least 0")
     if name in CHOICES and value not in CHOICES[name]:
         raise wrong(name, value, "one of " + ", ".join(repr(choice) for choice in CHOICES[name]))

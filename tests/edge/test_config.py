@@ -66,6 +66,8 @@ socket_mode = "0660"
 [access.read]
 vision = [1002, 1003]
 "bild größe" = []
+[access.write]
+vision = [1002]
 [http]
 listen = "unix:/run/x/http"
 socket_mode = "0666"
@@ -103,6 +105,7 @@ REFUSED = [
     ("[access]\nread = [1001]", "access.read is [1001]", "a table of namespaces"),
     ("[access.read]\nvision = 1001", "access.read.vision is 1001", "an array of a whole number"),
     ("[access.read]\nvision = ['bob']", "access.read.vision is", "an array of a whole number"),
+    ("[access.write]\nvision = [-1]", "access.write.vision is -1", "at least 0"),
     ("[access.read]\nvision = [-1]", "access.read.vision is -1", "at least 0"),
     ("[access.read]\n'vision/cv' = [1]", "access.read has 'vision/cv'", "the first part of a prefix"),
     ("[access.read]\n'' = [1]", "access.read has ''", "the first part of a prefix"),
@@ -282,6 +285,7 @@ def test_every_key_arrives():
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
     assert (config.access.admins, config.access.read) == ((1001,), {"vision": (1002, 1003), "bild größe": ()})
+    assert config.access.write == {"vision": (1002,)}
     assert with_defaults(config) == config
 
 
@@ -365,6 +369,7 @@ def test_the_defaults_of_the_design():
     assert (config.spool.durability, config.spool.pools) == ("memory", ())
     assert (config.access.uids, config.access.socket_mode) == ((), "0600")
     assert (config.access.admins, config.access.read, config.daemon.peer_timeout) == ((), {}, 30.0)
+    assert config.access.write == {}
 
 
 def test_an_embedded_daemon_keeps_everything_in_its_root(tmp_path: Path):

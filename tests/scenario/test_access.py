@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users"),
 ]
 
-DAEMON, OWNER, OTHER, READER, ADMIN, ROOT, STRANGER = 64000, 64001, 64002, 64003, 64004, 0, 64009
+DAEMON, OWNER, OTHER, READER, ADMIN, ROOT, STRANGER, WRITER = 64000, 64001, 64002, 64003, 64004, 0, 64009, 64005
 SETTINGS = f"""
 [access]
 uids = [{OWNER}, {OTHER}, {ROOT}]
@@ -34,6 +34,8 @@ socket_mode = "0666"
 vision = [{READER}, {STRANGER + 1}]
 held = [{READER}]
 speech = []
+[access.write]
+guarded = [{OTHER}, {WRITER}]
 """
 NOTHING, READS, ALL = "nothing", "reads", "all"
 ROLES = {
@@ -408,3 +410,51 @@ def test_who_may_change_duplicate_and_prune(users: Callable[[int], User], role: 
     gone = [records[0].id] if right == ALL and namespace == "vision" else []
     assert ids(pruned) == gone  # type: ignore[arg-type]
     assert listed(owner, place) == [record.id for record in records[::-1] if record.id not in gone]
+
+
+def begun(user: User, place: m.Place, path: Path) -> dict[str, m.Message | None]:
+    """The answers to every request that begins something new in a namespace."""
+    file = m.Described(place=place, to="new.pt")
+    source = user.put("source.pt", replace(place, namespace="free"))
+    content = put(file, b"weights")
+    slot = user.expect(m.SlotGranted, m.RequestSlot(request=1, size_bytes=7)).slot
+    many = m.Content(key=secrets.token_bytes(16), file=file, content=content.content, sha256=content.sha256)
+    rows = (m.NewRow(metric="train", data='{"loss": 1}'),)
+    key = secrets.token_bytes(16)
+    origin = m.Origin(id=source.id + 1, created_ms=1, updated_ms=1, sha256=hashlib.sha256(b"weights").hexdigest())
+    asked: list[m.Message] = [
+        content,
+        m.PutMany(request=2, files=(many,)),
+        m.Upload(request=2, key=key, file=file, source="there"),
+        m.Upload(request=2, key=secrets.token_bytes(16), file=file, source="pushed", origin=origin),
+        m.CommitSlot(request=2, key=secrets.token_bytes(16), slot=slot, file=file, size_bytes=7),
+        m.Duplicate(request=2, key=secrets.token_bytes(16), source=source.id, file=file),
+        m.OpenExperiment(request=2, place=place),
+        m.SetParams(request=2, place=place, values='{"lr": 1}'),
+        m.LogRows(request=2, place=place, writer=7, number=1, rows=rows),
+        m.EndRun(request=2, place=place, status="COMPLETED"),
+    ]
+    names = ("pushed" if getattr(each, "origin", None) else type(each).__name__ for each in asked)
+    answers = (user.ask(each, path if isinstance(each, m.Upload) else None) for each in asked)
+    return dict(zip(names, answers, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("uid", "writes"), [(WRITER, True), (OTHER, True), (ADMIN, True), (DAEMON, True), (OWNER, False), (ROOT, False)]
+)
+def test_who_may_write_in_a_namespace(
+    users: Callable[[int], User], open_folder: Path, place: m.Place, uid: int, writes: bool
+) -> None:
+    """What is refused leaves nothing behind, and says whom to ask."""
+    guarded = replace(place, namespace="guarded")
+    source = open_folder / "everybody" / secrets.token_hex(8)
+    source.write_bytes(b"weights")
+    source.chmod(0o644)
+    for name, answer in begun(users(uid), guarded, source).items():
+        if writes:
+            assert not isinstance(answer, m.Failed), (name, answer)
+        else:
+            assert_refused(answer, Code.ACCESS_DENIED, f"uid {uid} may not write in the namespace guarded")
+    assert len(listed(users(ADMIN), guarded)) == (6 if writes else 0)
+    runs = users(ADMIN).expect(m.Experiments, m.ListExperiments(request=3, prefix=f"guarded/cv/{place.experiment}"))
+    assert [each.owner_uid for each in runs.experiments] == ([uid] if writes else [])

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ml_dash.errors import AccessError
 from ml_dashd.core.access import Policy, Right, has_room
 from ml_dashd.core.model import EVERYBODY, FileRecord, Scope
 
-ME, USER, ADMIN, READER, ROOT, STRANGER = 500, 1000, 1001, 1002, 0, 1003
+ME, USER, ADMIN, READER, ROOT, STRANGER, WRITER = 500, 1000, 1001, 1002, 0, 1003, 1004
 POLICY = Policy(
     ME, frozenset({USER, ROOT}), frozenset({ADMIN}), {"vision": frozenset({READER, USER}), "x": frozenset()}
 )
@@ -40,6 +41,23 @@ def test_what_each_may_do(uid: int, owner: int, namespace: str) -> None:
     assert POLICY.scope(uid).holds(file) == reads
 
 
+@pytest.mark.parametrize(("uid", "refused"), [(ME, 0), (ADMIN, 0), (WRITER, 1), (USER, 2), (READER, 2), (ROOT, 2)])
+def test_who_may_write_in_a_namespace(uid: int, refused: int) -> None:
+    """One that is not named is open to whoever is served; one without writers to admins alone."""
+    policy = Policy(ME, POLICY.uids, POLICY.admins, POLICY.read, {"vision": frozenset({WRITER}), "x": frozenset()})
+    seen = []
+    for namespace in ("speech", "vision", "x"):
+        try:
+            policy.check_write(uid, namespace)
+        except AccessError as denied:
+            assert f"uid {uid} may not write in the namespace {namespace}" in denied.message  # noqa: PT017
+            assert denied.hint == f"ask the operator to name it in access.write.{namespace}"  # noqa: PT017
+            seen.append(namespace)
+    assert seen == ["vision", "x"][2 - refused :]
+    assert policy.may_connect(uid)
+    assert not policy.may_connect(STRANGER)
+
+
 def test_root_rules_only_where_it_is_the_daemons_own_user() -> None:
     assert not Policy(ME).may_connect(ROOT)
     assert Policy(ROOT).may(Right.CHANGE, ROOT, record(USER))
@@ -58,6 +76,7 @@ def test_a_daemon_is_shared_as_soon_as_somebody_else_is_named() -> None:
     assert Policy(ME, frozenset({USER})).shared
     assert Policy(ME, admins=frozenset({USER})).shared
     assert Policy(ME, read={"x": frozenset({USER})}).shared
+    assert Policy(ME, write={"x": frozenset({USER})}).shared
 
 
 def test_who_shares_with_nobody_may_have_all() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ml_dash.errors import Code, error
 from ml_dashd.core.model import EVERYBODY, FileRecord, Scope
 
 
@@ -30,19 +31,28 @@ class Policy:
     admins: frozenset[int] = frozenset()
     read: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Who may read everybody's files, by namespace."""
+    write: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Who may hand files over, and have runs, in a namespace; in one that is not named, whoever is served."""
 
     @property
     def shared(self) -> bool:
         """Whether there is anybody to share with."""
-        return bool((self.uids | self.admins).union(*self.read.values()) - {self.own_uid})
+        return bool((self.uids | self.admins).union(*self.read.values(), *self.write.values()) - {self.own_uid})
 
     def may_connect(self, uid: int) -> bool:
         """Whether this uid is served at all: it may hand files over, and then they are its own."""
-        return uid in self.uids or self.is_admin(uid) or any(uid in readers for readers in self.read.values())
+        named = (*self.read.values(), *self.write.values())
+        return uid in self.uids or self.is_admin(uid) or any(uid in each for each in named)
 
     def is_admin(self, uid: int) -> bool:
         """Whether it may do to anybody's files what it may do to its own, and drain the daemon."""
         return uid == self.own_uid or uid in self.admins
+
+    def check_write(self, uid: int, namespace: str) -> None:
+        """Raises ACCESS_DENIED where this uid may begin nothing new in that namespace."""
+        if uid not in self.write.get(namespace, (uid,)) and not self.is_admin(uid):
+            what = f"uid {uid} may not write in the namespace {namespace}"
+            raise error(Code.ACCESS_DENIED, what, f"ask the operator to name it in access.write.{namespace}")
 
     def scope(self, uid: int) -> Scope:
         """The files that it may read, for those who look for many."""

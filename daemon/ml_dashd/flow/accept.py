@@ -12,6 +12,7 @@ from dataclasses import replace
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
 from ml_dashd.core import names
+from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.schedule import LINGER_S
@@ -58,6 +59,7 @@ class Accept:
         health: Health,
         copies: Copies,
         arrivals: Arrivals,
+        policy: Policy,
         key_prefix: str,
         durability: str,
         wake: Callable[[], None],
@@ -72,6 +74,7 @@ class Accept:
         self._health = health
         self._copies = copies
         self._arrivals = arrivals
+        self._policy = policy
         self._meter = meter
         self._ids = ids
         self._bell = bell
@@ -304,6 +307,7 @@ class Accept:
         """The record of a new file, its names checked."""
         place = file.place
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
+        self._policy.check_write(session.uid, namespace)
         prefix, filename = names.place(place.prefix, file.to)
         now = self._clock.now_ms()
         record = FileRecord(

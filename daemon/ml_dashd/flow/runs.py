@@ -69,7 +69,7 @@ class Experiments:
     # ---- what is written
 
     async def _open(self, session: Session, message: m.OpenExperiment, *_: Any) -> Reply:
-        key = _key(session, message.place)
+        key = self._writable(session, message.place)
         opened = Opened(
             at_ms=self._clock.now_ms(),
             host=message.host,
@@ -83,18 +83,18 @@ class Experiments:
         return self._changed(key, message)
 
     async def _end(self, session: Session, message: m.EndRun, *_: Any) -> Reply:
-        key = _key(session, message.place)
+        key = self._writable(session, message.place)
         await self._runs.end(key, run_status(message.status), self._clock.now_ms(), message.error)
         await self._mirror.settle(key)
         return self._changed(key, message)
 
     async def _set_params(self, session: Session, message: m.SetParams, *_: Any) -> Reply:
-        key = _key(session, message.place)
+        key = self._writable(session, message.place)
         await self._runs.set_params(key, new_params(message.values), self._clock.now_ms(), m.PARAMS_BYTES)
         return self._changed(key, message)
 
     async def _log(self, session: Session, message: m.LogRows, *_: Any) -> Reply:
-        key = _key(session, message.place)
+        key = self._writable(session, message.place)
         rows = [NewRow(metric_name(row.metric), row_text(row.data)) for row in message.rows]
         _check_once([row.metric for row in rows])
         on_disk = message.durability == "disk"
@@ -113,6 +113,11 @@ class Experiments:
                 await self._runs.sync()
             except JournalError as failure:  # whoever logs is told; a sync that was refused is not tried again
                 log.warning("rows_not_synced", extra={"error": failure})
+
+    def _writable(self, session: Session, place: m.Place) -> RunKey:
+        key = _key(session, place)
+        self._policy.check_write(session.uid, key.namespace)
+        return key
 
     def _changed(self, key: RunKey, message: m.Message) -> Reply:
         self._mirror.touch(key)
