@@ -10,7 +10,7 @@ import pytest
 
 from ml_dash.messages import Place
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection
+from ml_dashd.core.model import Amendment, FileRecord, Job, Pin, PinKind, Selection
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
@@ -141,6 +141,22 @@ async def test_the_newest_is_the_newest_of_both(browse: Browse, journal: MovingJ
     assert await pages(browse, "b.pt", latest=True) == [10]
     assert await pages(browse, "b.pt") == [10, 7, 4, 1]
     assert await pages(browse, size=1) == [12, 9, 6, 3, 10, 7, 4, 1, 11, 8, 5, 2]
+
+
+async def test_what_is_said_while_a_file_is_listed_is_shown_at_once(
+    browse: Browse, journal: MovingJournal, catalog: MovingCatalog
+) -> None:
+    """Between its commit and its end the catalog has the old words, and the journal the new ones."""
+    jobs = await hand_over(journal, file(1, "m/1.pt"), file(2, "m/2.pt"))
+    for state in (State.SENDING, State.VERIFIED):
+        jobs = await journal.advance_all(jobs, state)
+    await catalog.commit([job.record for job in jobs])
+    await journal.amend(1, Amendment(description="new", tags=("best",)))
+    page, _ = await browse.page(ME, PLACE, None, None, 10, latest=False)
+    assert [(seen.id, seen.record.description, seen.record.tags) for seen in page] == [
+        (1, "new", ("best",)),
+        (2, None, ()),
+    ]
 
 
 async def test_what_is_deleted_while_it_is_listed_is_gone_at_once(

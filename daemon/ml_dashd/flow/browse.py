@@ -204,7 +204,8 @@ class Browse:
         records = await self._catalog.select(selection)
         withdrawn = await self._journal.withdrawn([record.id for record in records])
         known = {record.id for record in records}
-        stored = (_stored(record, gone=record.id in withdrawn) for record in records)
+        later = {job.id: job for job in jobs}
+        stored = (_stored(_last_said(record, later.get(record.id)), gone=record.id in withdrawn) for record in records)
         moving = (job for job in jobs if job.id not in known)
         return list(merge(moving, stored, key=lambda seen: (seen.record.path, -seen.id)))[: selection.limit]
 
@@ -335,6 +336,22 @@ def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
 
 def _stored(record: FileRecord, *, gone: bool = False) -> Seen:
     return Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True, cancel_requested=gone)
+
+
+def _last_said(record: FileRecord, job: Job | None) -> FileRecord:
+    """What is said of a listed file, as it was changed in the journal since: it is listed again with that."""
+    if job is None or job.record.revision <= record.revision:
+        return record
+    said = job.record
+    return replace(
+        record,
+        description=said.description,
+        tags=said.tags,
+        bindrs=said.bindrs,
+        metadata=said.metadata,
+        updated_ms=said.updated_ms,
+        revision=said.revision,
+    )
 
 
 def _withdrawn(seen: Seen, job: Job) -> Seen:

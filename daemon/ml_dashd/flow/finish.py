@@ -179,12 +179,12 @@ class Finish:
 
     async def clear(self, job: Job) -> None:
         """Removes what may have come after a file was ended: an upload, a cancelled file's object, or its record."""
-        if job.part_size:
-            await self.abort_strays(job)
+        if job.state is State.DONE and job.cancel_requested:  # first: the store may refuse the rest
+            await self._catalog.delete([job.id], job.record.updated_ms)
         if job.state is State.CANCELLED and job.record.key is not None:
             await self._store.delete(job.record.key)
-        if job.state is State.DONE and job.cancel_requested:
-            await self._catalog.delete([job.id], job.record.updated_ms)
+        if job.part_size:
+            await self.abort_strays(job)
 
     async def abort_strays(self, job: Job) -> None:
         """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from ml_dashd.core.retry import StoreError
+from ml_dashd.core.model import Job
+from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.flow.finish import Finish
 from ml_dashd.ports import Clock, Journal, Superseded
 
@@ -48,5 +49,14 @@ class Sweep:
                 await self._finish.clean(job)
         while jobs := await self._journal.finished(before_ms, BATCH):
             for job in jobs:
-                await self._finish.clear(job)
+                await self._clear(job)
             await self._journal.forget([job.id for job in jobs])
+
+    async def _clear(self, job: Job) -> None:
+        """What may not be removed stays, as after a failure (flow/finish.py): it keeps no other file's row back."""
+        try:
+            await self._finish.clear(job)
+        except StoreError as refused:
+            if refused.fault is not Fault.DENIED:
+                raise
+            log.warning("object_left", extra={"key": job.record.key, "error": refused})
