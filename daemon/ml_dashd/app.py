@@ -329,7 +329,7 @@ class Daemon:
         )
         batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
         self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker)
-        self._health = Health(self._journal, self._catalog)
+        self._health = Health(self._journal, self._catalog, self._runs)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._copies = Copies(
             journal=self._journal,
@@ -502,6 +502,7 @@ class Daemon:
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),
                 "catalog": catalog_check(self._catalog.trouble),
+                "experiments": catalog_check(self._runs.trouble),
                 "store": store_check(backlog),
                 "spool": spool_check(self._health.spool_trouble, disks.ask),
             },

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from ml_dash.errors import Code, MLDashError
 from ml_dashd.edge.database import MAX_BATCH, Database
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Faults, JournalError
+from tests.doubles.disks import fill, tmpfs
+from tests.harness import eventually
 
 SCHEMA = ["CREATE TABLE t (n INTEGER PRIMARY KEY) STRICT;"]
 
@@ -394,3 +396,20 @@ async def test_a_disk_that_refused_a_sync_can_be_read(path: Path) -> None:
                 await refused
             assert refusal.value.code is Code.DISK_FAILED
         assert opened.unsure()
+
+
+async def test_room_that_was_made_is_noticed_though_nobody_calls(tmp_path: Path) -> None:
+    """What is shown of a database, and asked before a hand-off, is not what it was when it was called last."""
+    with tmpfs(tmp_path / "disk", 32 << 20) as disk, database(disk / "test.sqlite") as opened:
+        await opened.call(lambda connection: connection.execute("CREATE TABLE b (content BLOB)").close())
+        filler = fill(disk)
+        for _ in range(4):  # the log is stretched: it takes more than that to need the reserve
+            with suppress(JournalError):
+                await opened.call(
+                    lambda connection: connection.execute("INSERT INTO b VALUES (zeroblob(6 << 20))").close()
+                )
+        trouble = opened.trouble()
+        assert trouble is not None
+        assert trouble.code is Code.DISK_FULL
+        filler.unlink()
+        await asyncio.to_thread(eventually, lambda: opened.trouble() is None)

@@ -17,7 +17,7 @@ from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Catalog, Journal, SyncRefusedError
+from ml_dashd.ports import Catalog, Journal, Runs, SyncRefusedError
 
 
 class Watched(SpoolPins):
@@ -60,14 +60,16 @@ def take(pins: Watched, folder: Path, number: int) -> Pin:
 
 
 class Well:
-    """A journal, or a catalog, of which only its health is asked."""
+    """A journal, a catalog or its experiments, of which only the health is asked."""
 
     def trouble(self) -> None:
         return None
 
 
 def settling(pins: Watched, disk: Pool) -> Settle:
-    return Settle(pins, disk, Health(cast("Journal", Well()), cast("Catalog", Well())), NoFaults())
+    return Settle(
+        pins, disk, Health(cast("Journal", Well()), cast("Catalog", Well()), cast("Runs", Well())), NoFaults()
+    )
 
 
 async def test_many_share_few_syncs_and_each_is_covered(pins: Watched, disk: Pool, tmp_path: Path) -> None:

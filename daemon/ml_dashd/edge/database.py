@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from ml_dash.errors import TABLE, Code, MLDashError, error
@@ -139,7 +139,7 @@ class Database:
         self._reserve.close()
 
     def _take(self) -> list[_Call] | None:
-        first = self._queue.get()
+        first = self._next()
         if first is None:
             return None
         batch = [first]
@@ -150,6 +150,15 @@ class Database:
                 break
             batch.append(entry)
         return batch
+
+    def _next(self) -> _Call | None:
+        """Waits for a call. While the reserve is given up it looks for room meanwhile: nobody may be calling."""
+        while True:
+            looking = not self._reserve.held and self._failed is None
+            try:
+                return self._queue.get(timeout=REFILL_S if looking else None)
+            except Empty:
+                self._refill(asked=True)
 
     def _run(self, batch: list[_Call]) -> None:
         self._refill(asked=any(call.spare for call in batch))

@@ -10,7 +10,7 @@ import logging
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Trouble
-from ml_dashd.ports import Catalog, Journal
+from ml_dashd.ports import Catalog, Journal, Runs
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -20,24 +20,31 @@ READ_ONLY = "nothing is taken in until the daemon is restarted on a disk that wo
 class Health:
     """The daemon's own disk."""
 
-    def __init__(self, journal: Journal, catalog: Catalog) -> None:
+    def __init__(self, journal: Journal, catalog: Catalog, runs: Runs) -> None:
         self._journal = journal
         self._catalog = catalog
+        self._runs = runs
         self._failed: Trouble | None = None
 
     def trouble(self) -> Trouble | None:
-        """Why nothing can be taken in or listed now; None where all is well."""
-        return self._failed or self._journal.trouble() or self._catalog.trouble()
+        """Why nothing can be taken in, listed, or noted of experiments now; None where all is well."""
+        return self._of_files() or self._runs.trouble()
 
     def spool_trouble(self) -> Trouble | None:
         """What the spool's disk has refused; None where it is trusted."""
         return self._failed
 
     def check(self) -> None:
-        """Raises what a hand-off is refused with. Whether a full disk has room again, only a try can tell."""
-        trouble = self.trouble()
+        """Raises what a hand-off is refused with. Whether a full disk has room again, only a try can tell.
+
+        A file needs no parameters and no rows: what troubles those is only shown.
+        """
+        trouble = self._of_files()
         if trouble is not None and trouble.code is not Code.DISK_FULL:
             raise error(trouble.code, trouble.message, trouble.hint)
+
+    def _of_files(self) -> Trouble | None:
+        return self._failed or self._journal.trouble() or self._catalog.trouble()
 
     def disk_failed(self, what: str) -> MLDashError:
         """Notes that the spool's disk has refused a sync; returns the error to raise. Only a restart takes it back."""
