@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 from ml_dash import messages as m
@@ -19,6 +22,8 @@ DESCRIBED = ("description", "tags", "bindrs", "metadata", "priority")
 
 def open_source(source: str) -> int:
     """A descriptor to hand over. O_NONBLOCK, so that a FIFO does not stop the trainer before it is refused."""
+    if not source:
+        raise error(Code.INVALID_ARGUMENT, "the path of the file is empty", 'pass one, such as "model.pt"')
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -27,9 +32,10 @@ def open_source(source: str) -> int:
         raise error(Code.NOT_READABLE, f"{source} may not be read by uid {os.geteuid()}") from None
     except (OSError, ValueError) as failure:
         raise error(Code.NOT_A_FILE, f"{source!r} can't be opened: {failure}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise error(Code.NOT_A_FILE, f"{source} is not a regular file")
+        raise error(Code.NOT_A_FILE, f"{source} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
     return descriptor
 
 
@@ -70,7 +76,10 @@ def only_known(described: dict[str, Any]) -> dict[str, Any]:
     """The words that every saver takes; any other is a TypeError, as from a plain function."""
     for name in described:
         if name not in DESCRIBED:
-            raise TypeError(f"unexpected keyword argument {name!r}; known are {', '.join(DESCRIBED)}, durability")
+            close = get_close_matches(name, (*DESCRIBED, "durability"), 1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            known = f"known are {', '.join(DESCRIBED)}, durability"
+            raise TypeError(f"unexpected keyword argument {name!r}; {meant}{known}")
     return described
 
 
@@ -83,6 +92,27 @@ def split_words(given: dict[str, Any], taken: tuple[str, ...]) -> tuple[dict[str
     return described, {name: said for name, said in given.items() if name not in described}
 
 
+def seconds_of(value: Any, name: str) -> float | None:
+    """A time to wait: a number of seconds, one below 0 as 0, or None for as long as it takes."""
+    if value is None:
+        return None
+    seconds = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if math.isnan(seconds):
+        raise error(Code.INVALID_ARGUMENT, f"{name}={value!r}", "pass a number of seconds, or None")
+    return seconds
+
+
+def words(value: Any, name: str) -> str:
+    """Text that is kept, and so has to fit UTF-8."""
+    said = text(value, name)
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        what = f"{name}={said[:80]!r} has half of a surrogate pair, which UTF-8 can't hold"
+        raise error(Code.INVALID_ARGUMENT, what, "leave it out") from None
+    return said
+
+
 def text(value: Any, name: str) -> str:
     if not isinstance(value, str | os.PathLike):
         raise error(Code.INVALID_ARGUMENT, f"{name} is {type(value).__name__}, not str", "pass text")
@@ -93,6 +123,8 @@ def texts(values: Any, name: str) -> tuple[str, ...]:
     given = None if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
     if given is None or not all(isinstance(value, str) for value in given):
         raise error(Code.INVALID_ARGUMENT, f"{name} is not a list of str", f'pass a list, as in {name}=["best"]')
+    for value in given:
+        words(value, name)
     return given
 
 

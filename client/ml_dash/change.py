@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_dash import messages as m
 from ml_dash import serialize
-from ml_dash.arguments import file_id_of, only_known, text, texts
+from ml_dash.arguments import file_id_of, only_known, text, texts, words
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
@@ -133,7 +133,7 @@ def _merged(
     return Defaults(
         given.prefix,
         given.file_id,
-        given.description if description is None else text(description, "description"),
+        given.description if description is None else words(description, "description"),
         given.tags if tags is None else texts(tags, "tags"),
         given.bindrs if bindrs is None else texts(bindrs, "bindrs"),
         given.metadata if metadata is None else metadata,

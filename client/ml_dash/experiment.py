@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from ml_dash import messages as m
 from ml_dash import serialize, wording
-from ml_dash.arguments import durability_of, text, texts
+from ml_dash.arguments import durability_of, seconds_of, texts, words
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, error
 from ml_dash.files import Files
@@ -68,7 +68,7 @@ class Experiment:
             m.OpenExperiment(
                 request=0,
                 place=self._place,
-                readme=None if readme is None else text(readme, "readme"),
+                readme=None if readme is None else words(readme, "readme"),
                 tags=None if tags is None else texts(tags, "tags"),
                 bindrs=None if bindrs is None else texts(bindrs, "bindrs"),
                 metadata=serialize.metadata_text(metadata),
@@ -78,8 +78,8 @@ class Experiment:
         )
         endpoint = find_service(socket) if dash_url else find_endpoint(socket, dash_root)
         self._connection = Connection(endpoint, on_full)
-        self._wait = wait
-        self._exit_wait = exit_wait
+        self._wait = _wait_of(wait)
+        self._exit_wait = seconds_of(exit_wait, "exit_wait") or 0.0
         self._run = Run(self)
         self._files = Files(self._connection, self._place, durability, self._run.opened)
         self._params = Params(self._connection, self._place)
@@ -113,8 +113,12 @@ class Experiment:
 
         Raises TIMEOUT, after which the work goes on, or the error of a file that failed since the run was opened.
         """
+        timeout = seconds_of(timeout, "timeout")
         self.metrics.flush()
         self.files.flush(timeout)
+
+    def __repr__(self) -> str:
+        return f"<Experiment {self.prefix} {self._run.state}>"
 
     def _check_open(self) -> None:
         if self._run.state is not RunState.RUNNING:
@@ -162,6 +166,12 @@ class Experiment:
     def _cli_root(self) -> str:
         root = self._connection.endpoint.root
         return f" --root {shlex.quote(str(root))}" if root is not None else ""
+
+
+def _wait_of(wait: bool | None) -> bool | None:
+    if wait is not None and not isinstance(wait, bool):
+        raise error(Code.INVALID_ARGUMENT, f"wait={wait!r}", "pass True, False or None; exit_wait= takes seconds")
+    return wait
 
 
 def ml_dash_experiment(prefix: str | None = None, **options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:

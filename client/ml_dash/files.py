@@ -20,13 +20,15 @@ from ml_dash.arguments import (
     PathLike,
     file_id_of,
     is_glob,
+    seconds_of,
     text,
     texts,
+    words,
 )
 from ml_dash.change import Change
 from ml_dash.connection import Connection
 from ml_dash.download import Downloads, way_out
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.reading import read_text
 from ml_dash.result import FileResult, failure_of, iso_time
@@ -64,7 +66,14 @@ class FileSet(Change):
 
         Raises ValueError where there is no such file, it has more than 64 MiB, or it is not text in that encoding.
         """
-        return read_text(self._connection, self._newest(name), encoding)
+        try:
+            record = self._newest(name)
+        except MLDashError as failure:
+            if failure.code is not Code.NO_MATCH or name is None or not is_glob(name):
+                raise
+            hint = "read_text() takes the name of one file; list() and download() take patterns"
+            raise error(Code.NO_MATCH, failure.message, hint) from None
+        return read_text(self._connection, record, encoding)
 
     @overload
     def download(self, pattern: None = None, *, to: PathLike | None = None) -> str: ...
@@ -186,7 +195,7 @@ class Files(FileSet):
         defaults = Defaults(
             where,
             file_id_of(file_id),
-            None if description is None else text(description, "description"),
+            None if description is None else words(description, "description"),
             None if tags is None else texts(tags, "tags"),
             None if bindrs is None else texts(bindrs, "bindrs"),
             metadata,
@@ -198,9 +207,10 @@ class Files(FileSet):
 
         Raises TIMEOUT, after which the work goes on, or the error of a file that failed since the run was opened.
         """
+        timeout = seconds_of(timeout, "timeout")
         waited = self.wait_all(timeout)
         if waited.pending:
-            raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout} s")
+            raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout:g} s")
         if failed := self.failed_in_run(waited):
             raise failure_of(failed[0])
 

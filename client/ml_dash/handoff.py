@@ -22,6 +22,7 @@ from ml_dash.arguments import (
     split_words,
     text,
     texts,
+    words,
 )
 from ml_dash.connection import Connection, new_key
 from ml_dash.dispatch import saver_of
@@ -80,6 +81,12 @@ class HandOff:
         self._place = place
         self._defaults = defaults
         self._durability = durability
+
+    def __repr__(self) -> str:
+        place, file_id = self._place, self._defaults.file_id
+        where = "/".join(part for part in (place.namespace, place.project, place.experiment, place.prefix) if part)
+        which = "" if file_id is None else f" file {file_id}"
+        return f"<{type(self).__name__} {where}{which}>" if where else f"<{type(self).__name__}{which}>"
 
     @property
     def place(self) -> m.Place:
@@ -326,7 +333,7 @@ class HandOff:
         described = m.Described(
             place=self._place,
             to=text(to, "to"),
-            description=given.description if description is None else text(description, "description"),
+            description=given.description if description is None else words(description, "description"),
             tags=(given.tags or ()) if tags is None else texts(tags, "tags"),
             bindrs=(given.bindrs or ()) if bindrs is None else texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),

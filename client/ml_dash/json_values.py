@@ -8,13 +8,14 @@ Nothing is left out and nothing is turned into text on the way.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ml_dash.errors import Code, MLDashError, error
 
 PLAIN = (bool, int, float, str)
 CONTAINERS = (dict, list, tuple)
+_LEAVES = frozenset({*PLAIN, type(None)})
 REFUSALS = (TypeError, ValueError, RuntimeError)
 """What json raises for a value, and the libraries for a scalar that has none, such as a tensor without memory."""
 
@@ -51,14 +52,23 @@ def _merged_key(value: Any) -> str | None:
     waiting = [value] if isinstance(value, CONTAINERS) else []
     while waiting:
         outer = waiting.pop()
-        if isinstance(outer, dict) and {*map(type, outer)} - {str}:
+        if isinstance(outer, dict) and not _all_text(outer):
             names = _encode(dict.fromkeys(outer), allow_nan=True)
             keys: list[str] = json.loads(names, object_pairs_hook=lambda pairs: [key for key, _ in pairs])
             if len(set(keys)) < len(keys):
                 return next(key for key in keys if keys.count(key) > 1)
         inside = outer.values() if isinstance(outer, dict) else outer
-        waiting += [inner for inner in inside if type(inner) not in PLAIN and isinstance(inner, CONTAINERS)]
+        waiting += [inner for inner in inside if type(inner) not in _LEAVES and isinstance(inner, CONTAINERS)]
     return None
+
+
+def _all_text(keys: Iterable[Any]) -> bool:
+    """Whether all are str; joining them asks that in C, and most dicts of large content are small."""
+    try:
+        "".join(keys)
+    except TypeError:
+        return False
+    return True
 
 
 def _culprit(value: Any, name: str, allow_nan: bool) -> tuple[Any, str]:

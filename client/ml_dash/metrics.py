@@ -52,6 +52,9 @@ class Metrics:
         self._durability = durability
         self._writer = Writer()
 
+    def __repr__(self) -> str:
+        return f"<Metrics of {self._place.namespace}/{self._place.project}/{self._place.experiment}>"
+
     def __call__(self, name: str | None = None) -> Metric:
         """The metric of that name, a path such as "eval/small"; without one, the unnamed metric."""
         return Metric(self, text(name or "", "name"))
@@ -120,6 +123,9 @@ class Metric:
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._metrics = metrics
         self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Metric {self.name!r}>"
 
     def log(self, **values: Any) -> Self:
         """Appends a row, and returns itself. As `Metrics.log`, for this metric alone; a dict stays a value."""

@@ -44,11 +44,20 @@ class Params:
             )
         return self
 
+    def __repr__(self) -> str:
+        return f"<Params of {self._place.namespace}/{self._place.project}/{self._place.experiment}>"
+
     log = set  # noqa: A003
     """The name that earlier releases gave it, too."""
 
     def get(self, flatten: bool = True) -> dict[str, Any]:
-        """All parameters, whoever set them: by their dotted names, or, with `flatten=False`, as nested dicts."""
+        """All parameters, whoever set them: by their dotted names, or, with `flatten=False`, as nested dicts.
+
+        One of them is `get()["opt.lr"]`.
+        """
+        if not isinstance(flatten, bool):
+            what = f"params.get() was given {flatten!r}, and flatten is True or False"
+            raise error(Code.INVALID_ARGUMENT, what, f"get() returns all parameters; for one: get()[{flatten!r}]")
         answer = details_of(self._connection, self._place)
         flat: dict[str, Any] = json.loads(answer.params or "{}")
         return flat if flatten else _nested(flat)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from ml_dash.arguments import seconds_of
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Get, Page, Record, Wait, Waited
@@ -124,6 +125,7 @@ def records_of(connection: Connection, ids: Sequence[int]) -> Iterator[Record]:
 
 def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: float | None) -> None:
     """Returns once every file has reached `until`; raises the error of one that never will, or TIMEOUT."""
+    timeout = seconds_of(timeout, "timeout")
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         left_ms = WAIT_MS if deadline is None else max(0, min(WAIT_MS, int((deadline - time.monotonic()) * 1000)))

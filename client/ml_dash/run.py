@@ -32,14 +32,20 @@ class RunState(StrEnum):
 class Run:
     """The time during which an experiment's files, parameters and metrics are saved.
 
-    Starting and ending are idempotent, and noted durably. A script that is killed says nothing: its experiment stays
-    RUNNING until it is opened and ended again. Of several processes, whoever ends last, or starts again, is noted.
+    Starting and ending are idempotent, and noted durably. Of `with` blocks inside each other the outermost ends it.
+    A script that is killed says nothing: its experiment stays RUNNING until it is opened and ended again. Of several
+    processes, whoever ends last, or starts again, is noted.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self.state = RunState.CREATED
         self.started_ms = 0
+        self._blocks = 0
+        """`with` blocks that are open: a block inside another is a part of the same run."""
+
+    def __repr__(self) -> str:
+        return f"<Run of {self._experiment.prefix} {self.state}>"
 
     def start(self) -> Experiment:
         """Opens the run; one that has ended is opened again."""
@@ -71,11 +77,16 @@ class Run:
         self._end(RunState.CANCELLED)
 
     def __enter__(self) -> Experiment:
-        return self.start()
+        experiment = self.start()
+        self._blocks += 1
+        return experiment
 
     def __exit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._blocks -= 1
+        if self._blocks:  # the outermost block ends it
+            return
         if kind is None:
             self._end(RunState.COMPLETED, leaving=True)
             return

@@ -43,5 +43,7 @@ def metadata_text(value: Mapping[str, Any] | None) -> str | None:
         raise error(Code.INVALID_METADATA, f"metadata is {type(value).__name__}, not a dict")
     for key in value:
         if not isinstance(key, str):
-            raise error(Code.INVALID_METADATA, f"the metadata key {key!r} is {type(key).__name__}, not str")
+            raise error(
+                Code.INVALID_METADATA, f"the metadata key {key!r} is {type(key).__name__}, not str", "use str as keys"
+            )
     return json_values.encode(dict(value), "metadata", allow_nan=False).decode()

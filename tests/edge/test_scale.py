@@ -13,6 +13,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.listing import FEW
 from ml_dashd.edge.system import NoFaults, SystemClock
 from ml_dashd.ports import Handed
 
@@ -117,6 +118,7 @@ async def test_a_page_takes_what_it_lists(catalog: SqliteCatalog) -> None:
         {"prefix": "frames/039", "cursor": ("frames/039/03950.png", 3950)},
         {"pattern": "**/*.json"},
         {"prefix": "configs", "pattern": "*.json"},
+        {"prefix": "configs", "pattern": "*"},
     ]
     for asked in pages:
         assert await steps(catalog._database, page(catalog, limit=20, **asked)) < first * 2, asked
@@ -124,3 +126,19 @@ async def test_a_page_takes_what_it_lists(catalog: SqliteCatalog) -> None:
     assert newest < first
     behind = {"latest": True, "cursor": ("frames/039/03990.png", 3990), "limit": 20}
     assert await steps(catalog._database, page(catalog, **behind)) < first * 4, "9 paths, of which the last has 4,000"
+
+
+async def test_a_folder_is_read_alone_whatever_lies_below_it(catalog: SqliteCatalog) -> None:
+    """And of a large one only the files of an ending, where the pattern names it."""
+    await catalog.commit([record(number, f"{number}.json") for number in range(1, 6)])
+    alone = {pattern: await steps(catalog._database, page(catalog, pattern=pattern)) for pattern in ("*", "*.json")}
+    await catalog.commit([record(10**6 + number, f"runs/{number}/config.json") for number in range(ROWS)])
+    for start in range(0, MANY, ROWS):
+        await catalog.commit([handed(number).job.record for number in range(start, start + ROWS)])
+    for pattern, before in alone.items():
+        assert await steps(catalog._database, page(catalog, pattern=pattern)) < before * 1.2
+    none = await steps(catalog._database, page(catalog, prefix="frames", pattern="*"))
+    assert none < alone["*"], "40 folders of a hundred files lie below it, and none in it"
+    await catalog.commit([record(3 * 10**5 + number, f"all/{number:05}.png") for number in range(2 * FEW)])
+    found = await steps(catalog._database, page(catalog, prefix="all", pattern="*.json"))
+    assert found < alone["*.json"] + 10 * FEW

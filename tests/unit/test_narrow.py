@@ -41,6 +41,13 @@ def test_how_deep_a_path_is_that_fits(pattern: str, depth: int | None):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "one"), [(None, False), ("", False), ("*", True), ("*.pt", True), ("a*/b", False), ("**", False)]
+)
+def test_whether_what_fits_lies_in_one_folder(pattern: str | None, one: bool):
+    assert narrow.is_of_one_folder(pattern) is one
+
+
+@pytest.mark.parametrize(
     ("pattern", "ending"),
     [
         ("**/*.json", "json"),

@@ -27,6 +27,11 @@ def depth(pattern: str) -> int | None:
     return None if "**" in segments else len(segments)
 
 
+def is_of_one_folder(pattern: str | None) -> bool:
+    """Whether whatever fits lies in one folder, that of the Selection's prefix."""
+    return pattern is not None and pattern != WHOLE and depth(pattern) == 1
+
+
 def ending(filename: str) -> str:
     """What follows the last dot of a filename; all of it where it has none."""
     return filename.rpartition(".")[2]

@@ -71,6 +71,11 @@ MIGRATIONS = [
     SELECT namespace, project, experiment, value, files.path, files.id, owner_uid
     FROM files, json_each(files.tags) WHERE deleted_ms IS NULL;
     """,
+    # Globs such as * and models/*: a folder alone, whatever lies below it.
+    """
+    CREATE INDEX files_by_folder ON files (namespace, project, experiment, prefix, path, id DESC)
+        WHERE deleted_ms IS NULL;
+    """,
 ]
 _LISTED = "deleted_ms IS NULL"
 
@@ -107,8 +112,7 @@ class SqliteCatalog:
             return await self._database.call(lambda connection: _read_tagged(connection, selection))
         return await self._database.call(
             lambda connection: [
-                read_record(row)
-                for row in read_selection(connection, selection, RECORD_COLUMNS, _LISTED, by_ending=True)
+                read_record(row) for row in read_selection(connection, selection, RECORD_COLUMNS, _LISTED, narrows=True)
             ]
         )
 
@@ -221,7 +225,7 @@ class SqliteCatalog:
 
 def _read_tagged(connection: sqlite3.Connection, selection: Selection) -> list[FileRecord]:
     """By the index of the first tag; the others are looked up for each file that has it."""
-    found = read_selection(connection, selection, ("id", "path"), "TRUE", by_ending=False, table="tags")
+    found = read_selection(connection, selection, ("id", "path"), "TRUE", narrows=False, table="tags")
     ids = [row["id"] for row in found]
     rows = connection.execute(f"SELECT * FROM files WHERE id IN ({marks(ids)}) ORDER BY path, id DESC", ids)
     return [read_record(row) for row in rows]

@@ -233,7 +233,7 @@ class SqliteJournal:
         listed = f"{_LISTED} AND NOT cancel_requested"
         return await self._database.call(
             lambda connection: [
-                read_job(row) for row in read_selection(connection, selection, READ_COLUMNS, listed, by_ending=False)
+                read_job(row) for row in read_selection(connection, selection, READ_COLUMNS, listed, narrows=False)
             ]
         )
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ml_dashd.core import narrow
-from ml_dashd.core.model import Selection
+from ml_dashd.core.model import EVERYBODY, Selection
 from ml_dashd.edge.rows import experiment_where
 
 ENDING = "substr(filename, length(rtrim(filename, replace(filename, '.', ''))) + 1)"
 """core/narrow.py: ending. An index over this expression serves only a question that has its very words."""
+FEW = 1000
+"""Files of a folder that are looked through for those of an ending; of more, those of the ending are looked up."""
+
+Condition = tuple[str, list[Any]]
+"""Of a WHERE: its text, and the values for its places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,18 @@ def read_selection(
     columns: Sequence[str],
     listed: str,
     *,
-    by_ending: bool,
+    narrows: bool,
     table: str = "files",
 ) -> list[sqlite3.Row]:
     """The rows of a table `files` that are asked for, in their order.
 
-    `listed` is the condition of its indexes; `by_ending`: it has one over ENDING. The table may be `tags`, which has a
-    row for each tag of a file: that is where files with certain tags are looked up.
+    `listed` is the condition of its indexes; `narrows`: it has one over folders, and one over ENDING. The table may be
+    `tags`, which has a row for each tag of a file: that is where files with certain tags are looked up.
     """
     found: list[sqlite3.Row] = []
+    where = _file_where(selection, *(_narrowed(connection, selection, listed) if narrows else ("", [])))
     for span in _spans(selection):
-        statement, values = _question(selection, span, columns, listed, by_ending=by_ending, table=table)
+        statement, values = _question(selection, span, columns, listed, where, table)
         found += connection.execute(statement, [*values, selection.limit - len(found)]).fetchall()
         if len(found) >= selection.limit:
             break
@@ -84,10 +90,10 @@ def _all_spans(selection: Selection) -> Iterator[_Span]:
 
 
 def _question(
-    selection: Selection, span: _Span, columns: Sequence[str], listed: str, *, by_ending: bool, table: str
+    selection: Selection, span: _Span, columns: Sequence[str], listed: str, condition: Condition, table: str
 ) -> tuple[str, list[Any]]:
     """A statement and its values, but for its last one, the limit."""
-    where, values = _file_where(selection, by_ending=by_ending)
+    where, values = condition
     tagged, tags = _tagged(selection.tags, table)
     where, values = f"{listed} AND {where}{tagged}", [*values, *tags]
     if span.only:
@@ -132,14 +138,30 @@ def _tagged(tags: Sequence[str], table: str) -> tuple[str, Sequence[str]]:
     return " AND files.tag = ?" + other * (len(tags) - 1), tags
 
 
-def _file_where(selection: Selection, *, by_ending: bool) -> tuple[str, list[Any]]:
+def _narrowed(connection: sqlite3.Connection, selection: Selection, listed: str) -> Condition:
+    """What chooses the index of a folder or that of an ending, where a pattern tells; the one that has less to read."""
+    if not selection.pattern:
+        return "", []
+    ending = narrow.ending_of_all(selection.pattern)
+    if narrow.is_of_one_folder(selection.pattern) and (ending is None or _is_small(connection, selection, listed)):
+        return " AND prefix = ?", [selection.prefix]
+    return ("", []) if ending is None else (f" AND {ENDING} = ?", [ending])
+
+
+def _is_small(connection: sqlite3.Connection, selection: Selection, listed: str) -> bool:
+    where, values = experiment_where(replace(selection, scope=EVERYBODY))  # whose a file is, is not in the index
+    some = f"SELECT 1 FROM files WHERE {listed} AND {where} AND prefix = ? LIMIT ?"
+    (count,) = connection.execute(f"SELECT count(*) FROM ({some})", [*values, selection.prefix, FEW + 1]).fetchone()
+    return int(count) <= FEW
+
+
+def _file_where(selection: Selection, narrowed: str, narrowing: list[Any]) -> Condition:
     """The condition on a file but for its place in the order. What concerns its path is read from the index alone."""
     text, values = experiment_where(selection)
     if not selection.pattern:
         return text, values
+    text, values = text + narrowed, [*values, *narrowing]
     prefix = f"{selection.prefix}/" if selection.prefix else ""
-    if by_ending and (ending := narrow.ending_of_all(selection.pattern)) is not None:
-        text, values = f"{text} AND {ENDING} = ?", [*values, ending]
     if (depth := narrow.depth(selection.pattern)) is not None:
         slashes = prefix.count("/") + depth - 1
         text, values = f"{text} AND length(path) - length(replace(path, '/', '')) = ?", [*values, slashes]
