@@ -47,7 +47,7 @@ long: $(READY)   ## the same suites at full size; seeds are printed
 lock:            ## pin the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv==0.13.9
 	.cache/uv/bin/uv pip compile --quiet --no-config --universal --no-strip-extras --generate-hashes --upgrade \
-	  --python-version 3.11 --extra daemon --extra media --extra dev --custom-compile-command "make lock" \
+	  --python-version 3.11 --extra daemon --extra fleet --extra media --extra dev --custom-compile-command "make lock" \
 	  pyproject.toml --output-file requirements.lock
 
 clean:           ## remove what the other targets made here

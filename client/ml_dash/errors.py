@@ -49,6 +49,10 @@ class Code(StrEnum):
     STORE_CORRUPTED = "STORE_CORRUPTED"
     STORE_REFUSED = "STORE_REFUSED"
     OBJECT_MISSING = "OBJECT_MISSING"
+    # The catalog of a fleet
+    CATALOG_UNREACHABLE = "CATALOG_UNREACHABLE"
+    CATALOG_DENIED = "CATALOG_DENIED"
+    CATALOG_FULL = "CATALOG_FULL"
     # The daemon and the way to it
     ACCESS_DENIED = "ACCESS_DENIED"
     CONFIG = "CONFIG"
@@ -189,6 +193,13 @@ TABLE: dict[Code, Entry] = {
     Code.STORE_CORRUPTED: Entry(StorageError, "the bytes arrived damaged several times: check memory and network"),
     Code.STORE_REFUSED: Entry(StorageError, "the store will not take this file; see the message"),
     Code.OBJECT_MISSING: Entry(MissingError, "the store no longer has the bytes; restore them there"),
+    Code.CATALOG_UNREACHABLE: Entry(
+        NetworkError, "check catalog.url, the network and MongoDB's primary; stored files wait and are listed later"
+    ),
+    Code.CATALOG_DENIED: Entry(
+        AccessError, "give the user of catalog.url the role that docs/fleet.md lists; it goes on by itself"
+    ),
+    Code.CATALOG_FULL: Entry(StorageError, "free space on MongoDB's disks; it goes on by itself"),
     Code.ACCESS_DENIED: Entry(AccessError, "ask the operator to name your uid in [access]"),
     Code.CONFIG: Entry(InvalidError, "see config/ml-dashd.toml for every key and its default"),
     Code.DAEMON_UNAVAILABLE: Entry(NetworkError, "start it with `ml-dashd run`, or unset ML_DASH_SOCKET"),

@@ -396,9 +396,10 @@ class Catalog(Protocol):
     """What is stored. A record is in it only when its object is verified."""
 
     async def commit(self, records: Sequence[FileRecord]) -> list[int]:
-        """Lists stored files, all or none; returns the ids of those that were deleted before, and stay so.
+        """Lists stored files; returns the ids of those that were deleted before, and stay so.
 
-        Idempotent: upserts by id. Of what is said of a file, the higher revision stays.
+        Idempotent: upserts by id. Where it raises, some may be listed, and it is to be repeated. Of what
+        is said of a file, the higher revision stays.
         """
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:

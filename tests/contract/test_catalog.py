@@ -10,16 +10,25 @@ import pytest
 
 from ml_dashd.core import names
 from ml_dashd.core.model import EVERYBODY, Amendment, FileRecord, Scope, Selection
+from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.mongo import Mongo
+from ml_dashd.edge.mongo_schema import prepare
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Catalog
 
 EXPERIMENT = ("alice", "cv", "resnet")
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "mongodb"])
 async def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Catalog]:
-    made = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    made: Catalog
+    if request.param == "sqlite":
+        made = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    else:
+        mongo = Mongo(request.getfixturevalue("mongodb_url"))
+        await prepare(mongo)
+        made = MongoCatalog(mongo)
     yield made
     await made.close()
 

@@ -1,10 +1,14 @@
 """pytest plugin: the running servers. Load it with `pytest_plugins = ["tests.servers.fixtures"]`."""
 
+import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
+import pymongo
 import pytest
 
 from tests.doubles.s3_double import S3Double
@@ -12,10 +16,14 @@ from tests.servers.ceph import Ceph
 from tests.servers.debian import NotInstallableError
 from tests.servers.environments import EnvironmentUnavailableError, torch_python
 from tests.servers.localstack import LocalStack
+from tests.servers.mongodb import MongoDB
 from tests.servers.s3server import S3Server
 from tests.servers.swift import Swift
 
 Server = TypeVar("Server", bound=S3Server)
+
+GIVEN_MONGODB = os.environ.get("ML_DASH_TEST_MONGODB_URL", "")
+"""Read before the tests are isolated from the environment."""
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +52,28 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
         yield from _serve(Ceph(tmp_path_factory.mktemp("ceph")))
     except NotInstallableError as reason:
         pytest.skip(f"no Ceph: {reason}")
+
+
+@pytest.fixture(scope="session")
+def mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoDB]:
+    """A mongod, started for the first test that asks; a test that kills one makes one of its own."""
+    with MongoDB(tmp_path_factory.mktemp("mongodb")) as server:
+        yield server
+
+
+@pytest.fixture
+def mongodb_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The catalog.url of an empty database: on the server that ML_DASH_TEST_MONGODB_URL names, else on our own."""
+    name = f"ml_dash_test_{secrets.token_hex(6)}"
+    given = GIVEN_MONGODB
+    if given:
+        parts = urlsplit(given)
+        url = urlunsplit(parts._replace(path=f"/{name}"))
+    else:
+        url = request.getfixturevalue("mongodb").url(name)
+    yield url
+    with pymongo.MongoClient(url) as client:
+        client.drop_database(name)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ml_dashd.core import narrow
 from ml_dashd.core.model import EVERYBODY, Selection
+from ml_dashd.core.spans import Span, spans
 from ml_dashd.edge.rows import experiment_where
 
 ENDING = "substr(filename, length(rtrim(filename, replace(filename, '.', ''))) + 1)"
@@ -22,16 +23,6 @@ FEW = 1000
 
 Condition = tuple[str, list[Any]]
 """Of a WHERE: its text, and the values for its places."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Paths above `low` and below `high`; or the one path `low`, of its versions those below `id`."""
-
-    low: str
-    high: str | None = None
-    only: bool = False
-    id: int | None = None
 
 
 def read_selection(
@@ -50,7 +41,7 @@ def read_selection(
     """
     found: list[sqlite3.Row] = []
     where = _file_where(selection, *(_narrowed(connection, selection, listed) if narrows else ("", [])))
-    for span in _spans(selection):
+    for span in spans(selection):
         statement, values = _question(selection, span, columns, listed, where, table)
         found += connection.execute(statement, [*values, selection.limit - len(found)]).fetchall()
         if len(found) >= selection.limit:
@@ -58,39 +49,8 @@ def read_selection(
     return found
 
 
-def _spans(selection: Selection) -> Iterator[_Span]:
-    """What follows the cursor of the paths that are asked for, in order."""
-    if selection.cursor is None:
-        yield from _all_spans(selection)
-        return
-    at, last = selection.cursor
-    for span in _all_spans(selection):
-        if span.only:
-            holds, is_behind = span.low == at, span.low > at
-        else:
-            holds, is_behind = span.low < at and (span.high is None or at < span.high), span.low >= at
-        if is_behind:
-            yield span
-        elif holds:
-            if not selection.latest:
-                yield _Span(at, only=True, id=last)
-            if not span.only:
-                yield _Span(at, span.high)
-
-
-def _all_spans(selection: Selection) -> Iterator[_Span]:
-    prefix, pattern = selection.prefix, selection.pattern
-    if not prefix:
-        yield _Span("")
-        return
-    if not pattern:  # the prefix itself may be a file's path
-        yield _Span(prefix, only=True)
-    if pattern != narrow.WHOLE:
-        yield _Span(prefix + "/", prefix + "0")  # "0" follows "/"
-
-
 def _question(
-    selection: Selection, span: _Span, columns: Sequence[str], listed: str, condition: Condition, table: str
+    selection: Selection, span: Span, columns: Sequence[str], listed: str, condition: Condition, table: str
 ) -> tuple[str, list[Any]]:
     """A statement and its values, but for its last one, the limit."""
     where, values = condition
@@ -165,7 +125,7 @@ def _file_where(selection: Selection, narrowed: str, narrowing: list[Any]) -> Co
     if (depth := narrow.depth(selection.pattern)) is not None:
         slashes = prefix.count("/") + depth - 1
         text, values = f"{text} AND length(path) - length(replace(path, '/', '')) = ?", [*values, slashes]
-    # "+": SQLite would compile the statement anew for every pattern, to look for a range that `_spans` has found.
+    # "+": SQLite would compile the statement anew for every pattern, to look for a range that `spans` has found.
     return f"{text} AND +path GLOB ?", [*values, _literal(prefix) + _wider(selection.pattern)]
 
 

@@ -1,0 +1,196 @@
+"""The catalog of a fleet: MongoDB, a document a version of a file.
+
+Every write can be repeated: a record is inserted where there is none of its id, and then only changes upwards. A higher
+revision takes the place of a lower one, a deletion stays, and nothing that comes late takes either back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
+from ml_dashd.core.spans import Span, spans
+from ml_dashd.edge.mongo import Document, Mongo
+from ml_dashd.edge.mongo_records import ORDER, amended, document, in_scope, index, question, read_record, said
+from ml_dashd.edge.mongo_schema import FILES
+
+LEAST_KEYS = 8
+"""Keys that are read to see which path comes next, where each has many versions."""
+
+
+class MongoCatalog:
+    """The `Catalog` of ports.py. The database is brought up to date by edge/mongo_schema.py."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._mongo = mongo
+        self._files = mongo.collection(FILES)
+
+    async def commit(self, records: Sequence[FileRecord]) -> list[int]:
+        return await self._mongo.call(self._commit(records))
+
+    async def get(self, ids: Sequence[int]) -> list[FileRecord]:
+        return await self._mongo.call(self._find({"_id": {"$in": list(ids)}}, [("_id", 1)], len(ids) or 1))
+
+    async def select(self, selection: Selection) -> list[FileRecord]:
+        read = self._newest if selection.latest else self._versions
+        return await self._mongo.call(read(selection))
+
+    async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
+        asked = {"_id": {"$gt": after}, "listed": True, **in_scope(scope)}
+        return await self._mongo.call(self._find(asked, [("_id", 1)], limit))
+
+    async def amend(self, file_id: int, words: Amendment, at_ms: int) -> FileRecord | None:
+        change = {"$set": {**amended(words), "updated_ms": at_ms}, "$inc": {"revision": 1}}
+        # True is ReturnDocument.AFTER.
+        found = await self._mongo.call(
+            self._files.find_one_and_update({"_id": file_id, "listed": True}, change, return_document=True)
+        )
+        return None if found is None else read_record(found)
+
+    async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
+        return await self._mongo.call(self._delete(ids, at_ms))
+
+    async def prune(self, records: Sequence[FileRecord], at_ms: int) -> list[int]:
+        return await self._mongo.call(self._prune(records, at_ms))
+
+    async def experiments(self) -> list[Experiment]:
+        return await self._mongo.call(self._experiments())
+
+    async def deleted(self, before_ms: int, after: tuple[int, int], limit: int) -> list[FileRecord]:
+        return await self._mongo.call(self._deleted(before_ms, after, limit))
+
+    async def reclaimed(self, records: Sequence[FileRecord], at_ms: int) -> None:
+        from pymongo import UpdateOne  # noqa: PLC0415 optional
+
+        change = {"$set": {"reclaimed_ms": at_ms}, "$unset": {"reclaimable": ""}}
+        writes = [
+            UpdateOne({"_id": record.id, "deleted_ms": record.deleted_ms, "reclaimable": True}, change)
+            for record in records
+        ]
+        if writes:
+            await self._mongo.call(self._files.bulk_write(writes, ordered=False))
+
+    def trouble(self) -> Trouble | None:
+        return self._mongo.trouble()
+
+    async def close(self) -> None:
+        await self._mongo.close()
+
+    # ---- writes
+
+    async def _commit(self, records: Sequence[FileRecord]) -> list[int]:
+        from pymongo import UpdateOne  # noqa: PLC0415 optional
+
+        writes: list[UpdateOne] = []
+        for record in records:
+            made = document(record)
+            writes.append(UpdateOne({"_id": made.pop("_id")}, {"$setOnInsert": made}, upsert=True))
+            if record.revision:
+                older = {"_id": record.id, "listed": True, "revision": {"$lt": record.revision}}
+                writes.append(UpdateOne(older, {"$set": said(record)}))
+        if not writes:
+            return []
+        result = await self._files.bulk_write(writes)
+        if result.upserted_count == len(records):
+            return []
+        return await self._gone([record.id for record in records], {})
+
+    async def _delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
+        await self._files.update_many({"_id": {"$in": list(ids)}, "listed": True}, _deletion(at_ms, ""))
+        return await self._gone(ids, {})
+
+    async def _prune(self, records: Sequence[FileRecord], at_ms: int) -> list[int]:
+        """A bulk of writes does not tell which have met something: what this call deleted bears its mark."""
+        from pymongo import UpdateOne  # noqa: PLC0415 optional
+
+        mark = secrets.token_hex(8)
+        change = _deletion(at_ms, mark)
+        writes = [
+            UpdateOne({"_id": record.id, "revision": record.revision, "listed": True}, change) for record in records
+        ]
+        if not writes:
+            return []
+        await self._files.bulk_write(writes, ordered=False)
+        return await self._gone([record.id for record in records], {"deletion": mark})
+
+    async def _gone(self, ids: Sequence[int], asked: Document) -> list[int]:
+        """Those of these that are deleted, in the order of their ids."""
+        found = self._files.find({"_id": {"$in": list(ids)}, "listed": False, **asked}, {"_id": 1}, sort=[("_id", 1)])
+        return [each["_id"] for each in await found.to_list()]
+
+    # ---- questions
+
+    async def _find(
+        self, asked: Document, order: list[tuple[str, int]], limit: int, hint: str | None = None
+    ) -> list[FileRecord]:
+        found = self._files.find(asked, sort=order, limit=limit, hint=hint)
+        return [read_record(each) for each in await found.to_list()]
+
+    async def _versions(self, selection: Selection) -> list[FileRecord]:
+        found: list[FileRecord] = []
+        for span in spans(selection):
+            left = selection.limit - len(found)
+            found += await self._find(question(selection, span), ORDER, left, index(selection))
+            if len(found) >= selection.limit:
+                break
+        return found
+
+    async def _newest(self, selection: Selection) -> list[FileRecord]:
+        """The newest of each path: keys alone are read to find them, and then their documents at once."""
+        ids: list[int] = []
+        for span in spans(selection):
+            ids += await self._newest_of(selection, span, selection.limit - len(ids))
+            if len(ids) >= selection.limit:
+                break
+        found = await self._find({"_id": {"$in": ids}}, [("_id", 1)], len(ids)) if ids else []
+        by_id = {record.id: record for record in found}
+        return [by_id[one] for one in ids if one in by_id]
+
+    async def _newest_of(self, selection: Selection, span: Span, limit: int) -> list[int]:
+        """After a page of keys the next path is sought, so that versions are not read one by one.
+
+        Where most are older versions, pages become small: a seek each costs less than what it skips.
+        """
+        ids: list[int] = []
+        most = 1 if span.only else limit
+        while True:
+            keys = await self._keys(question(selection, span), most, index(selection))
+            fresh: dict[str, int] = {}
+            for key in keys:
+                fresh.setdefault(key["path"], key["_id"])
+            ids += list(fresh.values())[: limit - len(ids)]
+            if span.only or len(keys) < most or len(ids) >= limit:
+                return ids
+            span = Span(keys[-1]["path"], span.high)
+            most = max(LEAST_KEYS, most // 8) if len(fresh) * 8 < most else min(limit, most * 2)
+
+    async def _keys(self, asked: Document, limit: int, hint: str) -> list[Document]:
+        return await self._files.find(asked, {"path": 1, "_id": 1}, sort=ORDER, limit=limit, hint=hint).to_list()
+
+    async def _experiments(self) -> list[Experiment]:
+        """Level by level: each is a seek in the index for every name."""
+        found: list[Experiment] = []
+        asked: dict[str, Any] = {"listed": True}
+        for namespace in await self._files.distinct("namespace", asked):
+            for project in await self._files.distinct("project", {**asked, "namespace": namespace}):
+                there = {**asked, "namespace": namespace, "project": project}
+                found += [(namespace, project, each) for each in await self._files.distinct("experiment", there)]
+        return found
+
+    async def _deleted(self, before_ms: int, after: tuple[int, int], limit: int) -> list[FileRecord]:
+        """Of the last one's own moment first, then later ones: each is one range of the index."""
+        at_ms, last = after
+        order = [("deleted_ms", 1), ("_id", 1)]
+        found: list[FileRecord] = []
+        if at_ms < before_ms:
+            found = await self._find({"reclaimable": True, "deleted_ms": at_ms, "_id": {"$gt": last}}, order, limit)
+        if len(found) < limit:
+            later = {"reclaimable": True, "deleted_ms": {"$gt": at_ms, "$lt": before_ms}}
+            found += await self._find(later, order, limit - len(found))
+        return found
+
+
+def _deletion(at_ms: int, mark: str) -> Document:
+    return {"$set": {"listed": False, "deleted_ms": at_ms, "reclaimable": True, "deletion": mark}}

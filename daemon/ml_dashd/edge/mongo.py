@@ -1,0 +1,206 @@
+"""The connection to MongoDB that a fleet's catalog, runs and leases share.
+
+Each write is on the disks of a majority when it returns. One that timed out may have happened: whoever repeats it must
+find it the same, so every write here is an upsert, or names what it expects. A cancelled operation would close its
+connection in PyMongo, and leave its outcome unknown; operations are therefore shielded, and run to their end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from ml_dash.errors import TABLE, Code, MLDashError, error
+from ml_dashd.core.model import Trouble
+from ml_dashd.core.redact import redact
+from ml_dashd.ports import JournalError
+
+if TYPE_CHECKING:
+    from pymongo import AsyncMongoClient
+    from pymongo.asynchronous.collection import AsyncCollection
+    from pymongo.asynchronous.database import AsyncDatabase
+
+T = TypeVar("T")
+Document = dict[str, Any]
+
+SELECTION_MS = 5_000
+"""How long an operation waits for a primary: an election takes a second or two, and who waits is told soon after."""
+CONNECT_MS = 5_000
+SOCKET_MS = 60_000
+"""A server that takes an operation and is not heard of again: a half-open connection, a frozen disk."""
+WRITE_MS = 30_000
+"""wtimeout: how long a write waits for the majority. The outcome is unknown then, and the write is repeated."""
+POOL = 16
+"""Connections of a daemon: with 1,000 nodes 16,000 at the very most; an idle node keeps two."""
+IDLE_MS = 60_000
+MISSING_HINT = "pip install 'ml-dash[fleet]'"
+
+_DENIED = {13, 18, 8000}
+"""Unauthorized, AuthenticationFailed, Atlas's own (MongoDB's error_codes.yml)."""
+_FULL = {14031, 12501}
+"""OutOfDiskSpace, quota exceeded."""
+
+
+class Mongo:
+    """A client of one database. Made without a connection: a server that is away is found so by the first call."""
+
+    def __init__(self, url: str) -> None:
+        """Takes a catalog.url. Raises CONFIG for one that PyMongo refuses, MISSING_LIBRARY without PyMongo."""
+        self.place = place(url)
+        self._client = _connect(url)
+        self._trouble: Trouble | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    @property
+    def client(self) -> AsyncMongoClient[Document]:
+        return self._client
+
+    @property
+    def database(self) -> AsyncDatabase[Document]:
+        """The one that the URL names."""
+        return self._client.get_default_database()
+
+    def collection(self, name: str) -> AsyncCollection[Document]:
+        return self.database[name]
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of an operation, or of several; it runs to its end though its caller be cancelled.
+
+        Raises JournalError with CATALOG_UNREACHABLE, CATALOG_DENIED or CATALOG_FULL; then the outcome may be unknown,
+        and the operation is to be repeated. Whatever else it raises is a defect, or the work's own.
+        """
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            result = await asyncio.shield(task)
+        except _theirs() as failure:
+            named = self._named(failure)
+            if named is None:
+                raise
+            self._trouble = Trouble(named.code, str(named), TABLE[named.code].hint)
+            raise named from None  # PyMongo's own words may hold the URL
+        self._trouble = None
+        return result
+
+    def trouble(self) -> Trouble | None:
+        """Why the last operation failed; None where it did not."""
+        return self._trouble
+
+    async def close(self) -> None:
+        """Waits for what is under way, and lets go of connections. Idempotent."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        await self._client.close()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # of one whose caller is gone nobody else asks
+
+    def _named(self, failure: Exception) -> JournalError | None:
+        """A failure as the rest of the daemon knows it; None for a defect, such as a malformed question."""
+        return named(failure, self.place)
+
+
+def place(url: str) -> str:
+    """A catalog.url for people: the hosts and the database, without user, password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def named(failure: Exception, where: str) -> JournalError | None:
+    """PyMongo's exception as a JournalError that names the place; None for what no operator could mend."""
+    from pymongo import errors  # noqa: PLC0415 optional
+
+    code = _code(failure)
+    if code in _DENIED or isinstance(failure, errors.ConfigurationError):
+        kind = Code.CATALOG_DENIED
+    elif code in _FULL:
+        kind = Code.CATALOG_FULL
+    elif _is_away(failure):
+        kind = Code.CATALOG_UNREACHABLE
+    else:
+        return None
+    return JournalError(f"the catalog {where}: {_words(failure)}", kind)
+
+
+def _is_away(failure: Exception) -> bool:
+    """Whether it may be there again by itself: no connection, no primary, no majority, too slow."""
+    from pymongo import errors  # noqa: PLC0415 optional
+
+    away = (errors.ConnectionFailure, errors.WTimeoutError, errors.ExecutionTimeout, errors.WaitQueueTimeoutError)
+    if isinstance(failure, away):
+        return True
+    details: Mapping[str, Any] = getattr(failure, "details", None) or {}
+    if isinstance(failure, errors.BulkWriteError):
+        return bool(details.get("writeConcernErrors")) and not details.get("writeErrors")
+    if isinstance(failure, errors.WriteConcernError):
+        return True
+    return isinstance(failure, errors.PyMongoError) and (
+        failure.has_error_label("RetryableWriteError") or failure.has_error_label("TransientTransactionError")
+    )
+
+
+def _code(failure: Exception) -> int:
+    """The server's number; of a bulk write, of the first that failed."""
+    details: Mapping[str, Any] = getattr(failure, "details", None) or {}
+    for entry in details.get("writeErrors") or []:
+        return int(entry.get("code") or 0)
+    return int(getattr(failure, "code", None) or 0)
+
+
+def _words(failure: Exception) -> str:
+    """What it says, in one line, without the description of the whole topology."""
+    text = str(failure).partition(", Timeout:")[0].partition(", full error:")[0]
+    return redact(text)[:500] or type(failure).__name__
+
+
+def _theirs() -> type[Exception]:
+    from pymongo.errors import PyMongoError  # noqa: PLC0415 optional
+
+    return PyMongoError
+
+
+def _connect(url: str) -> AsyncMongoClient[Document]:
+    try:
+        from pymongo import AsyncMongoClient  # noqa: PLC0415 optional
+        from pymongo.errors import PyMongoError  # noqa: PLC0415
+    except ImportError:
+        what = f"the catalog {place(url)} needs PyMongo, which is not installed"
+        raise error(Code.MISSING_LIBRARY, what, MISSING_HINT) from None
+    options: dict[str, Any] = {
+        "w": "majority",
+        "journal": True,
+        "wTimeoutMS": WRITE_MS,
+        "readConcernLevel": "majority",
+        "readPreference": "primary",
+        "retryWrites": True,
+        "retryReads": True,
+        "serverSelectionTimeoutMS": SELECTION_MS,
+        "connectTimeoutMS": CONNECT_MS,
+        "socketTimeoutMS": SOCKET_MS,
+        "maxPoolSize": POOL,
+        "maxIdleTimeMS": IDLE_MS,
+        "waitQueueTimeoutMS": SELECTION_MS,
+        "appname": "ml-dashd",
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an option that PyMongo would drop, such as a mistyped tls
+            client: AsyncMongoClient[Document] = AsyncMongoClient(url, **options)
+        client.get_default_database()
+    except (PyMongoError, ValueError, Warning) as refused:
+        raise bad_url(url, str(refused)) from None
+    return client
+
+
+def bad_url(url: str, why: str) -> MLDashError:
+    """The error of a URL that names no database, or has options that do not exist. Its password is not shown."""
+    password = urlsplit(url).netloc.rpartition("@")[0].partition(":")[2]
+    for secret in {password, unquote(password)} - {""}:
+        why = why.replace(secret, "***")
+    return error(Code.CONFIG, f"catalog.url {place(url)}: {redact(why)}", 'use "mongodb://host:port/database"')

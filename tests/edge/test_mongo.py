@@ -1,0 +1,76 @@
+"""The connection to MongoDB: what it raises, what it shows, and what a cancelled caller leaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pymongo.errors import DuplicateKeyError
+
+from ml_dash.errors import Code, MLDashError
+from ml_dashd.edge.mongo import Mongo, place
+from ml_dashd.ports import JournalError
+
+SECRET = "hunter%2F2"
+
+
+async def test_a_server_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_dashd.edge.mongo.SELECTION_MS", 50)
+    mongo = Mongo(f"mongodb://ml:{SECRET}@127.0.0.1:1/fleet")
+    with pytest.raises(JournalError) as refused:
+        await mongo.call(mongo.collection("files").find_one())
+    assert refused.value.code is Code.CATALOG_UNREACHABLE
+    assert "mongodb://127.0.0.1:1/fleet" in str(refused.value)
+    trouble = mongo.trouble()
+    assert trouble is not None
+    assert trouble.code is Code.CATALOG_UNREACHABLE
+    assert "hunter" not in f"{refused.value} {trouble}"
+    assert refused.value.__cause__ is None
+    await mongo.close()
+
+
+async def test_what_was_begun_is_done_though_its_caller_is_cancelled(mongodb_url: str) -> None:
+    mongo = Mongo(mongodb_url)
+    files = mongo.collection("files")
+    await mongo.call(files.insert_one({"_id": 1}))
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        for number in range(2, 30):
+            await files.insert_one({"_id": number})
+
+    task = asyncio.create_task(mongo.call(work()))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await mongo.close()
+    again = Mongo(mongodb_url)
+    assert await again.call(again.collection("files").count_documents({})) == 29
+    assert again.trouble() is None
+    await again.close()
+
+
+async def test_a_duplicate_key_is_the_callers_to_judge(mongodb_url: str) -> None:
+    mongo = Mongo(mongodb_url)
+    await mongo.call(mongo.collection("files").insert_one({"_id": 1}))
+    with pytest.raises(DuplicateKeyError):
+        await mongo.call(mongo.collection("files").insert_one({"_id": 1}))
+    assert mongo.trouble() is None, "the server has answered"
+    await mongo.close()
+
+
+@pytest.mark.parametrize(
+    "url", [f"mongodb://ml:{SECRET}@host/", f"mongodb://ml:{SECRET}@host/db?tls=maybe", "mongodb://ml:a/b@host/db"]
+)
+def test_a_url_that_is_refused_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(MLDashError) as refused:
+        Mongo(url)
+    assert refused.value.code is Code.CONFIG
+    assert "catalog.url" in refused.value.message
+    assert "hunter" not in str(refused.value)
+
+
+def test_a_place_is_hosts_and_database() -> None:
+    assert place("mongodb://u:p@a:1,b:2/fleet?tls=true") == "mongodb://a:1,b:2/fleet"
