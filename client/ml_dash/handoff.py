@@ -14,6 +14,7 @@ from ml_dash.arguments import (
     PathLike,
     content_of,
     durability_of,
+    flag,
     name_of,
     only_known,
     open_source,
@@ -45,6 +46,7 @@ class Defaults:
     tags: tuple[str, ...] | None = None
     bindrs: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] | None = None
+    supersede: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +100,20 @@ class HandOff:
         durability: str | None = None,
         snapshot: str | None = None,
         priority: int = 0,
+        supersede: bool | None = None,
     ) -> FileResult:
         """Hands an existing file over and returns its record, in one or two milliseconds whatever its size.
 
         `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
         may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
         a copy first. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority` (-100
-        to 100) is sent first.
+        to 100) is sent first. With `supersede` older versions of this path that are not stored yet are dropped.
 
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
         source = text(fpath, "fpath")
         name = name_of(source) if to is None else to
-        file = self._describe(name, description, tags, bindrs, metadata, priority)
+        file = self._describe(name, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
         key = new_key()
         descriptor = open_source(source)
         try:
@@ -319,7 +322,9 @@ class HandOff:
         tags: Sequence[str] | None = None,
         bindrs: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
         priority: int = 0,
+        supersede: bool | None = None,
     ) -> m.Described:
         """What is said of a file: the call's words, else the builder's."""
         given = self._defaults
@@ -331,6 +336,7 @@ class HandOff:
             bindrs=(given.bindrs or ()) if bindrs is None else texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
             priority=priority_of(priority),
+            supersede=given.supersede if supersede is None else flag(supersede, "supersede"),
         )
         m.check(described)
         return described
