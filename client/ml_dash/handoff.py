@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -72,6 +73,14 @@ class _Saved:
             durability=self.durability,
             seal=self.seal,
         )
+
+
+class Written:
+    """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out = out
+        self.file: FileResult
 
 
 class HandOff:
@@ -301,13 +310,21 @@ class HandOff:
         that is too large takes room until it is used again. `write` is called once; what it raises passes, and nothing
         is left behind. With `seal` it writes a zip archive, whose checksums the daemon puts right.
         """
+        with self.writing(to, size_hint=size_hint, seal=seal, **described) as written:
+            write(written.out)
+        return written.file
+
+    @contextmanager
+    def writing(self, to: str, *, size_hint: int = 0, seal: bool = False, **described: Any) -> Iterator[Written]:
+        """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record."""
         saved = self._saved(to, described, seal=seal)
         with slot_writer(self._connection, size_hint) as (slot, out):
-            write(out)
+            written = Written(out)
+            yield written
             if not out.closed:
                 out.flush()
             accepted = slot.hand_over(None if seal else saved.put, saved.commit)
-        return self._result(accepted.record)
+        written.file = self._result(accepted.record)
 
     def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False) -> _Saved:
         durability = durability_of(described.pop("durability", None) or self._durability)

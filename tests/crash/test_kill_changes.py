@@ -92,7 +92,8 @@ def test_killed_while_a_version_gives_way(
     make_file(tmp_path / "1.bin", 40 * MIB)
     newer = make_file(tmp_path / "2.bin", MIB, seed=2)
     hit = {"accept.journaled": "kill@2"}.get(point, "kill")
-    with daemon_on(store, tmp_path) as daemon, daemon.experiment().run as exp:
+    slow = "[limits]\nbandwidth = 8388608\n"  # the older one is seconds from its end when its first part is sent
+    with daemon_on(store, tmp_path, slow) as daemon, daemon.experiment().run as exp:
         daemon.kill()
         daemon.start(faults=f"upload.part_journaled=hang,{point}={hit}")
         with revived(daemon):

@@ -18,6 +18,8 @@ from tests.scenario.test_files import refused
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
+SLOW = "[limits]\nbandwidth = 8388608\n"
+"""A file of 40 MiB is seconds from its end when the first part is sent."""
 
 
 def states(exp: Experiment) -> dict[str, str]:
@@ -104,8 +106,8 @@ def test_one_that_is_being_sent(request: pytest.FixtureRequest, kind: str, tmp_p
         Folder(tmp_path / "store") if kind == "local" else Bucket(request.getfixturevalue("s3_double"))
     )
     make_file(tmp_path / "1.bin", 40 * MIB)
-    sha256 = make_file(tmp_path / "2.bin", 20 * MIB, seed=1)
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
+    sha256 = make_file(tmp_path / "2.bin", 2 * MIB, seed=1)
+    with DaemonProcess(tmp_path / "daemon", store, settings=SLOW) as daemon:
         daemon.kill()
         daemon.start("upload.part_journaled=hang")
         with daemon.experiment().run as exp:
