@@ -16,7 +16,7 @@ from ml_dash.many import read_small
 
 PathLike = str | os.PathLike[str]
 DIGITS_OF_ID = "0123456789"
-DESCRIBED = ("description", "tags", "bindrs", "metadata", "priority")
+DESCRIBED = ("description", "tags", "bindrs", "metadata", "priority", "supersede")
 """The words that every saver takes, beside `durability`."""
 
 
@@ -69,6 +69,12 @@ def priority_of(value: Any) -> int:
     least, most = m.PRIORITIES
     if type(value) is not int or not least <= value <= most:
         raise error(Code.INVALID_ARGUMENT, f"priority={value!r}", f"pass a whole number from {least} to {most}")
+    return value
+
+
+def flag(value: Any, name: str) -> bool:
+    if type(value) is not bool:
+        raise error(Code.INVALID_ARGUMENT, f"{name}={value!r}", "pass True or False")
     return value
 
 

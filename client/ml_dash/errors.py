@@ -33,6 +33,7 @@ class Code(StrEnum):
     SOURCE_LOST = "SOURCE_LOST"
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     CANCELLED = "CANCELLED"
+    SUPERSEDED = "SUPERSEDED"
     NOT_STORED_YET = "NOT_STORED_YET"
     ALREADY_STORED = "ALREADY_STORED"
     ID_TAKEN = "ID_TAKEN"
@@ -159,6 +160,7 @@ TABLE: dict[Code, Entry] = {
     Code.SOURCE_LOST: Entry(StorageError, "upload the file again"),
     Code.CHECKSUM_MISMATCH: Entry(StorageError, "download it again; if it repeats, the stored bytes are damaged"),
     Code.CANCELLED: Entry(StateError, "it was deleted before it was stored; save it again if you need it"),
+    Code.SUPERSEDED: Entry(StateError, "wait for the newer version; to keep each, save without supersede"),
     Code.NOT_STORED_YET: Entry(StateError, "wait for it with .wait() or `ml-dash wait`"),
     Code.ALREADY_STORED: Entry(StateError, "delete it with .delete() or `ml-dash rm`"),
     Code.ID_TAKEN: Entry(StateError, "hand it over with `ml-dash put`: it gets an id of its own"),

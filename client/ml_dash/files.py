@@ -19,6 +19,7 @@ from ml_dash import messages as m
 from ml_dash.arguments import (
     PathLike,
     file_id_of,
+    flag,
     is_glob,
     seconds_of,
     text,
@@ -187,6 +188,7 @@ class Files(FileSet):
         tags: Sequence[str] | None = None,
         bindrs: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        supersede: bool = False,
     ) -> FileSet:
         """The files at a prefix, or the one of an id; what is given here holds for every file that is saved there."""
         if dir is not None and prefix is not None:
@@ -199,6 +201,7 @@ class Files(FileSet):
             None if tags is None else texts(tags, "tags"),
             None if bindrs is None else texts(bindrs, "bindrs"),
             metadata,
+            flag(supersede, "supersede"),
         )
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
 

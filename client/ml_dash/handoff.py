@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ from ml_dash.arguments import (
     PathLike,
     content_of,
     durability_of,
+    flag,
     name_of,
     only_known,
     open_source,
@@ -46,6 +48,7 @@ class Defaults:
     tags: tuple[str, ...] | None = None
     bindrs: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] | None = None
+    supersede: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,14 @@ class _Saved:
             durability=self.durability,
             seal=self.seal,
         )
+
+
+class Written:
+    """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out = out
+        self.file: FileResult
 
 
 class HandOff:
@@ -105,19 +116,20 @@ class HandOff:
         durability: str | None = None,
         snapshot: str | None = None,
         priority: int = 0,
+        supersede: bool | None = None,
     ) -> FileResult:
         """Hands an existing file over and returns its record, in one or two milliseconds whatever its size.
 
         `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
         may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
         a copy first. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority` (-100
-        to 100) is sent first.
+        to 100) is sent first. With `supersede` older versions of this path that are not stored yet are dropped.
 
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
         source = text(fpath, "fpath")
         name = name_of(source) if to is None else to
-        file = self._describe(name, description, tags, bindrs, metadata, priority)
+        file = self._describe(name, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
         key = new_key()
         descriptor = open_source(source)
         try:
@@ -305,13 +317,21 @@ class HandOff:
         that is too large takes room until it is used again. `write` is called once; what it raises passes, and nothing
         is left behind. With `seal` it writes a zip archive, whose checksums the daemon puts right.
         """
+        with self.writing(to, size_hint=size_hint, seal=seal, **described) as written:
+            write(written.out)
+        return written.file
+
+    @contextmanager
+    def writing(self, to: str, *, size_hint: int = 0, seal: bool = False, **described: Any) -> Iterator[Written]:
+        """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record."""
         saved = self._saved(to, described, seal=seal)
         with slot_writer(self._connection, size_hint) as (slot, out):
-            write(out)
+            written = Written(out)
+            yield written
             if not out.closed:
                 out.flush()
             accepted = slot.hand_over(None if seal else saved.put, saved.commit)
-        return self._result(accepted.record)
+        written.file = self._result(accepted.record)
 
     def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False) -> _Saved:
         durability = durability_of(described.pop("durability", None) or self._durability)
@@ -326,7 +346,9 @@ class HandOff:
         tags: Sequence[str] | None = None,
         bindrs: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
         priority: int = 0,
+        supersede: bool | None = None,
     ) -> m.Described:
         """What is said of a file: the call's words, else the builder's."""
         given = self._defaults
@@ -338,6 +360,7 @@ class HandOff:
             bindrs=(given.bindrs or ()) if bindrs is None else texts(bindrs, "bindrs"),
             metadata=serialize.metadata_text(given.metadata if metadata is None else metadata),
             priority=priority_of(priority),
+            supersede=given.supersede if supersede is None else flag(supersede, "supersede"),
         )
         m.check(described)
         return described

@@ -50,7 +50,8 @@ class FileResult(dict[str, Any]):
     def wait(self, timeout: float | None = None) -> FileResult:
         """Returns once the file is stored and listed; `timeout` in seconds, None for as long as it takes.
 
-        Raises the error that ended it, or TIMEOUT, after which the work goes on. Idempotent.
+        Raises the error that ended it (SUPERSEDED for one that gave way to a newer version, whose id it names), or
+        TIMEOUT, after which the work goes on. Idempotent.
         """
         _wait([self], "stored", timeout)
         return self.refresh()
@@ -145,7 +146,8 @@ def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: fl
 def failure_of(record: Record) -> MLDashError:
     """The error of a file that failed or was cancelled."""
     path = f"{record.path.rstrip('/')}/{record.filename}"
-    if record.state == "CANCELLED" or record.error_code is None:
+    is_superseded = record.error_code == Code.SUPERSEDED
+    if (record.state == "CANCELLED" and not is_superseded) or record.error_code is None:
         return error(Code.CANCELLED, f"{path} (file {record.id}) was cancelled")
     message = f"{path} (file {record.id}): {record.error_message}"
     return error(parse_code(record.error_code), message, record.error_hint)

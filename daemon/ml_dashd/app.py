@@ -22,6 +22,7 @@ from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Algorithm, Trouble
 from ml_dashd.core.retention import Rule
 from ml_dashd.core.schedule import lane
+from ml_dashd.core.supersede import Rule as SupersedeRule
 from ml_dashd.edge import disk, listening, notice
 from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
@@ -76,6 +77,7 @@ from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
@@ -232,6 +234,7 @@ class Daemon:
         left = await recover(self._journal, self._pins, self._threads)
         for job in left.jobs:
             self._copies.add(job)
+        await self._supersede.run(left.jobs)
         await self._drain.resume()
         self._worker.start()
         self._copying = asyncio.create_task(self._copies.run(), name="copies")
@@ -331,6 +334,13 @@ class Daemon:
         self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker)
         self._health = Health(self._journal, self._catalog, self._runs)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
+        self._supersede = Supersede(
+            journal=self._journal,
+            rule=SupersedeRule(config.spool.supersede, frozenset(config.retention.keep_tags)),
+            bell=self._bell,
+            faults=faults,
+            cancel=self._worker.cancel,
+        )
         self._copies = Copies(
             journal=self._journal,
             pins=self._pins,
@@ -342,6 +352,7 @@ class Daemon:
             below_bytes=config.spool.copy_below,
             after_s=config.spool.copy_after,
             sending=self._worker.sending,
+            kept=self._supersede.run,
         )
         self._drain = Drain(
             journal=self._journal,
@@ -380,6 +391,7 @@ class Daemon:
             settle=self._settle,
             health=self._health,
             copies=self._copies,
+            supersede=self._supersede,
             arrivals=Arrivals(self._journal, self._catalog, ids, self._clock),
             policy=policy,
             key_prefix=config.key_prefix,

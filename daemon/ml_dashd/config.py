@@ -80,6 +80,7 @@ class SpoolConfig:
     quota: int = 0
     copy_below: int = 64 * MIB
     copy_after: float = 30.0
+    supersede: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

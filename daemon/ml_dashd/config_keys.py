@@ -147,7 +147,7 @@ def _check_listen(name: str, value: str) -> None:
         raise wrong(name, value, f"{FORMS}: HTTP is for this machine alone") from None
 
 
-CHECKS = {"http.listen": _check_listen, "retention.pattern": _check_pattern}
+CHECKS = {"http.listen": _check_listen, "retention.pattern": _check_pattern, "spool.supersede": _check_pattern}
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:

@@ -84,6 +84,9 @@ class Meter(Protocol):
     def cancelled(self) -> None:
         """A file was deleted on its way."""
 
+    def superseded(self) -> None:
+        """A file was dropped for a newer version of its path."""
+
     def retried(self, fault: str) -> None:
         """A file, or a part of one, is tried again later: a Fault (core/retry.py), "journal" or "defect"."""
 
@@ -145,6 +148,16 @@ class Journal(Protocol):
 
     async def cancel(self, ids: Sequence[int]) -> list[Job]:
         """Asks for those that are on their way or failed to be cancelled; returns them as they are now."""
+
+    async def older(self, job: Job) -> list[Job]:
+        """Older versions of a job's path, of the same owner, that may give way to it (core/supersede.py)."""
+
+    async def supersede(self, jobs: Sequence[Job], by: int) -> list[Job]:
+        """Asks for jobs to be cancelled for the newer one `by`; returns those, as they are now.
+
+        Left out are such as are stored by now, or of which something else is said since, and all of them where the
+        newer one has failed or is deleted. What gave way is never VERIFIED afterwards. Idempotent.
+        """
 
     async def withdrawn(self, ids: Sequence[int]) -> set[int]:
         """Those of these files that were asked to be cancelled, whatever has become of them since."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.crash.test_kill_daemon import DUPLICATE, DUPLICATE_IN_PARTS, PRUNE, RECLAIM, revived
+from ml_dash import MLDashError
+from ml_dash.errors import Code
+from tests.crash.test_kill_daemon import DUPLICATE, DUPLICATE_IN_PARTS, PRUNE, RECLAIM, SUPERSEDE, revived
 from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, assert_whole, eventually, make_file
 
 pytestmark = pytest.mark.slow
@@ -77,6 +79,34 @@ def test_killed_while_it_reclaims_bytes(point: str, tmp_path: Path) -> None:
         eventually(lambda: store.keys() == [store.key_of(kept)])
         eventually(lambda: noted(daemon) == 3)
         assert exp.files("kept.txt").read_text() == "kept"
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.parametrize("kind", ["local", "s3_double"])
+@pytest.mark.parametrize("point", ["accept.journaled", *SUPERSEDE, "finish.before_cancelled"])
+def test_killed_while_a_version_gives_way(
+    request: pytest.FixtureRequest, kind: str, point: str, tmp_path: Path
+) -> None:
+    """The older one is being sent in parts; whatever comes, the newer one is stored, and nothing else is left."""
+    store = Folder(tmp_path / "store") if kind == "local" else Bucket(request.getfixturevalue(kind))
+    make_file(tmp_path / "1.bin", 40 * MIB)
+    newer = make_file(tmp_path / "2.bin", MIB, seed=2)
+    hit = {"accept.journaled": "kill@2"}.get(point, "kill")
+    slow = "[limits]\nbandwidth = 8388608\n"  # the older one is seconds from its end when its first part is sent
+    with daemon_on(store, tmp_path, slow) as daemon, daemon.experiment().run as exp:
+        daemon.kill()
+        daemon.start(faults=f"upload.part_journaled=hang,{point}={hit}")
+        with revived(daemon):
+            old = exp.files.upload(tmp_path / "1.bin", to="last.bin")
+            daemon.wait_until_hung()
+            daemon.resume()
+            new = exp.files.upload(tmp_path / "2.bin", to="last.bin", supersede=True)
+        new.wait(60)
+        with pytest.raises(MLDashError, match=new["id"]) as refused:
+            old.wait(60)
+        assert refused.value.code is Code.SUPERSEDED
+        eventually(lambda: store.keys() == [store.key_of(new)])
+        assert_whole(daemon, exp, {"last.bin": newer})
         assert point in daemon.faults_met()
 
 

@@ -41,7 +41,8 @@ DUPLICATE_IN_PARTS = (
 )  # fmt: skip
 PRUNE = ("prune.before_delete", "prune.after_delete")
 RECLAIM = ("reclaim.before_delete", "reclaim.after_delete", "reclaim.after_noted")
-ELSEWHERE = (*DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM)
+SUPERSEDE = ("supersede.before_drop", "supersede.after_drop")
+ELSEWHERE = (*DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE)
 """What tests/crash/test_kill_changes.py kills it at."""
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",

@@ -50,6 +50,7 @@ durability = "disk"
 quota = 1_000_000_000
 copy_below = 0
 copy_after = 1.5
+supersede = ["last.pt", "**/latest.pt"]
 [limits]
 memory = 67_108_864
 threads = 64
@@ -89,6 +90,7 @@ REFUSED = [
     ("[daemon]\nmax_connections = 5.0", "daemon.max_connections is 5.0", "a whole number"),
     ("[daemon]\nmax_connections = true", "daemon.max_connections is True", "a whole number"),
     ("[daemon]\ndrain_timeout = inf", "daemon.drain_timeout is inf", "a finite number"),
+    ('[spool]\nsupersede = ["a//b"]', "spool.supersede: ", "a glob"),
     ("[spool]\ncopy_after = nan", "spool.copy_after is nan", "at least 0"),
     ("[daemon]\ndrain_timeout = true", "daemon.drain_timeout is True", "a number"),
     ("[daemon]\ndrain_timeout = '30'", "daemon.drain_timeout is '30'", "a number"),
@@ -277,6 +279,7 @@ def test_every_key_arrives():
     assert (config.store.mode, config.store.part_size) == ("0600", 8 * MIB)
     assert config.catalog_path == Path("/var/lib/x/catalog of x.sqlite")
     assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
+    assert config.spool.supersede == ("last.pt", "**/latest.pt")
     assert (config.spool.quota, config.spool.copy_below, config.spool.copy_after) == (10**9, 0, 1.5)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert config.limits.bandwidth == 65_536

@@ -49,6 +49,10 @@ def job(number: int, size: int) -> Job:
     return Job(FileRecord(number, 0, "a", "b", "c", "", "d", size, "text/plain", 0, 0), Pin(PinKind.FD))
 
 
+async def _kept(_: Any) -> None:
+    """Nobody asked."""
+
+
 def copies_of(files: Files, disk: Pool) -> Copies:
     ports: dict[str, Any] = dict.fromkeys(("journal", "pins", "settle"), cast("Any", files))
     return Copies(
@@ -60,6 +64,7 @@ def copies_of(files: Files, disk: Pool) -> Copies:
         below_bytes=BELOW,
         after_s=0.0,
         sending=lambda _: False,
+        kept=_kept,
     )
 
 

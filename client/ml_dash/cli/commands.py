@@ -58,6 +58,7 @@ def put(options: Namespace) -> int:
             durability=options.durability,
             snapshot=options.snapshot,
             priority=options.priority,
+            supersede=options.supersede,
         )
         if options.wait:
             waiting.show_until_stored(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))

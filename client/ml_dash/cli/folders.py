@@ -131,6 +131,7 @@ def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outco
             durability=options.durability,
             snapshot=options.snapshot,
             priority=options.priority,
+            supersede=options.supersede,
             **described,
         ):
             ids.append(int(file["id"]))

@@ -144,6 +144,7 @@ def _put(parser: Parser) -> None:
         "--durability", choices=("disk", "memory"), default="", help="disk: return only when it outlives a reboot"
     )
     parser.add_argument("--priority", metavar="N", type=int, default=0, help="-100 to 100; higher goes first")
+    parser.add_argument("--supersede", action="store_true", help="drop older versions that are not stored yet")
     parser.add_argument("--snapshot", choices=("copy",), default="", help="copy: it may be overwritten at once")
     arguments.add_folder_options(parser)
 

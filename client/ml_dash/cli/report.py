@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ml_dash import wording
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
 from ml_dash.messages import Record, StatusReport
@@ -56,6 +57,7 @@ def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
         "spoolBytes": answer.spool_bytes,
         "oldestAt": iso_time(answer.oldest_ms),
         "files": {count.state: {"files": count.files, "sizeBytes": count.size_bytes} for count in answer.counts},
+        "superseded": answer.superseded_files,
         "blocked": [troubled(record) for record in answer.blocked],
         "failed": [troubled(record) for record in answer.failed],
         "error": _error(answer) if answer.error_code else None,
@@ -77,6 +79,8 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
         yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
     for count in answer.counts:
         yield f"{count.state:<10}  {count.files:>8}  {show.size(count.size_bytes):>10}"
+    if answer.superseded_files:
+        yield f"{wording.files(answer.superseded_files)} of the cancelled gave way to newer versions"
     for title, records in (("blocked", answer.blocked), ("failed", answer.failed)):
         if records:
             yield f"\n{title}:"

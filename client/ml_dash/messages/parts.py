@@ -53,7 +53,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What the caller says of a file. `metadata` is JSON text of an object, or None."""
+    """What the caller says of a file. `metadata` is JSON text of an object, or None.
+
+    With `supersede` it takes the place of the caller's older versions of that path that are not stored yet.
+    """
 
     place: Place
     to: Name
@@ -62,6 +65,7 @@ class Described:
     bindrs: Tags = ()
     metadata: Json | None = None
     priority: Priority = 0
+    supersede: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

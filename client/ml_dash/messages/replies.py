@@ -135,7 +135,7 @@ class StatusReport(Message):
     """How the daemon is doing. `blocked` and `failed` are samples, newest first; `moving` are the largest under way.
 
     `bytes_per_second` is what the store takes, as measured last; 0 where that is long ago. The error is why nothing
-    can be taken in now.
+    can be taken in now. `superseded_files` gave way to newer versions; those of them that are gone count as CANCELLED.
     """
 
     kind: ClassVar[int] = 74
@@ -157,6 +157,7 @@ class StatusReport(Message):
     error_hint: Text | None = None
     moving: Annotated[tuple[Record, ...], Max(32)] = ()
     bytes_per_second: int = 0
+    superseded_files: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

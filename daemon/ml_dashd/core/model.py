@@ -158,6 +158,10 @@ class Job:
     algorithm: Algorithm = Algorithm.NONE
     priority: int = 0
     """Higher goes first."""
+    supersedes: bool = False
+    """Older versions of its path that are on their way give way to it."""
+    superseded_by: int | None = None
+    """The newer version to which it gave way; it is cancelled for that."""
     seal: bool = False
     """The source is an archive in a slot, whose checksums are put right before it is read."""
     proof: str | None = None
@@ -293,6 +297,7 @@ class Summary:
     oldest_ms: int | None
     blocked: tuple[Job, ...] = field(default=())
     failed: tuple[Job, ...] = field(default=())
+    superseded: int = 0
 
 
 @dataclass(frozen=True, slots=True)

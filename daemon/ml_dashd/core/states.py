@@ -24,20 +24,20 @@ TRANSITIONS: dict[State, dict[State, str]] = {
     State.QUEUED: {
         State.SENDING: "the upload is begun and its id journaled",
         State.FAILED: "the source has changed or is lost",
-        State.CANCELLED: "deleted before it was sent",
+        State.CANCELLED: "deleted, or superseded by a newer version, before it was sent",
     },
     State.SENDING: {
         State.COMPLETING: "every part is evidenced",
         State.VERIFIED: "stored in one request, and its answer proves it",
         State.QUEUED: "the remote upload is gone",
         State.FAILED: "the source has changed or is lost, or the store refuses it for good",
-        State.CANCELLED: "deleted while it was sent; the remote upload is aborted",
+        State.CANCELLED: "deleted or superseded while it was sent; the remote upload is aborted",
     },
     State.COMPLETING: {
         State.VERIFIED: "the store states our size and checksum",
         State.QUEUED: "the remote upload is gone and there is no object",
         State.FAILED: "the store refuses it for good",
-        State.CANCELLED: "deleted while it was completed; the object is removed",
+        State.CANCELLED: "deleted or superseded while it was completed; the object is removed",
     },
     State.VERIFIED: {
         State.DONE: "in the catalog",

@@ -14,7 +14,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.rows import crc_blob, read_record, record_values
 
 _PLAIN = ("state", "on_disk", "attempt", "not_before_ms", "cancel_requested", "blocked", "upload_id", "part_size",
-          "algorithm", "proof", "priority", "seal")  # fmt: skip
+          "algorithm", "proof", "priority", "seal", "supersedes", "superseded_by")  # fmt: skip
 READ_COLUMNS = (*record_values(FileRecord(0, 0, "", "", "", "", "", 0, "", 0, 0)), "pin_kind", "pin_name",
                  "pin_source", "device", "inode", "mtime_ns", "ctime_ns", "error_code", "error_message", "error_hint",
                  *_PLAIN)  # fmt: skip
@@ -69,7 +69,7 @@ def read_job(row: sqlite3.Row) -> Job:
     """The job of a row that has READ_COLUMNS."""
     columns = dict(zip(row.keys(), row, strict=True))  # a Row looks each name up from the first on
     values = {name: columns[name] for name in _PLAIN}
-    for flag in ("on_disk", "cancel_requested", "blocked", "seal"):
+    for flag in ("on_disk", "cancel_requested", "blocked", "seal", "supersedes"):
         values[flag] = bool(values[flag])
     values["state"] = State(columns["state"])
     values["algorithm"] = Algorithm(columns["algorithm"])

@@ -37,7 +37,7 @@ from ml_dashd.edge.database import Database
 from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.listing import read_selection
-from ml_dashd.edge.moves import LET_GO, insert_all, move_all
+from ml_dashd.edge.moves import AHEAD, LET_GO, insert_all, move_all
 from ml_dashd.edge.rows import (
     crc_blob,
     experiment_where,
@@ -45,6 +45,7 @@ from ml_dashd.edge.rows import (
     read_crc,
     scope_where,
 )
+from ml_dashd.edge.superseding import older_versions, supersede
 from ml_dashd.ports import Clock, Faults, Handed, Superseded
 
 MIGRATIONS = re.split(
@@ -138,7 +139,8 @@ class SqliteJournal:
         same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
         # A file is not given up for a source that a copy has replaced.
         kept = " AND pin_kind = :_kind" if to is State.FAILED else ""
-        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same}{kept} RETURNING *"
+        ahead = " AND superseded_by IS NULL" if to in AHEAD else ""
+        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same}{kept}{ahead} RETURNING *"
         bound = values | {"_id": job.id, "_old": job.state, "_kind": job.pin.kind}
 
         def work(connection: sqlite3.Connection) -> Job:
@@ -190,6 +192,12 @@ class SqliteJournal:
         return await self._database.call(
             lambda connection: [read_job(row) for row in connection.execute(statement, ids).fetchall()]
         )
+
+    async def older(self, job: Job) -> list[Job]:
+        return await self._database.call(lambda connection: older_versions(connection, job))
+
+    async def supersede(self, jobs: Sequence[Job], by: int) -> list[Job]:
+        return await self._database.call(lambda connection: supersede(connection, jobs, by), spare=True)
 
     async def withdrawn(self, ids: Sequence[int]) -> set[int]:
         rows = await self._rows(f"SELECT id FROM files WHERE id IN ({marks(ids)}) AND cancel_requested", ids)
@@ -389,6 +397,7 @@ class SqliteJournal:
                 (state, state),
             )
         (oldest,) = await self._rows(f"SELECT min(created_ms) AS at FROM files WHERE {_DUE}")
+        (given_way,) = await self._rows("SELECT count(*) AS files FROM files WHERE superseded_by IS NOT NULL")
         return Summary(
             counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in counts),
             oldest_ms=oldest["at"],
@@ -396,6 +405,7 @@ class SqliteJournal:
             failed=tuple(
                 await self._jobs(f"INDEXED BY files_listed WHERE {_LISTED} AND state = 'FAILED' {newest}", values)
             ),
+            superseded=given_way["files"],
         )
 
     def trouble(self) -> Trouble | None:

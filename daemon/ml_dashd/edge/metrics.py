@@ -64,6 +64,9 @@ class PrometheusMeter:
         self._stored_files = self._counter("stored_files", "Files that were stored, verified and listed.")
         self._stored_bytes = self._counter("stored_bytes", "Bytes of the files that were stored, verified and listed.")
         self._cancelled_files = self._counter("cancelled_files", "Files that were deleted before they were stored.")
+        self._superseded_files = self._counter(
+            "superseded_files", "Files that were dropped, before they were stored, for a newer version of their path."
+        )
         self._retries = self._counter("retries", "Tries of files and parts that failed and come again.", "fault")
         self._failures = self._counter("failures", "Files that were given up.", "code")
         for fault in (*Fault, "journal", "defect"):
@@ -102,6 +105,9 @@ class PrometheusMeter:
 
     def cancelled(self) -> None:
         self._cancelled_files.inc()
+
+    def superseded(self) -> None:
+        self._superseded_files.inc()
 
     def retried(self, fault: str) -> None:
         self._retries.labels(fault).inc()

@@ -20,8 +20,10 @@ from ml_dashd.ports import Handed
 
 LET_GO = (State.DONE, State.CANCELLED)
 """The states in which nobody needs a file's bytes any more."""
+AHEAD = (State.SENDING, State.COMPLETING, State.VERIFIED)
+"""Where a file that gave way to a newer version does not get to: what is stored never gave way."""
 _STILL_THERE = """
-SELECT json_group_array(json_array(files.id, cancel_requested, pin_kind, revision))
+SELECT json_group_array(json_array(files.id, cancel_requested, pin_kind, revision, superseded_by))
 FROM files JOIN (WITH old (id, state) AS (VALUES {rows}) SELECT * FROM old) AS old
     ON files.id = old.id AND files.state = old.state
 """
@@ -38,6 +40,7 @@ class _Now(NamedTuple):
     cancelled: bool
     pin_kind: str
     revision: int
+    superseded_by: int | None
 
 
 def insert_all(
@@ -88,11 +91,13 @@ def move_all(
     something else is said since comes back with that, and does not become DONE: the catalog has the old words.
     """
     (found,) = connection.execute(_STILL_THERE.format(rows=placeholders(len(jobs), 2)), _old(jobs)).fetchone()
-    asked = {file_id: _Now(bool(cancelled), kind, revision) for file_id, cancelled, kind, revision in json.loads(found)}
+    asked = {file_id: _Now(bool(cancelled), *others) for file_id, cancelled, *others in json.loads(found)}
     left = [
         (job, change)
         for job, change in zip(jobs, changes, strict=True)
-        if job.id in asked and (to is not State.DONE or asked[job.id].revision == job.record.revision)
+        if job.id in asked
+        and (to is not State.DONE or asked[job.id].revision == job.record.revision)
+        and (to not in AHEAD or asked[job.id].superseded_by is None)
     ]
     if not left:
         return []

@@ -135,3 +135,10 @@ ALTER TABLE files ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;
 -- ---- step 7: what is said of a file may change while it is on its way
 
 ALTER TABLE files ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+
+-- ---- step 8: a newer version of a path may take the place of older ones that are on their way
+
+ALTER TABLE files ADD COLUMN supersedes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE files ADD COLUMN superseded_by INTEGER;     -- the newer one
+-- A count for status.
+CREATE INDEX files_superseded ON files (superseded_by) WHERE superseded_by IS NOT NULL;

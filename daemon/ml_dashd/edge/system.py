@@ -256,6 +256,9 @@ class NoMeter:
     def cancelled(self) -> None:
         return
 
+    def superseded(self) -> None:
+        return
+
     def retried(self, fault: str) -> None:
         return
 

@@ -21,6 +21,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Clock, Faults, Handed, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
@@ -58,6 +59,7 @@ class Accept:
         settle: Settle,
         health: Health,
         copies: Copies,
+        supersede: Supersede,
         arrivals: Arrivals,
         policy: Policy,
         key_prefix: str,
@@ -73,6 +75,7 @@ class Accept:
         self._settle = settle
         self._health = health
         self._copies = copies
+        self._supersede = supersede
         self._arrivals = arrivals
         self._policy = policy
         self._meter = meter
@@ -111,6 +114,8 @@ class Accept:
     async def _take(self, record: FileRecord, message: Upload, descriptor: int) -> Job:
         pin, content, size = await self._pin(record, message, descriptor)
         job = Job(_sized(record, size, content), pin, priority=message.file.priority)
+        if message.origin is None:  # what is pushed from elsewhere is its whole history
+            job = replace(job, supersedes=self._supersedes(message.file, record))
         return await self._keep(job, content, message.key, message.durability)
 
     async def _pin(self, record: FileRecord, message: Upload, descriptor: int) -> tuple[Pin, bytes | None, int]:
@@ -138,7 +143,8 @@ class Accept:
             etag=of.etag,
         )
         key = source.pin.source if source.pin.kind is PinKind.OBJECT else of.key or ""
-        job = Job(record, Pin(PinKind.OBJECT, source=key), priority=message.file.priority)
+        supersedes = self._supersedes(message.file, record)
+        job = Job(record, Pin(PinKind.OBJECT, source=key), priority=message.file.priority, supersedes=supersedes)
         return await self._keep(job, None, message.key, "")
 
     async def adopt(
@@ -159,7 +165,8 @@ class Accept:
             if not await is_pinned(source):
                 await self._disk.run(self._pins.release, pin, record.id)
                 raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
-        job = Job(replace(record, size_bytes=size), pin, priority=message.file.priority, seal=source.seal)
+        supersedes, priority = self._supersedes(message.file, record), message.file.priority
+        job = Job(replace(record, size_bytes=size), pin, priority=priority, supersedes=supersedes, seal=source.seal)
         return await self._keep(job, content, message.key, "")
 
     async def put(self, session: Session, message: Put) -> Job:
@@ -181,6 +188,7 @@ class Accept:
                 self._meter.accepted(job.record.size_bytes)
         self._faults.at("accept.journaled")
         self._wake()
+        await self._supersede.run(job for job, _ in kept)
         return [job for job, _ in kept]
 
     def _inline(self, session: Session, given: Put | Content) -> Job:
@@ -190,7 +198,8 @@ class Accept:
         if sha256.digest() != given.sha256:
             raise error(Code.CHECKSUM_MISMATCH, f"{record.path} did not arrive as it was sent", "save it again")
         record = replace(record, size_bytes=len(given.content), sha256=sha256.hexdigest())
-        return Job(record, Pin(PinKind.INLINE), on_disk=True, priority=given.file.priority)
+        supersedes = self._supersedes(given.file, record)
+        return Job(record, Pin(PinKind.INLINE), on_disk=True, priority=given.file.priority, supersedes=supersedes)
 
     async def commit(self, session: Session, message: CommitSlot) -> Job:
         """Takes what was written into a slot. Idempotent by the message's key."""
@@ -202,7 +211,8 @@ class Accept:
             raise
         pin = self._slots.commit(session.number, message.slot, message.size_bytes, record.id)
         sized = _sized(record, message.size_bytes, None)
-        job = Job(sized, pin, priority=message.file.priority, seal=message.seal)
+        supersedes, priority = self._supersedes(message.file, record), message.file.priority
+        job = Job(sized, pin, priority=priority, supersedes=supersedes, seal=message.seal)
         return await self._keep(job, None, message.key, message.durability)
 
     async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:
@@ -226,6 +236,7 @@ class Accept:
         self._faults.at("accept.journaled")
         self._wake()
         self._copies.add(job)
+        await self._supersede.run([job])
         if not job.on_disk:
             self._sync_later(job)
         return job
@@ -275,6 +286,7 @@ class Accept:
         try:
             await self._settle.entry(job.pin)
             await self._journal.mark_on_disk(job.id)
+            await self._supersede.run([replace(job, on_disk=True)])
         except Exception as failure:  # noqa: BLE001 as above
             return failure
         return None
@@ -302,6 +314,9 @@ class Accept:
             raise error(Code.INVALID_ARGUMENT, f"durability={durability!r}", 'use "memory" or "disk"')
         if snapshot not in SNAPSHOT:
             raise error(Code.INVALID_ARGUMENT, f"snapshot={snapshot!r}", 'use "copy", or leave it out')
+
+    def _supersedes(self, file: Described, record: FileRecord) -> bool:
+        return self._supersede.asked(record, by_caller=file.supersede)
 
     def _describe(self, session: Session, file: Described) -> FileRecord:
         """The record of a new file, its names checked."""

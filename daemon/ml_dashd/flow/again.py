@@ -11,6 +11,7 @@ from ml_dashd.core.access import Policy, Right
 from ml_dashd.core.model import EVERYBODY, Job, Scope, Trouble
 from ml_dashd.core.retry import StoreError, decide
 from ml_dashd.core.states import State
+from ml_dashd.core.supersede import trouble_of
 from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.sources import open_source
@@ -83,7 +84,8 @@ class Again:
         if job.state is State.DONE:
             return Trouble(Code.ALREADY_STORED, "it is stored", "there is nothing to try")
         if job.state is State.CANCELLED or job.cancel_requested:
-            return Trouble(Code.CANCELLED, "it was deleted", TABLE[Code.CANCELLED].hint)
+            gone = None if job.superseded_by is None else trouble_of(job)
+            return gone or Trouble(Code.CANCELLED, "it was deleted", TABLE[Code.CANCELLED].hint)
         if job.state is not State.FAILED:
             await self._worker.hurry(job)
             return None

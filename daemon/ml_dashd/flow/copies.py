@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import Job, Pin
@@ -53,7 +54,7 @@ class _Due:
 class Copies:
     """Copies one small file after the other, and beside them one large file after the other.
 
-    `sending` says whether a file is being sent now.
+    `sending` says whether a file is being sent now; `kept` is told of those that outlive a reboot from now on.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Copies:
         below_bytes: int,
         after_s: float,
         sending: Callable[[int], bool],
+        kept: Callable[[Sequence[Job]], Awaitable[None]],
     ) -> None:
         self._journal = journal
         self._pins = pins
@@ -80,6 +82,7 @@ class Copies:
         self._below = below_bytes
         self._after = after_s
         self._sending = sending
+        self._kept = kept
         self._small, self._large = _Due(clock), _Due(clock)
 
     def add(self, job: Job) -> None:
@@ -128,6 +131,7 @@ class Copies:
         await self._disk.run(self._pins.release, job.pin, job.id)
         event = {"id": job.id, "bytes": job.record.size_bytes, "was": job.pin.kind}
         log.info("file_copied", extra=event)
+        await self._kept([replace(job, pin=pin, on_disk=True)])
         self._bell.ring()
 
     async def _take_over(self, job: Job, pin: Pin) -> None:

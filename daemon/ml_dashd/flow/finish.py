@@ -157,7 +157,7 @@ class Finish:
         await self._journal.note(job, key=None, part_size=0)
 
     async def discard(self, job: Job) -> None:
-        """Takes back a file that was deleted on its way: nothing of it stays anywhere."""
+        """Takes back a file that was deleted on its way, or gave way to a newer one: nothing of it stays anywhere."""
         if job.record.key is not None:
             if job.part_size:
                 await self.abort_all(job)
@@ -167,7 +167,10 @@ class Finish:
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release([job])
-        self._meter.cancelled()
+        if job.superseded_by is None:
+            self._meter.cancelled()
+        else:
+            self._meter.superseded()
         log.info("file_cancelled", extra={"id": job.id, "path": job.record.path})
         self._bell.ring()
 

@@ -12,6 +12,7 @@ from ml_dash.wire import VERSION
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import Job, Pin, PinKind, Sending, Trouble
 from ml_dashd.core.states import State
+from ml_dashd.core.supersede import trouble_of
 from ml_dashd.flow.accept import Accept
 from ml_dashd.flow.again import Again
 from ml_dashd.flow.amend import Amend
@@ -273,6 +274,7 @@ class Serve:
             error_hint=None if trouble is None else trouble.hint,
             moving=self._samples(moving),
             bytes_per_second=int(self._sending().bytes_per_second),
+            superseded_files=summary.superseded,
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
@@ -361,7 +363,7 @@ class Serve:
 
     def _record(self, job: Job) -> m.Record:
         """A file as the client sees it. What is stored needs no pin and is on disk."""
-        record, trouble = job.record, job.trouble
+        record, trouble = job.record, trouble_of(job)
         cancelled = job.cancel_requested and job.state is not State.DONE
         return m.Record(
             id=record.id,
