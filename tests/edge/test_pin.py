@@ -597,6 +597,19 @@ def test_a_source_that_the_spool_has_lost_is_said_to_be_lost(spool: Spool, path:
     assert job.record.path in refused(Code.SOURCE_LOST, lambda: spool.read(job)).message
 
 
+def test_a_slot_that_is_another_saves_by_now_is_not_read_for_the_first(spool: Spool) -> None:
+    slot = spool.slots.grant(1, SIZE)
+    os.pwrite(slot.descriptor, content(), 0)
+    pinned = spool.slots.commit(1, slot.number, SIZE, 1)
+    ended = Job(FileRecord(1, 0, "a", "b", "c", "", "best.pt", SIZE, "", 0, 0), pinned)
+    assert spool.read(ended) == content()
+    spool.pins.release(pinned, 1)
+    assert spool.slots.grant(1, SIZE).number == slot.number
+    again = replace(ended, record=replace(ended.record, id=2), pin=spool.slots.commit(1, slot.number, SIZE, 2))
+    refused(Code.SOURCE_LOST, lambda: spool.read(ended))
+    assert spool.read(again) == content()
+
+
 def restarted(spool: Spool) -> Spool:
     """What a new daemon finds: nothing that was in memory."""
     spool.pins.close()

@@ -221,7 +221,7 @@ class SpoolPins:
         except FileNotFoundError:
             raise self._lost(job) from None
         try:
-            for wrote in seal(descriptor, job.record.size_bytes, partial(self._writing, job)):
+            for wrote in seal(descriptor, job.record.size_bytes, partial(self._still_its_own, job)):
                 if wrote:
                     self._faults.at("seal.written")
                 yield wrote
@@ -235,15 +235,15 @@ class SpoolPins:
             os.close(descriptor)
 
     @contextmanager
-    def _writing(self, job: Job) -> Iterator[None]:
-        """A late reader's job may have ended: its slot is another save's by then, and not to be written to."""
+    def _still_its_own(self, job: Job) -> Iterator[None]:
+        """A late reader's job may have ended: its slot is another save's by then, neither to be read nor written to."""
         with self._slots.kept_for(job.pin.name, job.id) as still:
             if not still:
                 raise self._lost(job)
             yield
 
     def _note_sealed(self, job: Job, descriptor: int) -> None:
-        with self._writing(job):
+        with self._still_its_own(job):
             if os.fstat(descriptor).st_nlink:
                 self._sealed.add(job.id)
 
@@ -254,6 +254,9 @@ class SpoolPins:
         source = FileSource(self._open(job), job)
         try:
             source.check()
+            if job.pin.kind is PinKind.SLOT:
+                with self._still_its_own(job):
+                    return source
         except MLDashError:
             source.close()
             raise
