@@ -135,3 +135,7 @@ ALTER TABLE files ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;
 -- ---- step 7: what is said of a file may change while it is on its way
 
 ALTER TABLE files ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+
+-- ---- step 8: a file that comes from elsewhere keeps the time at which it was changed last
+
+ALTER TABLE files ADD COLUMN said_ms INTEGER;
