@@ -111,7 +111,7 @@ class Experiments:
     async def _bring(self, session: Session, message: m.BringExperiment, *_: Any) -> Reply:
         run = message.run
         place = m.Place(namespace=run.namespace, project=run.project, experiment=run.experiment)
-        key = _key(session, place)
+        key = self._writable(session, place)
         params = new_params(message.params)
         self._check_past(key, run.created_ms, run.started_ms, run.updated_ms, run.ended_ms or 0)
         opened = Opened(
@@ -126,7 +126,7 @@ class Experiments:
         return m.Brought(request=message.request, new=int(new)), ()
 
     async def _bring_rows(self, session: Session, message: m.BringRows, *_: Any) -> Reply:
-        key = _key(session, message.place)
+        key = self._writable(session, message.place)
         self._check_past(key, *(row.created_ms for row in message.rows))
         rows = [
             BroughtRow(metric_name(each.metric), Row(each.created_ms, row_text(each.data), each.writer, each.number))
