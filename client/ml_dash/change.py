@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ml_dash import messages as m
@@ -14,6 +15,7 @@ from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.look import Look
+from ml_dash.pages import pages
 from ml_dash.result import FileResult
 
 WORDS = ("description", "tags", "bindrs", "metadata")
@@ -163,23 +165,21 @@ def _prune(
     if type(keep_last) is not int or keep_last < 1:
         raise error(Code.INVALID_ARGUMENT, f"keep_last={keep_last!r}", "keep at least 1 version; delete() removes all")
     wanted = None if pattern is None else text(pattern, "pattern")
-    tags, cursor = texts(keep_tags, "keep_tags"), None
-    while True:
-        pruned = connection.call(
-            m.Pruned,
-            lambda number, after=cursor: m.Prune(  # type: ignore[misc]
-                request=number,
-                place=place,
-                pattern=wanted,
-                keep_last=keep_last,
-                keep_tags=tags,
-                dry_run=dry_run,
-                cursor=after,
-            ),
+    tags = texts(keep_tags, "keep_tags")
+
+    def ask(after: str | None) -> m.Pruned:
+        said = m.Prune(
+            request=0,
+            place=place,
+            pattern=wanted,
+            keep_last=keep_last,
+            keep_tags=tags,
+            dry_run=dry_run,
+            cursor=after,
         )
-        yield from pruned.records
-        if (cursor := pruned.cursor) is None:
-            return
+        return connection.call(m.Pruned, lambda number: replace(said, request=number))
+
+    return (record for page in pages(ask) for record in page.records)
 
 
 def _words(given: Defaults) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ml_dash import messages as m
 from ml_dash.arguments import escape, is_glob, text, texts
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import HandOff
+from ml_dash.pages import pages
 from ml_dash.result import FileResult, records_of
 
 
@@ -65,23 +66,14 @@ class Look(HandOff):
         page_size: int = 500,
     ) -> Iterator[m.Record]:
         wanted = None if pattern is None else text(pattern, "pattern")
-        cursor = None
-        while True:
-            page = self._connection.call(
-                m.Page,
-                lambda number, after=cursor: m.List(  # type: ignore[misc]
-                    request=number,
-                    place=place,
-                    pattern=wanted,
-                    latest=latest,
-                    cursor=after,
-                    page_size=page_size,
-                    tags=tags,
-                ),
+
+        def ask(after: str | None) -> m.Page:
+            said = m.List(
+                request=0, place=place, pattern=wanted, latest=latest, cursor=after, page_size=page_size, tags=tags
             )
-            yield from page.records
-            if (cursor := page.cursor) is None:
-                return
+            return self._connection.call(m.Page, lambda number: replace(said, request=number))
+
+        return (record for page in pages(ask) for record in page.records)
 
     def _versions(self, name: str | None, *, latest: bool = False) -> Sequence[m.Record]:
         """All versions of one file, newest first, or only that: the one of the prefix, or `name` below it."""

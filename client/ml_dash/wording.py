@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 
+def counted(count: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def files(count: int) -> str:
     """1 file, 2 files."""
-    return f"{count} file" if count == 1 else f"{count} files"
+    return counted(count, "file")
 
 
 def size(count: float) -> str:

@@ -39,7 +39,7 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import StoreError
-from ml_dashd.core.runs import MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
+from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 
@@ -490,6 +490,18 @@ class Runs(Protocol):
 
         It survives the daemon when it returns; `on_disk` the machine, too. Raises INVALID_ARGUMENT for one metric too
         many.
+        """
+
+    async def bring(self, run: Run, params: Mapping[str, str], most_bytes: int) -> bool:
+        """Keeps a record and parameters that were kept elsewhere before (`core.runs.brought_together`).
+
+        Whether anything has changed. Raises INVALID_ARGUMENT where the parameters would be too many. Idempotent.
+        """
+
+    async def bring_rows(self, key: RunKey, rows: Sequence[BroughtRow]) -> int:
+        """Appends rows that were kept elsewhere before, all or none, as `append` does with `on_disk`.
+
+        How many are new. Idempotent.
         """
 
     async def sync(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ml_dash.errors import Code, MLDashError
 from ml_dash.messages import METRICS
 from ml_dashd.core.model import EVERYBODY, Scope
-from ml_dashd.core.runs import MetricLength, NewRow, Opened, Row, RunKey, RunStatus
+from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Runs
@@ -131,7 +131,7 @@ async def test_rows_come_back_in_their_order(runs: Runs) -> None:
         await runs.append(KEY, 1, number, rows, number)
     assert await datas(runs, "train") == [f'{{"n": {number}}}' for number in range(25)]
     assert await datas(runs, "train", 20, 3) == [f'{{"n": {number}}}' for number in (20, 21, 22)]
-    assert await runs.rows(KEY, "train", 24, 5) == [Row(24, '{"n": 24}')]
+    assert await runs.rows(KEY, "train", 24, 5) == [Row(24, '{"n": 24}', writer=1, number=24)]
     assert await runs.metrics(KEY) == [MetricLength("", 25), MetricLength("train", 25)]
     assert await datas(runs, "other") == []
     assert await runs.rows(replace(KEY, owner_uid=1), "train", 0, 5) == []
@@ -204,3 +204,36 @@ async def test_every_change_is_seen_whatever_the_clock_does(runs: Runs) -> None:
         assert await runs.behind() == []
         await change
         assert await runs.behind() == [KEY]
+
+
+# ---- what comes from elsewhere
+
+
+async def test_what_is_brought_is_kept_as_it_was(runs: Runs) -> None:
+    run = Run(
+        KEY, RunStatus.FAILED, "node-1", "alice", created_ms=5, started_ms=6, updated_ms=8, ended_ms=7, error="x",
+        readme="größe", tags=("a",), bindrs=("b",), metadata="{}",
+    )  # fmt: skip
+    assert await runs.bring(run, {"opt.lr": "0.1"}, MIB)
+    assert await record(runs) == run
+    assert await runs.params(KEY) == {"opt.lr": "0.1"}
+    assert not await runs.bring(run, {"opt.lr": "0.1"}, MIB)
+    await runs.set_params(KEY, {"opt": "1"}, 9, MIB)
+    await runs.open(KEY, Opened(10))
+    assert not await runs.bring(run, {"opt.lr": "0.1"}, MIB)
+    assert await runs.bring(run, {"opt.lr": "0.1", "late": "2"}, MIB)
+    assert await runs.params(KEY) == {"opt": "1", "late": "2"}
+    assert (await record(runs)).status is RunStatus.RUNNING
+    newer = replace(run, updated_ms=50, error="y", readme=None)
+    assert await runs.bring(newer, {"opt.lr": "3"}, MIB)
+    assert await record(runs) == replace(newer, readme="größe")
+    assert await runs.params(KEY) == {"opt.lr": "3", "late": "2"}
+
+
+async def test_rows_that_are_brought_are_there_once(runs: Runs) -> None:
+    rows = [BroughtRow("train", Row(number, "{}", writer=7, number=number)) for number in range(5)]
+    await runs.append(KEY, 7, 0, [NewRow("train", "{}")], 0)
+    assert await runs.bring_rows(KEY, rows[:3]) == 2
+    assert await runs.bring_rows(KEY, rows) == 2
+    assert await runs.bring_rows(KEY, []) == 0
+    assert await runs.rows(KEY, "train", 0, 9) == [each.row for each in rows]

@@ -420,6 +420,11 @@ def begun(user: User, place: m.Place, path: Path) -> dict[str, m.Message | None]
     slot = user.expect(m.SlotGranted, m.RequestSlot(request=1, size_bytes=7)).slot
     many = m.Content(key=secrets.token_bytes(16), file=file, content=content.content, sha256=content.sha256)
     rows = (m.NewRow(metric="train", data='{"loss": 1}'),)
+    brought = m.BroughtRow(metric="train", writer=8, number=1, created_ms=1, data="{}")
+    run = m.ExperimentRecord(
+        namespace=place.namespace, project=place.project, experiment=place.experiment, owner_uid=0, status="RUNNING",
+        host="", user="", created_ms=1, started_ms=1, updated_ms=1,
+    )  # fmt: skip
     key = secrets.token_bytes(16)
     origin = m.Origin(id=source.id + 1, created_ms=1, updated_ms=1, sha256=hashlib.sha256(b"weights").hexdigest())
     asked: list[m.Message] = [
@@ -433,6 +438,8 @@ def begun(user: User, place: m.Place, path: Path) -> dict[str, m.Message | None]
         m.SetParams(request=2, place=place, values='{"lr": 1}'),
         m.LogRows(request=2, place=place, writer=7, number=1, rows=rows),
         m.EndRun(request=2, place=place, status="COMPLETED"),
+        m.BringExperiment(request=2, run=run),
+        m.BringRows(request=2, place=place, rows=(brought,)),
     ]
     names = ("pushed" if getattr(each, "origin", None) else type(each).__name__ for each in asked)
     answers = (user.ask(each, path if isinstance(each, m.Upload) else None) for each in asked)

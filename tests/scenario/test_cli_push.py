@@ -23,7 +23,7 @@ from tests.scenario.shell import Shell
 pytestmark = pytest.mark.slow
 
 KEPT = ("id", "experimentId", "path", "filename", "description", "tags", "bindrs", "contentType", "sizeBytes",
-        "checksum", "metadata", "createdAt")  # fmt: skip
+        "checksum", "metadata", "createdAt", "updatedAt")  # fmt: skip
 PLACE = m.Place(namespace="alice", project="cv", experiment="resnet")
 
 
@@ -96,6 +96,7 @@ def test_everything_that_a_record_says_is_kept(target: DaemonProcess, root: Root
     keys = target.store.keys()
     ended = shell("push", str(root.path))
     assert ended.out == f"0 files pushed, {len(records) + 1} there already\n"
+    assert shell.json("push", str(root.path))["experiments"] == []
     assert target.store.keys() == keys
     assert root.files() == before
     new = shell.json("put", "large.bin", "--prefix", PREFIX)["id"]
@@ -313,3 +314,77 @@ def test_the_old_names(local: DaemonProcess, root: Root, tmp_path: Path) -> None
     assert sorted(path.name for path in (got / "many").iterdir()) == ["000", "001", "002", "003"]
     assert shell.refused("download", "out", "-p", "alice/*/*", status=2)["code"] == "INVALID_PREFIX"
     assert shell.refused("list", status=2)["code"] == "INVALID_PREFIX"
+
+
+# ---- what there is beside files
+
+
+def log(root: Root, first: int, count: int) -> None:
+    with root.experiment(readme="größe", tags=["a"], bindrs=["b"], metadata={"k": 1}, wait=True).run as exp:
+        exp.params.set(lr=0.1, opt={"name": "adam"})
+        for number in range(first, first + count):
+            exp.metrics.log(epoch=number, train={"loss": 1 / (number + 1)}, eval={"loss": float("inf")})
+
+
+def told(shell: Shell) -> list[Any]:
+    """All that the command says of an experiment beside its files."""
+    (record,) = shell.json("experiments", "alice")
+    return [record, shell.json("params", "--prefix", PREFIX), shell.json("metrics", "--prefix", PREFIX)]
+
+
+def test_runs_parameters_and_rows_are_kept(target: DaemonProcess, root: Root, tmp_path: Path) -> None:
+    """What came since is sent by the next push; what is there is not there twice."""
+    at_root, shell = Shell(tmp_path, ["--root", str(root.path)]), shell_for(target, tmp_path)
+    log(root, 0, 5)
+    with pytest.raises(KeyError), root.experiment("alice/cv/failed", wait=True).run:
+        raise KeyError("lost")
+    assert shell.json("push", str(root.path), "--dry-run")["rows"] == 15
+    assert shell.json("experiments") == []
+    said = shell.json("push", str(root.path), "--prefix", PREFIX)
+    assert (said["experiments"], said["rows"], said["failed"]) == ([PREFIX], 15, [])
+    (record,) = at_root.json("experiments", PREFIX)
+    assert told(shell) == [record, *told_of_resnet(at_root)]
+    log(root, 5, 3)
+    assert shell.json("push", str(root.path))["rows"] == 9
+    assert told_of_resnet(shell) == told_of_resnet(at_root)
+    assert shell.json("experiments") == at_root.json("experiments")
+    assert {each["status"] for each in shell.json("experiments")} == {"COMPLETED", "FAILED"}
+    again = shell.json("push", str(root.path))
+    assert (again["experiments"], again["rows"]) == ([], 0)
+    with target.experiment().run as exp:
+        assert exp.params.get() == {"lr": 0.1, "opt.name": "adam"}
+        exp.metrics("train").log(loss=0)
+    assert shell.json("push", str(root.path))["rows"] == 0
+
+
+def told_of_resnet(shell: Shell) -> list[Any]:
+    return [shell.json("params", "--prefix", PREFIX), shell.json("metrics", "--prefix", PREFIX)]
+
+
+def test_a_push_of_rows_that_is_killed_goes_on(local: DaemonProcess, root: Root, tmp_path: Path) -> None:
+    """kill -9 of the service once some rows are there, and of the root's daemon: in the end each row is there once."""
+    at_root, shell = Shell(tmp_path, ["--root", str(root.path)]), shell_for(local, tmp_path)
+    log(root, 0, 700)
+    with subprocess.Popen(shell.command("push", str(root.path)), stdout=subprocess.DEVNULL) as process:
+        with local.experiment("alice/cv/other").run as watching:
+            while not shell.json("experiments", PREFIX):
+                watching.metrics.flush()
+        local.kill()
+        root.end(signal.SIGKILL)
+        local.start()
+        process.wait(60)
+    shell("push", str(root.path))
+    assert told_of_resnet(shell) == told_of_resnet(at_root)
+    assert shell.json("push", str(root.path))["rows"] == 0
+
+
+def test_two_pushes_at_once_bring_everything_once(local: DaemonProcess, root: Root, tmp_path: Path) -> None:
+    records = train(root, count=40)
+    log(root, 0, 50)
+    shell = shell_for(local, tmp_path)
+    command = shell.command("push", str(root.path))
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert kept(shell.json("ls", "--prefix", PREFIX)) == kept(records)
+    assert len(local.store.keys()) == len(records)
+    assert len(shell.json("metrics", "--prefix", PREFIX)) == 150

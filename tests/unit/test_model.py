@@ -25,6 +25,14 @@ def test_a_job_has_its_records_id_and_starts_queued():
     assert (job.id, job.state, job.on_disk, job.blocked) == (5, State.QUEUED, False, False)
 
 
+def test_a_file_that_was_elsewhere_keeps_its_time_until_it_is_changed_here():
+    job = Job(RECORD, Pin(PinKind.LINK))
+    assert job.listed is RECORD
+    assert replace(job, said_ms=3).listed == replace(RECORD, updated_ms=3)
+    changed = replace(RECORD, revision=1)
+    assert Job(changed, Pin(PinKind.LINK), said_ms=3).listed is changed
+
+
 def test_a_jobs_object_goes_to_its_key_by_its_checksum():
     job = Job(replace(RECORD, key="files/5"), Pin(PinKind.LINK), algorithm=Algorithm.MD5)
     assert job.target == Target("files/5", 5, 9, "text/plain", Algorithm.MD5)

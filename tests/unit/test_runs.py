@@ -132,3 +132,29 @@ def test_a_key_has_its_prefix():
 )
 def test_the_folder_of_a_stored_file(folder: str, is_it: bool):
     assert runs.is_of_a_file(folder) is is_it
+
+
+def run(updated_ms: int, **said: object) -> runs.Run:
+    given = {"status": RunStatus.RUNNING, "host": "", "user": "", "created_ms": updated_ms, "started_ms": 1} | said
+    return runs.Run(RunKey("a", "b", "c", 1), updated_ms=updated_ms, **given)
+
+
+def test_of_two_records_what_was_changed_last_stays():
+    here, there = run(5, readme="here", tags=("h",)), run(6, metadata="{}", status=RunStatus.FAILED)
+    both = run(6, created_ms=5, readme="here", tags=("h",), metadata="{}", status=RunStatus.FAILED)
+    assert runs.brought_together(here, there) == both
+    assert runs.brought_together(there, here) == both
+    assert runs.brought_together(both, there) == both
+
+
+def test_parameters_take_the_place_of_what_can_not_stand_beside_them():
+    assert runs.laid_over({"opt": "1", "a": "2"}, {"opt.name": "3", "a": "4", "b": "5"}) == {
+        "opt": "1",
+        "a": "2",
+        "b": "5",
+    }
+
+
+def test_how_a_run_fares_elsewhere():
+    assert [runs.known_status(each) for each in RunStatus] == list(RunStatus)
+    refused(Code.INVALID_ARGUMENT, runs.known_status, "PAUSED")

@@ -119,14 +119,29 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
             ),
             0,
         ),
-        (m.ReadRows(request=27, place=PLACE, metric="train", start=5, count=10), 0),
+        (m.ReadRows(request=27, place=PLACE, metric="train", start=5, count=10, origins=True), 0),
+        (m.BringExperiment(request=30, run=RUN, params='{"lr": 0.1}'), 0),
+        (
+            m.BringRows(
+                request=31,
+                place=PLACE,
+                rows=(m.BroughtRow(metric="train", writer=2**63 - 1, number=1, created_ms=5, data="{}"),),
+            ),
+            0,
+        ),
+        (m.Brought(request=31, new=1), 0),
         (
             m.Experiments(
                 request=26, experiments=(RUN,), cursor="[]", params="{}", metrics=(m.Metric(name="train", rows=7),)
             ),
             0,
         ),
-        (m.Rows(request=27, rows=(m.Row(created_ms=1_750_000_000_000, data="{}"),), start=5, total=6), 0),
+        (
+            m.Rows(
+                request=27, rows=(m.Row(created_ms=1_750_000_000_000, data="{}", writer=1, number=2),), start=5, total=6
+            ),
+            0,
+        ),
         (
             m.Upload(
                 request=2,

@@ -14,17 +14,19 @@ from ml_dash import messages as m
 from ml_dash import wording
 from ml_dash.arguments import open_source, printable
 from ml_dash.cli import reaching, show, waiting
+from ml_dash.cli.pushing_runs import runs
 from ml_dash.cli.trees import covers
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.home import HOME
 from ml_dash.many import OF_ONE_FILE
+from ml_dash.pages import pages
 from ml_dash.reach import Endpoint, default_root, endpoint_of
 from ml_dash.result import failure_of, records_of
 
 PLACE_SEGMENTS = 2
 """Of `--target`: namespace and project, at least."""
-OF_A_FILE = OF_ONE_FILE | {Code.ID_TAKEN, Code.RETRY_LATER}
+OF_A_FILE = OF_ONE_FILE | {Code.ID_TAKEN}
 
 
 @dataclass
@@ -35,6 +37,10 @@ class Pushed:
     there: int = 0
     deleted: int = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
+    experiments: list[str] = field(default_factory=list)
+    """Those of which something is new there."""
+    experiments_there: int = 0
+    rows: int = 0
 
     def refuse(self, record: m.Record, failure: MLDashError, *, quiet: bool) -> None:
         """A file was not taken, or not stored; the rest goes on."""
@@ -42,6 +48,12 @@ class Pushed:
         self.failed.append({"id": str(record.id), "path": name, "code": failure.code, "message": failure.message})
         if not quiet:
             show.trouble(f"{name} (file {record.id}): {failure.message}", failure.hint)
+
+    def refuse_experiment(self, prefix: str, failure: MLDashError, *, quiet: bool) -> None:
+        """What there is of an experiment beside its files was not taken; the rest goes on."""
+        self.failed.append({"experimentId": prefix, "code": failure.code, "message": failure.message})
+        if not quiet:
+            show.trouble(f"{prefix}: {failure.message}", failure.hint)
 
 
 @dataclass(frozen=True)
@@ -57,24 +69,30 @@ class Push:
     def files(self) -> None:
         """Hands over every stored file of the root that is not there; returns once they are stored there."""
         for page in self._pages():
-            mine = [record for record in page if _is_meant(record, self.options.prefix)]
+            mine = [record for record in page.records if self.is_meant(_experiment(record))]
             there = self._known([record.id for record in mine])
             for record in mine:
                 self._one(record, there.get(record.id))
         self._settle()
 
-    def _pages(self) -> Iterator[Sequence[m.Record]]:
-        nowhere, cursor = m.Place(namespace="", project="", experiment=""), None
-        while True:
-            page = self.source.call(
-                m.Page,
-                lambda number, after=cursor: m.List(  # type: ignore[misc]
-                    request=number, place=nowhere, cursor=after, everywhere=True
-                ),
+    def is_meant(self, prefix: str) -> bool:
+        """Whether an experiment is to be pushed."""
+        return self.options.prefix is None or covers(self.options.prefix, prefix)
+
+    def target(self, place: m.Place) -> m.Place:
+        """Where a place of the root is in the service: the same, or below --target."""
+        names = [place.namespace, place.project, place.experiment]
+        if self.options.target:
+            names = f"{self.options.target.strip('/')}/{place.experiment}".split("/", 2)
+        return m.Place(namespace=names[0], project=names[1], experiment=names[2], prefix=place.prefix)
+
+    def _pages(self) -> Iterator[m.Page]:
+        nowhere = m.Place(namespace="", project="", experiment="")
+        return pages(
+            lambda after: self.source.call(
+                m.Page, lambda number: m.List(request=number, place=nowhere, cursor=after, everywhere=True)
             )
-            yield page.records
-            if (cursor := page.cursor) is None:
-                return
+        )
 
     def _known(self, ids: Sequence[int]) -> dict[int, m.Record]:
         """Those of these ids that the service has, as far as this user may read them."""
@@ -156,11 +174,9 @@ class Push:
             os.close(descriptor)
 
     def _place(self, record: m.Record) -> m.Place:
-        """Where a file goes: the place that it has in the root, or below --target."""
-        names = [record.namespace, record.project, record.experiment]
-        if self.options.target:
-            names = f"{self.options.target.strip('/')}/{record.experiment}".split("/", 2)
-        return m.Place(namespace=names[0], project=names[1], experiment=names[2], prefix=record.path.strip("/"))
+        """Where a file goes."""
+        names = {name: getattr(record, name) for name in ("namespace", "project", "experiment")}
+        return self.target(m.Place(**names, prefix=record.path.strip("/")))
 
     def _path(self, record: m.Record) -> Path:
         """Where a root keeps a file's bytes: its layout is the README's."""
@@ -191,7 +207,7 @@ class Push:
         return None
 
 
-WHAT = (Push.files,)
+WHAT = (runs, Push.files)
 """What a root holds, in the order in which it is pushed."""
 
 
@@ -246,6 +262,8 @@ def _failed_in(source: Connection) -> int:
 def _tell(outcome: Pushed, left: int, options: Namespace) -> int:
     if options.json:
         said: dict[str, Any] = {
+            "experiments": outcome.experiments,
+            "rows": outcome.rows,
             "pushed": [str(one) for one in outcome.sent],
             "skipped": outcome.there,
             "deletedThere": outcome.deleted,
@@ -256,6 +274,11 @@ def _tell(outcome: Pushed, left: int, options: Namespace) -> int:
     else:
         would = "would be pushed" if options.dry_run else "pushed"
         parts = [f"{wording.files(len(outcome.sent))} {would}"]
+        if outcome.experiments:
+            what = (
+                f"{wording.counted(len(outcome.experiments), 'experiment')} with {wording.counted(outcome.rows, 'row')}"
+            )
+            parts = [f"{what}, {parts[0]}"]
         parts += [f"{outcome.there} there already"] if outcome.there else []
         parts += [f"{outcome.deleted} deleted there"] if outcome.deleted else []
         parts += [f"{left} failed in the root"] if left else []
@@ -264,11 +287,9 @@ def _tell(outcome: Pushed, left: int, options: Namespace) -> int:
     return 1 if outcome.failed or left else 0
 
 
-def _is_meant(record: m.Record, glob: str | None) -> bool:
-    name = f"{record.namespace}/{record.project}/{record.experiment}"
-    return glob is None or covers(glob, name)
+def _experiment(record: m.Record) -> str:
+    return f"{record.namespace}/{record.project}/{record.experiment}"
 
 
 def _name(record: m.Record) -> str:
-    where = f"{record.namespace}/{record.project}/{record.experiment}"
-    return f"{where}: {record.path.strip('/')}/{record.filename}".replace(": /", ": ")
+    return f"{_experiment(record)}: {record.path.strip('/')}/{record.filename}".replace(": /", ": ")

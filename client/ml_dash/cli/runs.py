@@ -11,6 +11,7 @@ from ml_dash import messages as m
 from ml_dash.cli import show
 from ml_dash.connection import Connection
 from ml_dash.metrics import Metrics
+from ml_dash.pages import pages
 from ml_dash.params import Params, details_of
 from ml_dash.result import iso_time
 
@@ -23,15 +24,12 @@ RUNNING = "RUNNING"
 
 def experiments(connection: Connection, prefix: str) -> Iterator[m.ExperimentRecord]:
     """The experiments at and below a prefix, a page at a time."""
-    cursor = None
-    while True:
-        page = connection.call(
-            m.Experiments,
-            lambda number, after=cursor: m.ListExperiments(request=number, prefix=prefix, cursor=after),  # type: ignore[misc]
+    found = pages(
+        lambda after: connection.call(
+            m.Experiments, lambda number: m.ListExperiments(request=number, prefix=prefix, cursor=after)
         )
-        yield from page.experiments
-        if (cursor := page.cursor) is None:
-            return
+    )
+    return (record for page in found for record in page.experiments)
 
 
 def experiment_lines(records: Iterator[m.ExperimentRecord]) -> Iterator[str]:

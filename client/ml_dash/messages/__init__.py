@@ -77,6 +77,10 @@ from ml_dash.messages.runs import (
     PARAMS_BYTES,
     ROW_CHARACTERS,
     ROWS,
+    BringExperiment,
+    BringRows,
+    Brought,
+    BroughtRow,
     EndRun,
     ExperimentRecord,
     Experiments,
@@ -111,6 +115,10 @@ __all__ = [
     "AcceptedMany",
     "Branch",
     "Branched",
+    "BringExperiment",
+    "BringRows",
+    "Brought",
+    "BroughtRow",
     "Check",
     "CommitSlot",
     "Content",
@@ -188,14 +196,14 @@ REQUESTS: dict[int, type[Message]] = {
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
         Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune, Retry, Verify, EndRun, SetParams, LogRows,
-        ListExperiments, ReadRows, GrowSlot,
+        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows,
+        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows, Brought,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

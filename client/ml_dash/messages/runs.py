@@ -105,13 +105,38 @@ class ListExperiments(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadRows(Message):
-    """Asks for rows of a metric from a position on, in the order in which they came."""
+    """Asks for rows of a metric from a position on, in the order in which they came; with `origins`, whose each is."""
 
     kind: ClassVar[int] = 27
     place: Place
     metric: Series
     start: int = 0
     count: int = 1000
+    origins: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BroughtRow:
+    """A row that was logged elsewhere before, and keeps what it had there, in a BringRows."""
+
+    metric: Series
+    writer: int
+    number: int
+    created_ms: int
+    data: RowText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BringRows(Message):
+    """Appends rows that were logged elsewhere before, all or none, on stable storage once it is answered.
+
+    Of those of the same writer and number that a metric has, none is appended again: it is idempotent.
+    """
+
+    kind: ClassVar[int] = 31
+    limit: ClassVar[int] = 4096 * KIB
+    place: Place
+    rows: Annotated[tuple[BroughtRow, ...], Max(1000)]
 
 
 # ---- what is answered
@@ -148,6 +173,28 @@ class ExperimentRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BringExperiment(Message):
+    """Keeps an experiment's record and parameters (JSON text of an object) as they were elsewhere; it is the caller's.
+
+    Where there is one already, what was changed last stays, by `updated_ms`, and what only one of them has is kept.
+    Idempotent.
+    """
+
+    kind: ClassVar[int] = 30
+    limit: ClassVar[int] = 4096 * KIB
+    run: ExperimentRecord
+    params: Annotated[str, Max(PARAMS_BYTES)] = "{}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brought(Message):
+    """How many of the rows that were brought are new here; of an experiment, 1 where something of it is."""
+
+    kind: ClassVar[int] = 90
+    new: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiments(Message):
     """Experiments in the order of their prefixes. `cursor` is None on the last page.
 
@@ -164,10 +211,12 @@ class Experiments(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of a metric. `data` is JSON text of an object."""
+    """A row of a metric. `data` is JSON text of an object; writer and number are there where they were asked for."""
 
     created_ms: int
     data: RowText
+    writer: int | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ml_dash.errors import Code
@@ -164,12 +164,21 @@ class Job:
     """The newer version to which it gave way; it is cancelled for that."""
     seal: bool = False
     """The source is an archive in a slot, whose checksums are put right before it is read."""
+    said_ms: int | None = None
+    """Of a file that was stored elsewhere before: when it was changed last there, for as long as it is not here."""
     proof: str | None = None
     """The whole object's checksum in the algorithm's own form, once every byte was read (core/checksum.py)."""
 
     @property
     def id(self) -> int:
         return self.record.id
+
+    @property
+    def listed(self) -> FileRecord:
+        """As the catalog has it: `updated_ms` is the journal's own until then."""
+        if self.said_ms is None or self.record.revision:
+            return self.record
+        return replace(self.record, updated_ms=self.said_ms)
 
     @property
     def target(self) -> Target:

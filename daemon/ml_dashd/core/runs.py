@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -87,10 +87,23 @@ class NewRow:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a metric; its position is its place in the order. `data` is JSON text."""
+    """A row of a metric; its position is its place in the order. `data` is JSON text.
+
+    Writer and number tell it from every other row of its metric, wherever it is brought.
+    """
 
     created_ms: int
     data: str
+    writer: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtRow:
+    """A row that was logged elsewhere before."""
+
+    metric: str
+    row: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,30 @@ def replaced_by(new: Iterable[str], old: Collection[str]) -> list[str]:
     return sorted(gone)
 
 
+def laid_over(new: Mapping[str, str], old: Mapping[str, str]) -> dict[str, str]:
+    """Parameters with new ones among them, in the place of those that can't stand beside them."""
+    gone = set(replaced_by(new, old.keys()))
+    return {**{name: value for name, value in old.items() if name not in gone}, **new}
+
+
+def brought_together(here: Run, there: Run) -> Run:
+    """An experiment's record that is known here already, and comes from elsewhere: what was changed last stays.
+
+    What only one of them says is kept. It is `here` itself where nothing of it changes.
+    """
+    newer, older = (there, here) if there.updated_ms > here.updated_ms else (here, there)
+    return replace(
+        newer,
+        key=here.key,
+        created_ms=min(here.created_ms, there.created_ms),
+        readme=older.readme if newer.readme is None else newer.readme,
+        tags=newer.tags or older.tags,
+        bindrs=newer.bindrs or older.bindrs,
+        metadata=older.metadata if newer.metadata is None else newer.metadata,
+        shown_ms=here.shown_ms,
+    )
+
+
 def check_params(values: Mapping[str, str], most_bytes: int) -> None:
     """Refuses more parameters than an experiment may have; `values` are all of them, as JSON text."""
     size = len(params_text(values).encode())
@@ -159,13 +196,16 @@ def params_text(values: Mapping[str, str]) -> str:
 
 def run_status(text: str) -> RunStatus:
     """How a run has ended; it does not end by running."""
-    try:
-        status = RunStatus(text)
-    except ValueError:
-        status = RunStatus.RUNNING
-    if status is RunStatus.RUNNING:
-        raise error(Code.INVALID_ARGUMENT, f"a run ends as {text!r}", "use COMPLETED, FAILED or CANCELLED")
-    return status
+    if text in {*RunStatus} - {RunStatus.RUNNING}:
+        return RunStatus(text)
+    raise error(Code.INVALID_ARGUMENT, f"a run ends as {text!r}", "use COMPLETED, FAILED or CANCELLED")
+
+
+def known_status(text: str) -> RunStatus:
+    """How a run fares, as it was told elsewhere."""
+    if text == RunStatus.RUNNING:
+        return RunStatus.RUNNING
+    return run_status(text)
 
 
 def listed_below(prefix: str) -> tuple[str, ...]:

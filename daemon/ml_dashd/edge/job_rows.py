@@ -14,7 +14,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.rows import crc_blob, read_record, record_values
 
 _PLAIN = ("state", "on_disk", "attempt", "not_before_ms", "cancel_requested", "blocked", "upload_id", "part_size",
-          "algorithm", "proof", "priority", "seal", "supersedes", "superseded_by")  # fmt: skip
+          "algorithm", "proof", "priority", "seal", "supersedes", "superseded_by", "said_ms")  # fmt: skip
 READ_COLUMNS = (*record_values(FileRecord(0, 0, "", "", "", "", "", 0, "", 0, 0)), "pin_kind", "pin_name",
                  "pin_source", "device", "inode", "mtime_ns", "ctime_ns", "error_code", "error_message", "error_hint",
                  *_PLAIN)  # fmt: skip

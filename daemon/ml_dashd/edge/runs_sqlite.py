@@ -16,6 +16,7 @@ from ml_dash.errors import Code, error
 from ml_dash.messages import METRICS
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import (
+    BroughtRow,
     MetricLength,
     NewRow,
     Opened,
@@ -23,8 +24,9 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     RunStatus,
+    brought_together,
     check_params,
-    replaced_by,
+    laid_over,
 )
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.rows import scope_where
@@ -125,18 +127,10 @@ class SqliteRuns:
         def work(connection: sqlite3.Connection) -> None:
             number = _ensure(connection, key, at_ms)
             old = _params(connection, number)
-            gone = replaced_by(values, old.keys())
-            left = {name: value for name, value in old.items() if name not in gone}
-            if (merged := {**left, **values}) == old:
+            if (merged := laid_over(values, old)) == old:
                 return
             check_params(merged, most_bytes)
-            connection.executemany(
-                "DELETE FROM params WHERE experiment = ? AND name = ?", [(number, name) for name in gone]
-            )
-            connection.executemany(
-                "INSERT INTO params VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-                [(number, name, value) for name, value in values.items()],
-            )
+            _set_params(connection, number, old, merged)
             _touch(connection, number, at_ms)
 
         await self._database.call(work, spare=True)
@@ -161,6 +155,47 @@ class SqliteRuns:
 
         await self._database.call(work, spare=True, soon=not on_disk)
 
+    async def bring(self, run: Run, params: Mapping[str, str], most_bytes: int) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            found = connection.execute(f"SELECT * FROM experiments WHERE {_MINE}", _place(run.key)).fetchone()
+            here = None if found is None else _read_run(found)
+            number = _ensure(connection, run.key, run.created_ms)
+            old = _params(connection, number)
+            kept = run if here is None else brought_together(here, run)
+            is_newer = here is None or run.updated_ms > here.updated_ms
+            merged = laid_over(params, old) if is_newer else laid_over(old, params)
+            if kept == here and merged == old:
+                return False
+            check_params(merged, most_bytes)
+            _set_params(connection, number, old, merged)
+            updated_ms = kept.updated_ms if here is None else max(kept.updated_ms, here.updated_ms + 1)
+            connection.execute(
+                "UPDATE experiments SET status = ?, error = ?, host = ?, user = ?, created_ms = ?, started_ms = ?,"
+                " updated_ms = ?, ended_ms = ?, readme = ?, tags = ?, bindrs = ?, metadata = ? WHERE id = ?",
+                (
+                    kept.status, kept.error, kept.host, kept.user, kept.created_ms, kept.started_ms, updated_ms,
+                    kept.ended_ms, kept.readme, _words(kept.tags), _words(kept.bindrs), kept.metadata, number,
+                ),
+            )  # fmt: skip
+            return True
+
+        return await self._database.call(work, spare=True)
+
+    async def bring_rows(self, key: RunKey, rows: Sequence[BroughtRow]) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            experiment = _ensure(connection, key, min((each.row.created_ms for each in rows), default=0))
+            return sum(
+                _append(
+                    connection,
+                    experiment,
+                    NewRow(each.metric, each.row.data),
+                    (each.row.writer, each.row.number, each.row.created_ms),
+                )
+                for each in rows
+            )
+
+        return await self._database.call(work, spare=True) if rows else 0
+
     async def sync(self) -> None:
         await self._database.call(_sync)
 
@@ -175,8 +210,8 @@ class SqliteRuns:
 
     async def rows(self, key: RunKey, metric: str, start: int, limit: int) -> list[Row]:
         statement = (
-            f"SELECT created_ms, data FROM metric_rows WHERE metric = (SELECT id FROM metrics WHERE {_METRIC})"
-            " AND position >= ? ORDER BY position LIMIT ?"
+            "SELECT created_ms, data, writer, number FROM metric_rows"
+            f" WHERE metric = (SELECT id FROM metrics WHERE {_METRIC}) AND position >= ? ORDER BY position LIMIT ?"
         )
         values = [metric, *_place(key), start, limit]
         return await self._database.call(
@@ -246,7 +281,18 @@ def _params(connection: sqlite3.Connection, number: int) -> dict[str, str]:
     return {row["name"]: row["value"] for row in found}
 
 
-def _append(connection: sqlite3.Connection, experiment: int, row: NewRow, origin: tuple[int, int, int]) -> None:
+def _set_params(connection: sqlite3.Connection, number: int, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Puts parameters in the place of those that there are."""
+    gone = old.keys() - new.keys()
+    connection.executemany("DELETE FROM params WHERE experiment = ? AND name = ?", [(number, name) for name in gone])
+    connection.executemany(
+        "INSERT INTO params VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+        [(number, name, value) for name, value in new.items() if old.get(name) != value],
+    )
+
+
+def _append(connection: sqlite3.Connection, experiment: int, row: NewRow, origin: tuple[int, int, int]) -> bool:
+    """Whether it is new."""
     which = "SELECT id, rows FROM metrics WHERE experiment = ? AND name = ?"
     found = connection.execute(which, (experiment, row.metric)).fetchone()
     if found is None:
@@ -259,6 +305,7 @@ def _append(connection: sqlite3.Connection, experiment: int, row: NewRow, origin
     )
     if added.rowcount:
         connection.execute("UPDATE metrics SET rows = rows + 1 WHERE id = ?", (metric,))
+    return bool(added.rowcount)
 
 
 def _new_metric(connection: sqlite3.Connection, experiment: int, name: str) -> tuple[int, int]:

@@ -142,3 +142,7 @@ ALTER TABLE files ADD COLUMN supersedes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE files ADD COLUMN superseded_by INTEGER;     -- the newer one
 -- A count for status.
 CREATE INDEX files_superseded ON files (superseded_by) WHERE superseded_by IS NOT NULL;
+
+-- ---- step 9: a file that comes from elsewhere keeps the time at which it was changed last
+
+ALTER TABLE files ADD COLUMN said_ms INTEGER;

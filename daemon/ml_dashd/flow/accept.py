@@ -109,11 +109,11 @@ class Accept:
             return await self._take(record, message, descriptor)
         record = self._arrivals.name(record, message.origin)
         async with self._arrivals.claim(record) as known:
-            return known or await self._take(record, message, descriptor)
+            return known or await self._take(record, message, descriptor, said_ms=message.origin.updated_ms)
 
-    async def _take(self, record: FileRecord, message: Upload, descriptor: int) -> Job:
+    async def _take(self, record: FileRecord, message: Upload, descriptor: int, said_ms: int | None = None) -> Job:
         pin, content, size = await self._pin(record, message, descriptor)
-        job = Job(_sized(record, size, content), pin, priority=message.file.priority)
+        job = Job(_sized(record, size, content), pin, priority=message.file.priority, said_ms=said_ms)
         if message.origin is None:  # what is pushed from elsewhere is its whole history
             job = replace(job, supersedes=self._supersedes(message.file, record))
         return await self._keep(job, content, message.key, message.durability)

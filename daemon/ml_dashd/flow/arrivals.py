@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code, error
 from ml_dash.messages import Origin
@@ -27,7 +29,8 @@ class Arrivals:
         self._catalog = catalog
         self._ids = ids
         self._clock = clock
-        self._coming: set[int] = set()
+        self._coming: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """One hand an id: of two that bring it at the same moment, the second finds the first one's file."""
 
     def name(self, record: FileRecord, origin: Origin) -> FileRecord:
         """The record with what it keeps. Raises INVALID_ARGUMENT for what can't be true."""
@@ -52,14 +55,9 @@ class Arrivals:
         The same is who hands it over, where it belongs, and its SHA-256: then it is answered as it is here, deleted or
         not. Raises ID_TAKEN for any other, of which nothing is told.
         """
-        if record.id in self._coming:
-            raise error(Code.RETRY_LATER, f"{record.path} (file {record.id}) is just being taken in", "try it again")
-        self._coming.add(record.id)
-        try:
+        async with self._coming.setdefault(record.id, asyncio.Lock()):
             self._ids.pass_over(record.id)
             yield await self._known(record)
-        finally:
-            self._coming.discard(record.id)
 
     async def _known(self, record: FileRecord) -> Job | None:
         jobs = await self._journal.get([record.id])

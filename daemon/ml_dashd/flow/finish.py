@@ -74,7 +74,7 @@ class Finish:
         """
         while jobs:
             self._faults.at("finish.before_catalog")
-            gone = set(await self._catalog.commit([job.record for job in jobs]))
+            gone = set(await self._catalog.commit([job.listed for job in jobs]))
             self._faults.at("finish.after_catalog")
             left = await _whole(self._end([job for job in jobs if job.id not in gone]))
             for job in [job for job in jobs if job.id in gone]:

@@ -21,8 +21,8 @@ from ml_dash.messages import PARAMS_BYTES, ROW_CHARACTERS
 from ml_dashd.core.model import EVERYBODY
 from ml_dashd.core.runs import (
     UNNAMED,
+    BroughtRow,
     MetricLength,
-    NewRow,
     Opened,
     Row,
     Run,
@@ -254,12 +254,9 @@ class Mirror:
 
     async def _take_in(self, key: RunKey, metric: str, foreign: Sequence[tuple[int, Seen]]) -> None:
         for start in range(0, len(foreign), PIECE):
-            await asyncio.gather(
-                *(
-                    self._runs.append(key, FOREIGN, _number(at, seen), [NewRow(metric, seen[1])], seen[0])
-                    for at, seen in foreign[start : start + PIECE]
-                )
-            )
+            piece = foreign[start : start + PIECE]
+            rows = [BroughtRow(metric, Row(seen[0], seen[1], FOREIGN, _number(at, seen))) for at, seen in piece]
+            await self._runs.bring_rows(key, rows)
 
     async def _write_anew(self, tree: Tree, key: RunKey, metric: str) -> int:
         """What the tree has is not the beginning of what the catalog has."""

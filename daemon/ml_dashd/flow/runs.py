@@ -13,6 +13,7 @@ from ml_dash.errors import Code, error
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.runs import (
+    BroughtRow,
     MetricLength,
     NewRow,
     Opened,
@@ -20,6 +21,7 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     RunStatus,
+    known_status,
     listed_below,
     metric_name,
     new_params,
@@ -27,6 +29,7 @@ from ml_dashd.core.runs import (
     row_text,
     run_status,
 )
+from ml_dashd.flow.arrivals import AHEAD_MS
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.turns import Turns
@@ -62,6 +65,8 @@ class Experiments:
             m.EndRun: self._end,
             m.SetParams: self._set_params,
             m.LogRows: self._log,
+            m.BringExperiment: self._bring,
+            m.BringRows: self._bring_rows,
             m.ListExperiments: self._list,
             m.ReadRows: self._read,
         }
@@ -102,6 +107,39 @@ class Experiments:
         await self._runs.append(key, message.writer, message.number, rows, now_ms, on_disk=on_disk)
         self._unsynced.set()
         return self._changed(key, message)
+
+    async def _bring(self, session: Session, message: m.BringExperiment, *_: Any) -> Reply:
+        run = message.run
+        place = m.Place(namespace=run.namespace, project=run.project, experiment=run.experiment)
+        key = self._writable(session, place)
+        params = new_params(message.params)
+        self._check_past(key, run.created_ms, run.started_ms, run.updated_ms, run.ended_ms or 0)
+        opened = Opened(
+            at_ms=run.started_ms,
+            readme=run.readme,
+            tags=names.tags(run.tags, "the tags") or None,
+            bindrs=names.tags(run.bindrs, "the bindrs") or None,
+            metadata=names.metadata(run.metadata),
+        )
+        new = await self._runs.bring(_brought(key, run, await self._mirror.adopt(key, opened)), params, m.PARAMS_BYTES)
+        self._changed(key, message)
+        return m.Brought(request=message.request, new=int(new)), ()
+
+    async def _bring_rows(self, session: Session, message: m.BringRows, *_: Any) -> Reply:
+        key = self._writable(session, message.place)
+        self._check_past(key, *(row.created_ms for row in message.rows))
+        rows = [
+            BroughtRow(metric_name(each.metric), Row(each.created_ms, row_text(each.data), each.writer, each.number))
+            for each in message.rows
+        ]
+        new = await self._runs.bring_rows(key, rows)
+        self._changed(key, message)
+        return m.Brought(request=message.request, new=new), ()
+
+    def _check_past(self, key: RunKey, *times_ms: int) -> None:
+        if max(times_ms, default=0) > self._clock.now_ms() + AHEAD_MS:
+            what = f"a time that {key.prefix} comes with is of the future"
+            raise error(Code.INVALID_ARGUMENT, what, "set the clock of both machines")
 
     async def keep(self) -> None:
         """Brings rows to stable storage a moment after they came, until it is cancelled."""
@@ -175,7 +213,7 @@ class Experiments:
         fitting = rows[: _fitting([len(row.data.encode()) for row in rows])]
         return m.Rows(
             request=message.request,
-            rows=tuple(map(_row, fitting)),
+            rows=tuple(_row(row, origins=message.origins) for row in fitting),
             start=message.start,
             total=lengths.get(metric, 0),
         ), ()
@@ -266,5 +304,25 @@ def _record(run: Run) -> m.ExperimentRecord:
     )
 
 
-def _row(row: Row) -> m.Row:
-    return m.Row(created_ms=row.created_ms, data=row.data)
+def _brought(key: RunKey, run: m.ExperimentRecord, said: Opened) -> Run:
+    """A record that comes from elsewhere, with what a tree says of it here."""
+    return Run(
+        key=key,
+        status=known_status(run.status),
+        host=run.host,
+        user=run.user,
+        created_ms=run.created_ms,
+        started_ms=run.started_ms,
+        updated_ms=run.updated_ms,
+        ended_ms=run.ended_ms,
+        error=run.error,
+        readme=said.readme,
+        tags=said.tags or (),
+        bindrs=said.bindrs or (),
+        metadata=said.metadata,
+    )
+
+
+def _row(row: Row, *, origins: bool) -> m.Row:
+    whose = {"writer": row.writer, "number": row.number} if origins else {}
+    return m.Row(created_ms=row.created_ms, data=row.data, **whose)
