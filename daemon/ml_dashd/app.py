@@ -81,6 +81,7 @@ from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
+from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
 from ml_dashd.ports import Examiner, Faults, Meter, Prober, Store
@@ -160,6 +161,8 @@ class Daemon:
         log.info("ready", extra=event)
         self._heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
         self._chores.append(asyncio.create_task(self._sweep.run()))
+        self._chores.append(asyncio.create_task(self._warm.prepare()))
+        self._chores.append(asyncio.create_task(self._warm.watch()))
         self._chores.append(asyncio.create_task(self._reclaim.run()))
         if self._config.retention.keep_last:
             rule = Rule(self._config.retention.keep_last, frozenset(self._config.retention.keep_tags))
@@ -209,6 +212,7 @@ class Daemon:
         self._threads = Pool(config.limits.threads, "work", NICE)
         self._quick = Pool(QUICK_THREADS, "quick")
         self._disk = Pool(DISK_THREADS, "disk", NICE)
+        self._warming = Pool(1, "warm", NICE)
         self._bell = Bell()
         self._store = self._make_store()
         single_bytes = self._store.single_bytes
@@ -226,7 +230,7 @@ class Daemon:
         self._runs = SqliteRuns(config.runs_path, faults)
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
-        self._slots = SlotFiles(spool, room, budget)
+        self._slots = SlotFiles(spool, room, budget, config.spool.warm_bytes)
         self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd, budget)
         self._wire_flow()
         if config.http.listen:
@@ -365,6 +369,7 @@ class Daemon:
         tree = None if config.bucket else FolderTree(config.store_root, int(config.store.mode, 8))
         self._mirror = Mirror(runs=self._runs, tree=tree, threads=self._disk, clock=clock)
         self._sweep = Sweep(self._journal, finish, clock)
+        self._warm = Warm(self._slots, self._warming, clock)
         self._reclaim = Reclaim(
             catalog=self._catalog,
             journal=self._journal,
@@ -381,6 +386,7 @@ class Daemon:
             journal=self._journal,
             pins=self._pins,
             slots=self._slots,
+            warm=self._warm,
             threads=self._quick,
             disk=self._disk,
             meter=self._meter,
@@ -467,6 +473,7 @@ class Daemon:
             journal=self._journal,
             pins=self._pins,
             slots=self._slots,
+            warm=self._warm,
             threads=self._quick,
             bell=self._bell,
             health=self._health,
@@ -563,7 +570,7 @@ class Daemon:
         await self._runs.close()
         await self._catalog.close()
         self._journal.close()
-        for pool in (self._threads, self._quick, self._disk):
+        for pool in (self._threads, self._quick, self._disk, self._warming):
             pool.close()
 
     async def _beat(self) -> None:

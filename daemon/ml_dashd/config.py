@@ -78,6 +78,7 @@ class SpoolConfig:
     pools: tuple[str, ...] = ()
     durability: str = "memory"
     quota: int = 0
+    warm_bytes: int = 8 * 1024 * MIB
     copy_below: int = 64 * MIB
     copy_after: float = 30.0
     supersede: tuple[str, ...] = ()

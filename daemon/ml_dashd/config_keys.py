@@ -37,6 +37,7 @@ LEAST: dict[str, float] = {
     "limits.bandwidth": 0,
     "access.uids": 0,
     "spool.quota": 0,
+    "spool.warm_bytes": 0,
     "spool.copy_below": 0,
     "spool.copy_after": 0,
     "access.admins": 0,

@@ -96,6 +96,7 @@ EVENTS = {
     "rows_adopted": "a root had rows of a metric that its catalog had not: another host's, an earlier release's",
     "rows_not_synced": "rows of metrics are not on stable storage: the disk is full, or has failed",
     "scratch_left": "what was made to see what the store does could not be removed now; it is tried again",
+    "slot_not_prepared": "the next save's file could not be made ready: that save gets fresh pages, and takes longer",
     "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
     "stopped": "the daemon has ended in order",
     "stopping": "SIGTERM or SIGINT came, or an embedded daemon was idle",

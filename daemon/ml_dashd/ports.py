@@ -686,6 +686,12 @@ class Slots(Protocol):
     def give_back(self, connection: int, number: int) -> None:
         """Takes a granted slot back, to be granted again. Idempotent."""
 
+    def prepare(self, connection: int, size_bytes: int) -> None:
+        """Has a slot of that size ready for the connection's next save, where there is room for one. Idempotent."""
+
+    def trim(self) -> None:
+        """Lets go of slots that wait for a save, where the machine's memory is short. Idempotent."""
+
     def disconnect(self, connection: int) -> None:
         """Wipes the connection's slots: at once, or when they are released."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import mmap
 import os
 import shutil
 import subprocess
@@ -124,3 +126,14 @@ def _mounted(arguments: list[str], folder: Path) -> Iterator[None]:
     finally:
         # Lazy: what a failed test has left open there keeps the disk, but not its place among other tests' folders.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def pages_in_memory(path: Path) -> tuple[int, int]:
+    """How many pages of a file are in memory, and of how many."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        count = len(mapping) // mmap.PAGESIZE
+        there = (ctypes.c_ubyte * count)()
+        start = ctypes.c_char.from_buffer(mapping)
+        assert ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapping)), there) == 0
+        del start
+    return sum(page & 1 for page in there), count

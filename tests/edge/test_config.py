@@ -48,6 +48,7 @@ url = "sqlite:///var/lib/x/catalog%20of%20x.sqlite"
 pools = ["/data/spool", "/scratch/spool"]
 durability = "disk"
 quota = 1_000_000_000
+warm_bytes = 2_000_000_000
 copy_below = 0
 copy_after = 1.5
 supersede = ["last.pt", "**/latest.pt"]
@@ -280,7 +281,8 @@ def test_every_key_arrives():
     assert config.catalog_path == Path("/var/lib/x/catalog of x.sqlite")
     assert (config.spool.pools, config.spool.durability) == (("/data/spool", "/scratch/spool"), "disk")
     assert config.spool.supersede == ("last.pt", "**/latest.pt")
-    assert (config.spool.quota, config.spool.copy_below, config.spool.copy_after) == (10**9, 0, 1.5)
+    assert (config.spool.quota, config.spool.warm_bytes) == (10**9, 2 * 10**9)
+    assert (config.spool.copy_below, config.spool.copy_after) == (0, 1.5)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert config.limits.bandwidth == 65_536
     assert config.store.delete_grace == 60.0

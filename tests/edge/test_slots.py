@@ -13,8 +13,8 @@ import pytest
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
 from ml_dashd.edge.room import Room
-from ml_dashd.edge.slots import KEEP_FREE, KEEP_HELD, MAX_SLOTS, SlotFiles
-from tests.doubles.disks import tmpfs
+from ml_dashd.edge.slots import KEEP_FREE, KEEP_HELD, MAX_SLOTS, WARM_FROM_BYTES, SlotFiles
+from tests.doubles.disks import pages_in_memory, tmpfs
 
 MIB = 1 << 20
 MINE, THEIRS = 1, 2
@@ -368,3 +368,142 @@ def test_a_slot_that_is_shared_is_not_written_to_again(tmp_path: Path) -> None:
     with pytest.raises(MLDashError) as lost:
         slots.share(pin.name)
     assert lost.value.code is Code.SOURCE_LOST
+
+
+# ---- slots that wait for a save
+
+
+def saved(slots: SlotFiles, connection: int, size: int) -> int:
+    """What a save is to the slots until its content is stored."""
+    number = slots.grant(connection, size).number
+    slots.commit(connection, number, size)
+    return number
+
+
+def test_the_next_slot_is_ready_before_the_last_one_is_stored(slots: SlotFiles, names, tmp_path: Path) -> None:
+    first = saved(slots, MINE, 20 * MIB)
+    slots.prepare(MINE, 20 * MIB)
+    slots.prepare(MINE, 20 * MIB)
+    (ready,) = set(names()) - {str(first)}
+    assert pages_in_memory(tmp_path / "slots" / ready) == (20 * 256, 20 * 256)
+    second = slots.grant(MINE, 20 * MIB)
+    assert str(second.number) == ready
+    assert os.fstat(second.descriptor).st_blocks * 512 >= second.capacity_bytes
+    slots.release(str(first))
+    assert slots.grant(MINE, 20 * MIB).number == first
+
+
+def test_what_is_ready_is_its_connections_own_and_goes_with_it(slots: SlotFiles, names) -> None:
+    before = open_descriptors()
+    first = saved(slots, MINE, 5 * MIB)
+    slots.prepare(MINE, 5 * MIB)
+    (ready,) = set(names()) - {str(first)}
+    assert str(slots.grant(THEIRS, 5 * MIB).number) != ready
+    slots.disconnect(MINE)
+    slots.disconnect(THEIRS)
+    assert names() == [str(first)]
+    slots.prepare(MINE, 5 * MIB)
+    assert names() == [str(first)], "it has hung up"
+    assert open_descriptors() == before
+
+
+def test_nothing_is_made_ready_that_a_save_would_miss(tmp_path: Path) -> None:
+    """The last half of the quota is for saves; of memory a half is for others; small slots cost nothing when fresh."""
+    available = 100 * MIB
+    room = Room(20 * MIB)
+    slots = SlotFiles(tmp_path, room, warm_bytes=30 * MIB, memory=lambda: available)
+
+    def is_made_ready(size: int) -> bool:
+        held = room.used_bytes
+        slots.prepare(MINE, size)
+        return room.used_bytes > held
+
+    saved(slots, MINE, MIB)
+    assert not is_made_ready(WARM_FROM_BYTES - MIB)
+    assert not is_made_ready(10 * MIB), "more than half of the quota"
+    available = 15 * MIB
+    assert not is_made_ready(8 * MIB), "more than half of the memory"
+    available = 16 * MIB
+    assert is_made_ready(8 * MIB)
+    assert not is_made_ready(5 * MIB), "there is one that is larger"
+    saved(slots, THEIRS, 12 * MIB)
+    assert room.used_bytes == 13 * MIB, "a save takes the room of what was ready"
+    slots.close()
+
+
+def test_a_disk_that_is_nearly_full_keeps_its_space(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 30 * MIB) as disk:
+        slots = SlotFiles(disk)
+        saved(slots, MINE, 5 * MIB)
+        slots.prepare(MINE, 7 * MIB)
+        assert len(list((disk / "slots").iterdir())) == 1
+        slots.prepare(MINE, 6 * MIB)
+        assert len(list((disk / "slots").iterdir())) == 2
+        slots.disconnect(MINE)
+        slots.close()
+
+
+def test_what_waits_goes_where_memory_runs_short(tmp_path: Path) -> None:
+    available = 100 * MIB
+    room = Room()
+    slots = SlotFiles(tmp_path, room, memory=lambda: available)
+    first, second = saved(slots, MINE, 8 * MIB), saved(slots, MINE, 5 * MIB)
+    slots.release(str(first))
+    slots.release(str(second))
+    slots.trim()
+    assert room.used_bytes == 13 * MIB
+    available = 20 * MIB
+    slots.trim()
+    assert room.used_bytes == 5 * MIB, "the largest goes first"
+    third = saved(slots, MINE, 8 * MIB)
+    slots.release(str(third))
+    assert room.used_bytes == 5 * MIB
+    slots.close()
+
+
+def test_none_are_kept_where_none_are_wanted(tmp_path: Path) -> None:
+    room = Room()
+    slots = SlotFiles(tmp_path, room, warm_bytes=0)
+    slots.release(str(saved(slots, MINE, 8 * MIB)))
+    slots.prepare(MINE, 8 * MIB)
+    assert room.used_bytes == 0
+    slots.close()
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["another save needs its room", "its connection ends"])
+def test_a_slot_that_is_being_made_ready_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    room = Room(64 * MIB)
+    slots = SlotFiles(tmp_path, room)
+    before = open_descriptors()
+    slots.give_back(MINE, slots.grant(MINE, MIB).number)
+    read, offsets = os.preadv, []
+
+    def interrupted(descriptor: int, buffers: list[bytearray], offset: int) -> int:
+        offsets.append(offset)
+        if offset == 8 * MIB:
+            slots.disconnect(MINE) if ends else slots.grant(THEIRS, 60 * MIB)
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", interrupted)
+    slots.prepare(MINE, 16 * MIB)
+    assert offsets[-1] == 8 * MIB
+    assert room.used_bytes == (0 if ends else 60 * MIB)
+    slots.close()
+    assert open_descriptors() == before
+
+
+def test_a_slot_that_is_being_made_ready_is_granted_as_it_is(slots: SlotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots.give_back(MINE, slots.grant(MINE, MIB).number)
+    read, got = os.preadv, []
+
+    def interrupted(descriptor: int, buffers: list[bytearray], offset: int) -> int:
+        got.append(slots.grant(MINE, 16 * MIB))
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", interrupted)
+    slots.prepare(MINE, 16 * MIB)
+    (slot,) = got
+    assert slots.grant(MINE, 16 * MIB) != slot
+    assert slots.commit(MINE, slot.number, 16 * MIB).name == str(slot.number)

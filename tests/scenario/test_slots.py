@@ -16,6 +16,7 @@ import pytest
 from ml_dash import MLDashError
 from ml_dash import messages as m
 from ml_dash.errors import Code
+from tests.doubles.disks import pages_in_memory
 from tests.doubles.raw_client import RawClient
 from tests.harness import PREFIX, DaemonProcess, Folder, assert_whole, eventually, make_file
 
@@ -253,3 +254,28 @@ def test_no_byte_of_a_save_is_seen_by_another_connection(daemon: DaemonProcess) 
     with RawClient(daemon.socket).greet() as later:
         other = granted(later, 5 * MIB)
         assert not any(os.pread(later.received[-1], other.capacity_bytes, 0))
+
+
+def test_a_save_that_comes_before_the_last_is_stored_finds_a_slot_that_is_ready(daemon: DaemonProcess) -> None:
+    """Its pages are there already; nothing of it is left when the client goes."""
+    assert isinstance(daemon.store, Folder)
+    gate = daemon.store.root / PREFIX / "files"
+    gate.parent.mkdir(parents=True)
+    gate.touch()  # nothing is stored
+    with daemon.experiment().run as exp, RawClient(daemon.socket).greet() as client:
+        first = granted(client, 9 * MIB)
+        content = hashlib.shake_256(b"one").digest(9 * MIB)
+        os.pwrite(client.received[0], content, 0)
+        client.ask(m.Accepted, commit(first.slot, 9 * MIB))
+        eventually(lambda: len(daemon.spool()) == 2)
+        (ready,) = set(daemon.spool()) - {f"spool/slots/{first.slot}"}
+        eventually(lambda: pages_in_memory(daemon.state / ready)[0] > 0)
+        second = granted(client, 9 * MIB)
+        assert f"spool/slots/{second.slot}" == ready
+        os.pwrite(client.received[-1], content, 0)
+        client.ask(m.Accepted, commit(second.slot, 9 * MIB, to="next.pt"))
+        gate.unlink()
+        exp.files.flush(60)
+        checksum = hashlib.sha256(content).hexdigest()
+        assert_whole(daemon, exp, {"best.pt": checksum, "next.pt": checksum})
+    eventually(lambda: daemon.spool() == [])

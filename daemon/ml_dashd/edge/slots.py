@@ -1,13 +1,15 @@
 """Slots: spool files that clients write into, so that a save is one copy into memory that the disk already backs.
 
 A slot belongs to one connection. It is used again, with its pages, only by that connection and only after its last
-content is stored; when the connection ends it is removed, so no byte of it is ever seen by another.
+content is stored; when the connection ends it is removed, so no byte of it is ever seen by another. Beside what is on
+its way a connection has one that is ready, its pages in memory: fresh ones cost ten times the copy that fills them.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import threading
@@ -20,10 +22,13 @@ from typing import TypeVar
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
 from ml_dashd.edge.descriptors import FOR_SLOTS, DescriptorBudget
+from ml_dashd.edge.memory import available_bytes
 from ml_dashd.edge.room import FREE_FAILED, Room
 from ml_dashd.ports import Slot
 
 T = TypeVar("T")
+
+log = logging.getLogger("ml_dashd.edge")
 
 SLOT_FOLDER = "slots"
 SLOT_STEP = 1024 * 1024
@@ -34,6 +39,13 @@ KEEP_HELD = 16
 """Committed slots of a connection that may be granted again; each keeps a descriptor."""
 MAX_SLOTS = 16
 """Slots that a connection may be writing into at once. What waits for the store is bounded by the disk alone."""
+WAITING = ("free", "coming")
+WARM_FROM_BYTES = 4 * 1024 * 1024
+"""Smaller slots are not made ready: their fresh pages cost a few milliseconds."""
+WARM_PART_OF_MEMORY = 2
+"""Of the memory that is available, slots that are ready keep a half at most."""
+WARM_PART_OF_DISK = 4
+"""A slot is made ready only where it takes a quarter of the disk's free space at most."""
 
 
 @dataclass(slots=True)
@@ -41,7 +53,7 @@ class _Entry:
     slot: Slot
     connection: int
     use: str
-    """granted, committed or free."""
+    """granted, committed, free, or coming: being made ready."""
     owner: int = 0
     """The file whose content is committed here."""
 
@@ -49,8 +61,20 @@ class _Entry:
 class SlotFiles:
     """The `Slots` of ports.py, with what the pins ask of it. Calls come from several threads."""
 
-    def __init__(self, spool: Path, room: Room | None = None, budget: DescriptorBudget | None = None) -> None:
+    def __init__(
+        self,
+        spool: Path,
+        room: Room | None = None,
+        budget: DescriptorBudget | None = None,
+        warm_bytes: int = MAX_FILE_BYTES,
+        memory: Callable[[], int] = available_bytes,
+    ) -> None:
+        """`warm_bytes`: what slots that wait for a save keep at most, all together."""
         self._room = room or Room()
+        self._warm_bytes = warm_bytes
+        self._memory = memory
+        self._connections: set[int] = set()
+        """Those that may have slots."""
         self._folder = spool / SLOT_FOLDER
         for folder in (spool, self._folder):  # `parents` would make the spool with the mode of any folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -65,8 +89,9 @@ class SlotFiles:
         if size_bytes > MAX_FILE_BYTES:
             raise error(Code.TOO_LARGE, f"{size_bytes} bytes were asked for")
         with self._lock:
+            self._connections.add(connection)
             mine = [entry for entry in self._entries.values() if entry.connection == connection]
-            fitting = [entry for entry in mine if entry.use == "free" and entry.slot.capacity_bytes >= size_bytes]
+            fitting = [one for one in mine if one.use in WAITING and one.slot.capacity_bytes >= size_bytes]
             if fitting:
                 entry = min(fitting, key=lambda one: one.slot.capacity_bytes)
                 entry.use = "granted"
@@ -158,8 +183,49 @@ class SlotFiles:
             entry = self._entries.get(int(name))
             yield entry is None or entry.owner == file_id
 
+    def prepare(self, connection: int, size_bytes: int) -> None:
+        """Its pages are read, not written: they are clean zeros then, which the kernel may drop, and no disk writes.
+
+        What stands in the way, a disk that is nearly full, say, leaves the next save as it was.
+        """
+        capacity = _steps(size_bytes)
+        if capacity < WARM_FROM_BYTES or not self._may_prepare(connection, capacity):
+            return
+        with self._lock:
+            self._last += 1
+            number = self._last
+        try:
+            slot = self._reserve(number, capacity, spare=True)
+        except MLDashError as full:
+            log.info("slot_not_prepared", extra={"bytes": capacity, "error": full})
+            return
+        with self._lock:
+            entry = self._entries[number] = _Entry(slot, connection, "coming")
+            if connection not in self._connections:
+                self._remove(entry)
+                return
+            descriptor = fcntl.fcntl(slot.descriptor, fcntl.F_DUPFD_CLOEXEC, 3)  # of our own, as in `grow`
+        try:
+            self._page_in(entry, descriptor)
+        finally:
+            os.close(descriptor)
+            with self._lock:
+                if self._is_coming(entry):
+                    self._free(entry)
+
+    def trim(self) -> None:
+        """Removes free slots, the largest first, until the others are within what may be kept."""
+        most = self._most_warm()
+        with self._lock:
+            free = [entry for entry in self._entries.values() if entry.use == "free"]
+            for entry in sorted(free, key=lambda one: one.slot.capacity_bytes, reverse=True):
+                if self._warm() <= most:
+                    break
+                self._remove(entry)
+
     def disconnect(self, connection: int) -> None:
         with self._lock:
+            self._connections.discard(connection)
             for entry in list(self._entries.values()):
                 if entry.connection == connection:
                     self._end(entry)
@@ -167,22 +233,60 @@ class SlotFiles:
     def close(self) -> None:
         """Removes what is not committed, closes the rest."""
         with self._lock:
+            self._connections.clear()
             for entry in list(self._entries.values()):
                 self._end(entry)
 
     def _mine(self, connection: int, number: int) -> _Entry:
         entry = self._entries.get(number)
-        if entry is None or entry.connection != connection or entry.use == "free":
+        if entry is None or entry.connection != connection or entry.use in WAITING:
             raise error(Code.INVALID_ARGUMENT, f"slot {number} is not granted to this connection")
         return entry
 
     def _free(self, entry: _Entry) -> None:
+        """Keeps it for the next save. Of too many the smallest goes: a large one serves small saves, too."""
         entry.owner = 0
-        free = sum(one.use == "free" and one.connection == entry.connection for one in self._entries.values())
-        if free >= KEEP_FREE or os.fstat(entry.slot.descriptor).st_nlink > 1:  # shared: it may not be written to again
+        entry.use = "free"
+        shared = os.fstat(entry.slot.descriptor).st_nlink > 1  # it may not be written to again
+        if shared or self._warm() > self._most_warm():
             self._remove(entry)
         else:
-            entry.use = "free"
+            free = [one for one in self._entries.values() if one.use == "free" and one.connection == entry.connection]
+            if len(free) > KEEP_FREE:
+                self._remove(min(free, key=lambda one: one.slot.capacity_bytes))
+
+    def _warm(self) -> int:
+        """What is kept for saves to come, of whatever connection."""
+        waiting = (entry.slot.capacity_bytes for entry in self._entries.values() if entry.use in WAITING)
+        return sum(waiting)
+
+    def _most_warm(self) -> int:
+        return min(self._warm_bytes, self._memory() // WARM_PART_OF_MEMORY)
+
+    def _may_prepare(self, connection: int, capacity: int) -> bool:
+        """Whether the connection has none that would do, and disk, memory and descriptors are there for one."""
+        disk = os.statvfs(self._folder)
+        with self._lock:
+            waiting = [one for one in self._entries.values() if one.use in WAITING and one.connection == connection]
+            return (
+                connection in self._connections
+                and all(one.slot.capacity_bytes < capacity for one in waiting)
+                and self._warm() + capacity <= self._most_warm()
+                and capacity * WARM_PART_OF_DISK <= disk.f_bavail * disk.f_frsize
+                and self._budget.left(FOR_SLOTS) > 0
+            )
+
+    def _page_in(self, entry: _Entry, descriptor: int) -> None:
+        """Reads it, a step at a time, as long as it is still wanted."""
+        buffer = bytearray(SLOT_STEP)
+        for offset in range(0, entry.slot.capacity_bytes, SLOT_STEP):
+            if not self._is_coming(entry):
+                return
+            os.preadv(descriptor, [buffer], offset)
+
+    def _is_coming(self, entry: _Entry) -> bool:
+        """It may have been granted as it is, or its connection be gone."""
+        return entry.use == "coming" and self._entries.get(entry.slot.number) is entry
 
     def _end(self, entry: _Entry) -> None:
         """Its connection is gone: what is committed stays until it is released, the rest is nobody's."""
@@ -217,9 +321,9 @@ class SlotFiles:
                 raise
         return allocate()
 
-    def _reserve(self, number: int, capacity: int) -> Slot:
+    def _reserve(self, number: int, capacity: int, *, spare: bool = False) -> Slot:
         path = self._folder / str(number)
-        self._room.take(str(path), capacity)
+        self._room.take(str(path), capacity, spare=spare)
         descriptor = -1
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -255,9 +359,9 @@ class SlotFiles:
         return error(Code.DISK_FULL, what)
 
     def _remove_free(self) -> bool:
-        """Removes every slot that is free, of whatever connection; returns whether there was one."""
+        """Removes every slot that no save has, of whatever connection; returns whether there was one."""
         with self._lock:
-            free = [entry for entry in self._entries.values() if entry.use == "free"]
+            free = [entry for entry in self._entries.values() if entry.use in WAITING]
             for entry in free:
                 self._remove(entry)
         return bool(free)

@@ -23,6 +23,7 @@ from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
+from ml_dashd.flow.warm import Warm
 from ml_dashd.ports import Clock, Faults, Handed, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
@@ -49,6 +50,7 @@ class Accept:
         journal: Journal,
         pins: Pins,
         slots: Slots,
+        warm: Warm,
         threads: Threads,
         disk: Threads,
         meter: Meter,
@@ -70,6 +72,7 @@ class Accept:
         self._journal = journal
         self._pins = pins
         self._slots = slots
+        self._warm = warm
         self._threads = threads
         self._disk = disk
         self._settle = settle
@@ -213,7 +216,9 @@ class Accept:
         sized = _sized(record, message.size_bytes, None)
         supersedes, priority = self._supersedes(message.file, record), message.file.priority
         job = Job(sized, pin, priority=priority, supersedes=supersedes, seal=message.seal)
-        return await self._keep(job, None, message.key, message.durability)
+        kept = await self._keep(job, None, message.key, message.durability)
+        self._warm.saved(session.number, message.size_bytes)
+        return kept
 
     async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:
         pin, file_id = taken.pin, taken.id

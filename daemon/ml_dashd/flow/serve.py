@@ -28,6 +28,7 @@ from ml_dashd.flow.health import Health
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.turns import Turns
+from ml_dashd.flow.warm import Warm
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
 
 MAX_WAIT_MS = 60_000
@@ -81,6 +82,7 @@ class Serve:
         journal: Journal,
         pins: Pins,
         slots: Slots,
+        warm: Warm,
         threads: Threads,
         bell: Bell,
         health: Health,
@@ -105,6 +107,7 @@ class Serve:
         self._journal = journal
         self._pins = pins
         self._slots = slots
+        self._warm = warm
         self._threads = threads
         self._bell = bell
         self._sessions: set[int] = set()
@@ -146,6 +149,7 @@ class Serve:
 
     def disconnected(self, session: Session) -> None:
         self._sessions.discard(session.number)
+        self._warm.disconnected(session.number)
         self._slots.disconnect(session.number)
 
     async def _hello(self, _: Session, message: m.Hello, *__: Any) -> Reply:
