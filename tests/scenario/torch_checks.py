@@ -235,7 +235,22 @@ def check_ctrl_c_in_the_middle(exp: Any) -> None:
     assert torch.equal(back(save(exp, torch.ones(BIG))), torch.ones(BIG))
 
 
-def check_torchs_own_option_is_left_alone(exp: Any) -> None:
+def pinned_memory() -> bool:
+    return torch.utils.serialization.config.save.use_pinned_memory_for_d2h
+
+
+class Looks:
+    """What it sees of torch's options while it is saved: a GPU's tensors come through page-locked memory."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self.seen.append(pinned_memory())
+        return dict, ()
+
+
+def check_torchs_own_options_are_left_alone(exp: Any) -> None:
     options = torch.serialization
     one = torch.ones(1 << 20)
     for wanted in (True, False):
@@ -245,6 +260,9 @@ def check_torchs_own_option_is_left_alone(exp: Any) -> None:
         with contextlib.suppress(MLDashError):
             save(exp, [one, threading.Lock()])
         assert options.get_crc32_options() is wanted
+    looks = Looks()
+    save(exp, [one, looks])
+    assert (looks.seen, pinned_memory()) == ([True], False)
     small = torch.ones(5)
     assert torch.equal(back(save(exp, small)), small), "what travels in a message has its checksums in any case"
     options.set_crc32_options(True)
