@@ -50,3 +50,10 @@ def test_the_same_content_under_another_ctime():
 def test_values_do_not_change():
     with pytest.raises(FrozenInstanceError):
         RECORD.size_bytes = 10
+
+
+def test_of_a_stored_file_nothing_is_kept_here() -> None:
+    record = FileRecord(1, 0, "a", "b", "c", "", "x", 1, "", 0, 0)
+    stored, gone = Job.stored(record), Job.stored(record, gone=True)
+    assert (stored.record, stored.state, stored.pin, stored.on_disk) == (record, State.DONE, Pin(PinKind.NONE), True)
+    assert (stored.cancel_requested, gone.cancel_requested) == (False, True)

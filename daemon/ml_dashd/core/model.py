@@ -169,6 +169,11 @@ class Job:
     proof: str | None = None
     """The whole object's checksum in the algorithm's own form, once every byte was read (core/checksum.py)."""
 
+    @classmethod
+    def stored(cls, record: FileRecord, *, gone: bool = False) -> Job:
+        """A file of which the catalog alone tells: nothing of it is kept here. `gone`: it is being deleted."""
+        return cls(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True, cancel_requested=gone)
+
     @property
     def id(self) -> int:
         return self.record.id

@@ -12,8 +12,7 @@ from weakref import WeakValueDictionary
 from ml_dash.errors import Code, error
 from ml_dash.messages import Origin
 from ml_dashd.core.ids import IdSource, time_of
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
-from ml_dashd.core.states import State
+from ml_dashd.core.model import FileRecord, Job
 from ml_dashd.ports import Catalog, Clock, Journal
 
 AHEAD_MS = 3_600_000
@@ -64,7 +63,7 @@ class Arrivals:
         stored = await self._catalog.get([record.id])
         if not jobs and not stored:
             return None
-        known = Job(stored[0], Pin(PinKind.NONE), state=State.DONE, on_disk=True) if stored else jobs[0]
+        known = Job.stored(stored[0]) if stored else jobs[0]
         if _identity(known.record) != _identity(record):
             what = f"{record.path}: another file has the id {record.id} here"
             raise error(Code.ID_TAKEN, what)

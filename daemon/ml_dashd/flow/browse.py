@@ -12,7 +12,7 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import Place
 from ml_dashd.core import names, narrow
 from ml_dashd.core.access import Policy, Right
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Scope, Selection, Trouble
+from ml_dashd.core.model import FileRecord, Job, Scope, Selection, Trouble
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.flow.bell import Bell
@@ -115,7 +115,7 @@ class Browse:
             withdrawn = await self._journal.withdrawn([record.id for record in records])
         found, weight = list[Seen](), 0
         for record in [record for record in records if record.id not in withdrawn]:
-            found.append(_stored(record))
+            found.append(Job.stored(record))
             weight += answer_bytes(record)
             if weight >= PAGE_BYTES:
                 break
@@ -136,7 +136,7 @@ class Browse:
         """The files of these ids; those that are not known, or that the caller may not read, are left out."""
         async with self._looks.of(session.uid):
             jobs = {job.id: job for job in await self._journal.get(ids)}
-            stored = {record.id: _stored(record) for record in await self._catalog.get(ids)}
+            stored = {record.id: Job.stored(record) for record in await self._catalog.get(ids)}
         stored |= {
             one: _withdrawn(stored[one], job) for one, job in jobs.items() if one in stored and job.cancel_requested
         }
@@ -205,7 +205,9 @@ class Browse:
         withdrawn = await self._journal.withdrawn([record.id for record in records])
         known = {record.id for record in records}
         later = {job.id: job for job in jobs}
-        stored = (_stored(_last_said(record, later.get(record.id)), gone=record.id in withdrawn) for record in records)
+        stored = (
+            Job.stored(_last_said(record, later.get(record.id)), gone=record.id in withdrawn) for record in records
+        )
         moving = (job for job in jobs if job.id not in known)
         return list(merge(moving, stored, key=lambda seen: (seen.record.path, -seen.id)))[: selection.limit]
 
@@ -332,10 +334,6 @@ def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
     if not number.isdigit():
         raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a page gave")
     return path, int(number)
-
-
-def _stored(record: FileRecord, *, gone: bool = False) -> Seen:
-    return Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True, cancel_requested=gone)
 
 
 def _last_said(record: FileRecord, job: Job | None) -> FileRecord:

@@ -10,7 +10,7 @@ from ml_dash import messages as m
 from ml_dash.errors import TABLE, Code, error
 from ml_dash.wire import VERSION
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import Job, Pin, PinKind, Sending, Trouble
+from ml_dashd.core.model import Job, Sending, Trouble
 from ml_dashd.core.states import State
 from ml_dashd.core.supersede import trouble_of
 from ml_dashd.flow.accept import Accept
@@ -239,7 +239,7 @@ class Serve:
     async def _prune_versions(self, session: Session, message: m.Prune, *_: Any) -> Reply:
         pruned = await self._prune.run(session, message)
         records = [replace(record, description=None, bindrs=(), metadata=None) for record in pruned.records]
-        stored = [Job(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True) for record in records]
+        stored = [Job.stored(record) for record in records]
         return m.Pruned(request=message.request, records=self._records(stored), cursor=pruned.cursor), ()
 
     async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
