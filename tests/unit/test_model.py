@@ -53,7 +53,6 @@ def test_values_do_not_change():
 
 
 def test_of_a_stored_file_nothing_is_kept_here() -> None:
-    record = FileRecord(1, 0, "a", "b", "c", "", "x", 1, "", 0, 0)
-    stored, gone = Job.stored(record), Job.stored(record, gone=True)
-    assert (stored.record, stored.state, stored.pin, stored.on_disk) == (record, State.DONE, Pin(PinKind.NONE), True)
+    stored, gone = Job.stored(RECORD), Job.stored(RECORD, gone=True)
+    assert (stored.record, stored.state, stored.pin, stored.on_disk) == (RECORD, State.DONE, Pin(PinKind.NONE), True)
     assert (stored.cancel_requested, gone.cancel_requested) == (False, True)
