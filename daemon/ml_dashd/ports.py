@@ -5,6 +5,7 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -714,6 +715,16 @@ class Threads(Protocol):
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """Runs it in a thread of the pool and returns what it returns."""
+
+    def strand(self) -> Strand:
+        """Work that is to be done in order, one after the other, beside whatever else there is."""
+
+
+class Strand(Protocol):
+    """Work in order. No thread is kept while there is none."""
+
+    def submit(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Does it after all that was submitted before. To cancel the future does not keep it from being done."""
 
 
 class Buffers(Protocol):

@@ -13,8 +13,8 @@ from ml_dashd.core.model import Fingerprint, Job, PinKind
 from ml_dashd.edge.handed import file_system
 from ml_dashd.ports import Feedable
 
-READ_STEP = 1024 * 1024
-"""Read and hash this much at a time, so that it is hashed while it is in the cache."""
+READ_STEP = 4 * 1024 * 1024
+"""Read and digest this much at a time: little enough for the cache, and enough that the loop is seldom interrupted."""
 IN_MEMORY = {0x01021994, 0x858458F6}
 """tmpfs and ramfs; f_type of linux/magic.h."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from ml_dash.errors import Code, error
@@ -116,7 +116,7 @@ class Pool:
 
     def __init__(self, workers: int, name: str, nice: int = 0) -> None:
         self._nice = os.getpriority(os.PRIO_PROCESS, 0) + nice
-        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Task | Strand | None] = SimpleQueue()
         self._closed = False
         self._threads = [Thread(target=self._serve, name=f"{name}-{number}", daemon=True) for number in range(workers)]
         for thread in self._threads:
@@ -124,11 +124,9 @@ class Pool:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """A caller that is cancelled, even twice, still waits: buffers and descriptors are not taken from under it."""
-        if self._closed:
-            raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put((loop, future, work, args))
+        self._put((loop, future, work, args))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -138,6 +136,10 @@ class Pool:
             future.exception()  # it was cancelled: nobody is left to be told
             raise
 
+    def strand(self) -> Strand:
+        """Work that is done in order: the loop, which may be late, is not asked between one and the next."""
+        return Strand(self._put)
+
     def close(self) -> None:
         """Finishes what was asked for. Blocks."""
         self._closed = True
@@ -146,20 +148,74 @@ class Pool:
         for thread in self._threads:
             thread.join()
 
+    def _put(self, task: _Task | Strand) -> None:
+        if self._closed:
+            raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
+        self._queue.put(task)
+
     def _serve(self) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, self._nice)  # on Linux it is the thread's own
         while (task := self._queue.get()) is not None:
-            loop, future, work, args = task
-            try:
-                settle, outcome = future.set_result, work(*args)
-            except BaseException as failure:  # noqa: BLE001 handed to the caller, whatever it is
-                settle, outcome = future.set_exception, failure
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, outcome)
-            del task, future, work, args, settle, outcome  # a buffer is not kept until the next task
+            if isinstance(task, Strand):
+                task.drain()
+            else:
+                _do(task)
+            del task  # a buffer is not kept until the next one
+
+
+class Strand:
+    """Work that one thread of a pool does at a time, in order."""
+
+    def __init__(self, put: Callable[[Strand], None]) -> None:
+        self._put = put
+        self._lock = Lock()
+        self._waiting: deque[_Task] = deque()
+        self._taken = False
+        """A thread is at it, or will be."""
+
+    def submit(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        with self._lock:
+            self._waiting.append((loop, future, work, args))
+            taken, self._taken = self._taken, True
+        if not taken:
+            self._put(self)
+        return future
+
+    def drain(self) -> None:
+        """For the pool: does what waits, and what is submitted meanwhile."""
+        while (task := self._next()) is not None:
+            _do(task)
+            del task  # a buffer is not kept until the next one
+
+    def _next(self) -> _Task | None:
+        with self._lock:
+            self._taken = bool(self._waiting)
+            return self._waiting.popleft() if self._waiting else None
 
 
 _Task = tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]
+
+
+def _do(task: _Task) -> None:
+    loop, future, work, args = task
+    outcome, failure = None, None
+    try:
+        outcome = work(*args)
+    except BaseException as raised:  # noqa: BLE001 handed to the caller, whatever it is
+        failure = raised
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(_settle, future, outcome, failure)
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any, failure: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if failure is None:
+        future.set_result(outcome)
+    else:
+        future.set_exception(failure)
 
 
 class BufferPool:

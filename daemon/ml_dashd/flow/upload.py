@@ -26,7 +26,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.sources import changed, crc64_of, open_source, read_whole
 from ml_dashd.flow.verify import Verify
-from ml_dashd.ports import Clock, Faults, Feedable, Journal, Meter, Pins, Source, Store, Threads
+from ml_dashd.ports import Clock, Faults, Journal, Meter, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 8
 """Parts of one file that are read and sent; how many of them are, depends on the memory and the pace (flow/pace.py)."""
@@ -159,13 +159,17 @@ class Uploader:
         return await self._journal.advance(job, State.SENDING, upload_id=upload_id)
 
     async def _send_parts(self, job: Job, source: Source, *, fresh: bool) -> Job:
-        """Reads the source once, in order, and sends each part that the store does not list with our bytes."""
+        """Reads the source once, in order, and sends each part that the store does not list with our bytes.
+
+        Three things go on at once, each with parts of its own: reading, the whole file's SHA-256 (it takes as long as
+        all the rest), and sending.
+        """
         upload_id = job.upload_id or ""
         listed, journaled = {}, {}
         if not fresh:
             listed = _by_number(await self._store.list_parts(job.target, upload_id, job.part_size))
             journaled = _by_number(await self._journal.parts(job))
-        sha256 = hashlib.sha256()
+        sha256, hashing = hashlib.sha256(), self._threads.strand()
         digests: list[Digest] = []
         turn = asyncio.Semaphore(PARTS_AT_ONCE)
         self._bell.sent[job.id] = 0
@@ -174,44 +178,49 @@ class Uploader:
                 for part in parts(source.size_bytes, job.part_size):
                     await turn.acquire()
                     buffer = await self._buffers.take(part.size_bytes, Claim.of(Lane.LARGE, job))
-                    earlier = journaled.get(part.number)
-                    digest = await self._read_again(job, source, part, buffer, sha256, earlier)
+                    digest = await self._read(job, source, part, buffer, journaled.get(part.number))
                     digests.append(digest)
-                    if has_part(listed.get(part.number), digest, journaled.get(part.number)):
-                        self._buffers.give_back(buffer, clean=True)
-                        self._bell.sent[job.id] += part.size_bytes
-                        turn.release()
-                    else:
-                        task = sending.create_task(self._send_part(job, part, buffer, digest))
-                        task.add_done_callback(lambda _: turn.release())
+                    there = has_part(listed.get(part.number), digest, journaled.get(part.number))
+                    hashed = hashing.submit(sha256.update, buffer)
+                    task = sending.create_task(self._take_part(job, part, buffer, digest, hashed, there=there))
+                    task.add_done_callback(lambda _: turn.release())
         except ExceptionGroup as failures:
             raise _first(failures) from None
         whole = checksum.combine(digests, job.algorithm)
         await self._settle_source(job, source, whole, sha256.hexdigest())
         return await self._evidence_parts(job, digests, whole, sha256.hexdigest())
 
-    async def _send_part(self, job: Job, part: Part, buffer: memoryview, digest: Digest) -> None:
+    async def _take_part(
+        self, job: Job, part: Part, buffer: memoryview, digest: Digest, hashed: asyncio.Future[None], *, there: bool
+    ) -> None:
+        """Sends a part, unless it is there, while it is hashed. Its buffer is free when both are done."""
         clean = False
         try:
-            for attempt in count(1):
-                try:
-                    self._faults.at("upload.before_part")
-                    async with (
-                        self._pace.turn(job, Lane.LARGE, part.size_bytes) as deadline_s,
-                        asyncio.timeout(deadline_s),
-                    ):
-                        sent = await self._store.send_part(job.target, job.upload_id or "", part, buffer, digest)
-                    self._faults.at("upload.after_part")
-                    self._meter.sent(part.size_bytes)
-                    clean = attempt == 1
-                    break
-                except (StoreError, TimeoutError) as failure:
-                    await self._wait_or_raise(as_fault(failure, f"part {part.number}"), attempt)
-            await self._journal.add_part(job, sent)
-            self._faults.at("upload.part_journaled")
+            unheld = there or await self._send_part(job, part, buffer, digest)
+            await hashed
+            clean = unheld
             self._bell.sent[job.id] += part.size_bytes
         finally:
             self._buffers.give_back(buffer, clean=clean)
+
+    async def _send_part(self, job: Job, part: Part, buffer: memoryview, digest: Digest) -> bool:
+        """Sends a part and journals it. False where a connection that broke may still hold the buffer."""
+        for attempt in count(1):
+            try:
+                self._faults.at("upload.before_part")
+                async with (
+                    self._pace.turn(job, Lane.LARGE, part.size_bytes) as deadline_s,
+                    asyncio.timeout(deadline_s),
+                ):
+                    sent = await self._store.send_part(job.target, job.upload_id or "", part, buffer, digest)
+                break
+            except (StoreError, TimeoutError) as failure:
+                await self._wait_or_raise(as_fault(failure, f"part {part.number}"), attempt)
+        self._faults.at("upload.after_part")
+        self._meter.sent(part.size_bytes)
+        await self._journal.add_part(job, sent)
+        self._faults.at("upload.part_journaled")
+        return attempt == 1
 
     async def _wait_or_raise(self, failure: StoreError, attempt: int) -> None:
         decision = decide(failure.fault, failure.message, attempt, self._clock.jitter())
@@ -275,24 +284,16 @@ class Uploader:
         self._faults.at("upload.before_verified")
         return await self._journal.advance(job, State.VERIFIED, **changes)
 
-    async def _read(
-        self, source: Source, part: Part, buffer: memoryview, sha256: Feedable, algorithm: Algorithm
-    ) -> Digest:
-        """Rule 14: the whole file's SHA-256 and the part's checksum, over the very buffer that is then sent."""
-        digester = Digester(algorithm)
-        await self._threads.run(source.read, part.offset, buffer, (sha256, digester))
-        return digester.digest()
+    async def _read(self, job: Job, source: Source, part: Part, buffer: memoryview, earlier: SentPart | None) -> Digest:
+        """Fills a buffer: its checksum, over the very bytes that are then hashed and sent (rule 14).
 
-    async def _read_again(
-        self, job: Job, source: Source, part: Part, buffer: memoryview, sha256: Feedable, earlier: SentPart | None
-    ) -> Digest:
-        """`_read`, where the part may have been sent before: what is read now must be what was read then.
-
-        A write through mmap, or one whose times were put back, is seen by this alone. The buffer of a read that fails
-        is not lost.
+        Where the part was sent before, what is read now must be what was read then: a write through mmap, or one whose
+        times were put back, is seen by this alone. The buffer of a read that fails is not lost.
         """
+        digester = Digester(job.algorithm)
         try:
-            digest = await self._read(source, part, buffer, sha256, job.algorithm)
+            await self._threads.run(source.read, part.offset, buffer, (digester,))
+            digest = digester.digest()
             _check_same(job, digest, earlier)
         except BaseException:
             self._buffers.give_back(buffer, clean=False)
