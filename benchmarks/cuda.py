@@ -25,7 +25,16 @@ from ml_dash import Experiment
 SIZES, QUICK_SIZES = (64 * MIB, GIB), (MIB,)
 ROUNDS = 6
 TENSORS = 16
-HEADINGS = ("MiB", "save_torch", "the first", "of CPU tensors", "torch.save", "copied to page-locked", "to pageable")
+HEADINGS = (
+    "MiB",
+    "save_torch",
+    "in the background",
+    "the first",
+    "of CPU tensors",
+    "torch.save",
+    "copied to page-locked",
+    "to pageable",
+)
 
 
 def main() -> None:
@@ -85,6 +94,7 @@ def measured(exp: Any, folder: Path, size: int) -> list[str]:
 
     calls: dict[str, Callable[[], Any]] = {
         "save_torch": lambda: exp.files("there").save_torch(state, to="gpu.pt"),
+        "in the background": lambda: exp.files("there").save_torch(state, to="gpu.pt", background=True),
         "of CPU tensors": lambda: exp.files("there").save_torch(host, to="cpu.pt"),
         "torch.save": lambda: torch.save(state, folder / "plain.pt"),
         "copied to page-locked": lambda: copy(pinned),

@@ -35,19 +35,19 @@ def pickle_size(value: Any) -> int:
     return sum(_buffer_bytes(one) for one in _contents(value))
 
 
-def write_torch(value: Any, out: BinaryIO, *, checksums: bool) -> None:
+def write_torch(value: Any, out: Any, *, checksums: bool, pickle_module: Any = pickle) -> None:
     """`torch.save`, for which computing the checksums can be left out: half of its time, and put right later.
 
     Raises MISSING_LIBRARY, or UNSUPPORTED_TYPE for what can't be pickled.
     """
-    torch = _torch()
+    torch = torch_library()
     with _named("save_torch", value):
-        _with_options(torch, checksums=checksums, save=lambda: torch.save(value, out))
+        _with_options(torch, checksums=checksums, save=lambda: torch.save(value, out, pickle_module=pickle_module))
 
 
 def torch_size(value: Any) -> int:
     """About how many bytes `torch.save` writes: each storage once, whatever views it. Raises MISSING_LIBRARY."""
-    torch = _torch()
+    torch = torch_library()
     storages = {}
     for one in _contents(value):
         if isinstance(one, torch.Tensor):
@@ -55,11 +55,12 @@ def torch_size(value: Any) -> int:
     return sum(storages.values()) + ENTRY_BYTES * len(storages)
 
 
-def _torch() -> Any:
+def torch_library() -> Any:
+    """torch; raises MISSING_LIBRARY where there is none."""
     try:
         return import_module("torch")
     except ImportError as failure:
-        what = f"save_torch needs torch, which can't be imported: {failure}"
+        what = f"this needs torch, which can't be imported: {failure}"
         raise error(Code.MISSING_LIBRARY, what, "pip install torch") from failure
 
 

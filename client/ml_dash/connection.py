@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from ml_dash import messages, wire
+from ml_dash.background import Background, forget_failures
 from ml_dash.channel import OPEN, Channel
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.lease import Lease, SlotFile
@@ -41,6 +42,7 @@ def _forget_all() -> None:
         connection.forget()
     for channel in OPEN:
         channel.close()
+    forget_failures()
 
 
 os.register_at_fork(after_in_child=_forget_all)
@@ -62,6 +64,7 @@ class Connection:
         self._lock = threading.RLock()
         self._channel: Channel | None = None
         self._slots: dict[int, SlotFile] = {}
+        self.background = Background(partial(Connection, endpoint, on_full))
         _CONNECTIONS.add(self)
 
     def forget(self) -> None:
@@ -70,6 +73,7 @@ class Connection:
         self._channel = None
         self._slots = {}
         self._writing = 0
+        self.background = Background(partial(Connection, self.endpoint, self.on_full))
 
     def __reduce__(self) -> tuple[type[Connection], tuple[Endpoint, str]]:
         """In another process it is another connection to the same daemon, or to the same root's."""
@@ -93,7 +97,7 @@ class Connection:
         One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py). One
         that went away is looked for so long: `lost_s`.
         """
-        if self._interrupted():
+        if self.interrupted():
             with closing(Connection(self.endpoint, self.on_full)) as another:
                 return another.call(reply, build, descriptors, silent_s, lost_s)
         patience = Patience(self.on_full)
@@ -154,7 +158,7 @@ class Connection:
     @contextmanager
     def uninterrupted(self) -> Iterator[Connection]:
         """Yields this connection; in a signal handler that came in the middle of its own thread's request, another."""
-        if not self._interrupted():
+        if not self.interrupted():
             yield self
             return
         with closing(Connection(self.endpoint, self.on_full)) as another:
@@ -221,7 +225,7 @@ class Connection:
                         lambda channel: channel.ask(lambda number: ReleaseSlot(request=number, slot=lease.number))
                     )
 
-    def _interrupted(self) -> bool:
+    def interrupted(self) -> bool:
         """Whether this is a signal handler, or a finalizer, in the middle of its own thread's request.
 
         It gets a connection of its own: the answer that comes next on this one is not for it.
@@ -281,7 +285,7 @@ class Connection:
         What has interrupted a request of its own thread goes by the path: the kept connection is in use.
         """
         kept = self._channel
-        if kept is None or self.endpoint.root is None or self._interrupted():
+        if kept is None or self.endpoint.root is None or self.interrupted():
             return connect(self.endpoint)
         peer = reach(self.endpoint)
         if peer is not None and kept.daemon and daemon_of(peer) == kept.daemon:

@@ -137,6 +137,14 @@ class Experiment:
             lost_s=self._exit_wait,
         )
 
+    def _hand_over(self) -> list[BaseException]:
+        """Waits until all that is saved in the background is handed over; returns what went wrong and nobody knows."""
+        background = self._connection.background
+        if left := background.join(QUIET_S):
+            say(f"waiting for {wording.files(left)} to be handed over")
+            background.join()
+        return [*background.untold()]
+
     def _leave(self) -> None:
         """Waits as `wait` says, then says what is left, and with whom."""
         embedded = self._connection.embedded

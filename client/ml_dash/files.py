@@ -9,6 +9,7 @@ A prefix, `to=` and patterns are relative to the experiment. Every save is a new
 from __future__ import annotations
 
 import os
+import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -208,10 +209,16 @@ class Files(FileSet):
     def flush(self, timeout: float | None = None) -> None:
         """Returns once every file of this experiment is stored; `timeout` in seconds.
 
-        Raises TIMEOUT, after which the work goes on, or the error of a file that failed since the run was opened.
+        Saves in the background are handed over first. Raises TIMEOUT, after which the work goes on, or the error of a
+        file that failed since the run was opened.
         """
         timeout = seconds_of(timeout, "timeout")
-        waited = self.wait_all(timeout)
+        begun = time.monotonic()
+        if left := self._connection.background.join(timeout):
+            raise error(Code.TIMEOUT, f"{left} saves in the background are not handed over after {timeout:g} s")
+        if (lost := next(self._connection.background.untold(), None)) is not None:
+            raise lost
+        waited = self.wait_all(None if timeout is None else max(0.0, timeout - (time.monotonic() - begun)))
         if waited.pending:
             raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout:g} s")
         if failed := self.failed_in_run(waited):

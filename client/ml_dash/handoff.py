@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
-class _Saved:
+class Saved:
     """What is said of content that is handed over, in a message of its own or in a slot."""
 
     file: m.Described
@@ -220,21 +221,6 @@ class HandOff:
         size = checkpoint.pickle_size(content)
         return self._stream(to, described, lambda out: checkpoint.write_pickle(content, out), size_hint=size)
 
-    def save_torch(self, content: Any, *, to: str, **described: Any) -> FileResult:
-        """Saves tensors, state dicts, optimizers' states, modules: `torch.save` straight into the daemon's file.
-
-        It takes about as long as a copy of the bytes in memory; once it returns, tensors may change. `torch.load` reads
-        it back, bit for bit; storages that tensors share stay shared. Raises ValueError for what can't be pickled,
-        ImportError without torch.
-        """
-        size = checkpoint.torch_size(content)
-        small = size <= m.INLINE_BYTES
-
-        def write(out: BinaryIO) -> None:
-            checkpoint.write_torch(content, out, checksums=small)
-
-        return self._stream(to, described, write, size_hint=size, seal=not small)
-
     def save_image(self, content: Any, *, to: str, quality: int = 95, **described: Any) -> FileResult:
         """Saves pixels or a PIL image in the format of its name: .png, .jpg, .webp, .bmp, .gif, .tif.
 
@@ -333,9 +319,11 @@ class HandOff:
             accepted = slot.hand_over(None if seal else saved.put, saved.commit)
         written.file = self._result(accepted.record)
 
-    def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False) -> _Saved:
+    def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False, in_order: bool = False) -> Saved:
+        """`in_order`: it is handed over behind those that go on in the background, so it need not wait for them."""
         durability = durability_of(described.pop("durability", None) or self._durability)
-        return _Saved(self._describe(to, **only_known(described)), new_key(), durability, seal)
+        say = self._say if in_order else self._describe
+        return Saved(say(to, **only_known(described)), new_key(), durability, seal)
 
     # ---- the pieces
 
@@ -350,7 +338,25 @@ class HandOff:
         priority: int = 0,
         supersede: bool | None = None,
     ) -> m.Described:
-        """What is said of a file: the call's words, else the builder's."""
+        """What is said of a file: the call's words, else the builder's.
+
+        A save of that path that goes on in the background is waited for: this one is to be the newer version.
+        """
+        said = self._say(to, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
+        self._connection.background.wait_for(path_of(said))
+        return said
+
+    def _say(
+        self,
+        to: str,
+        description: str | None = None,
+        tags: Sequence[str] | None = None,
+        bindrs: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
+        supersede: bool | None = None,
+    ) -> m.Described:
         given = self._defaults
         described = m.Described(
             place=self._place,
@@ -367,3 +373,8 @@ class HandOff:
 
     def _result(self, record: m.Record) -> FileResult:
         return FileResult(record, self._connection)
+
+
+def path_of(file: m.Described) -> str:
+    """Where a file goes, below its experiment."""
+    return unicodedata.normalize("NFC", f"{file.place.prefix}/{file.to}".strip("/"))

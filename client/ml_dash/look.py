@@ -8,12 +8,12 @@ from dataclasses import replace
 from ml_dash import messages as m
 from ml_dash.arguments import escape, is_glob, text, texts
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.handoff import HandOff
 from ml_dash.pages import pages
 from ml_dash.result import FileResult, records_of
+from ml_dash.tensors import Tensors
 
 
-class Look(HandOff):
+class Look(Tensors):
     """The calls that look for files, at a place of an experiment."""
 
     def list(self, pattern: str | None = None, *, tags: Sequence[str] = (), latest: bool = False) -> list[FileResult]:

@@ -36,9 +36,19 @@ class FileResult(dict[str, Any]):
     """
 
     def __init__(self, record: Record, connection: Connection | None) -> None:
-        super().__init__(to_dict(record))
-        self._record = record
+        super().__init__()
         self._connection = connection
+        self._become(record)
+
+    @property
+    def id(self) -> str:
+        """The same as `["id"]`."""
+        return str(self["id"])
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the daemon has it; only that of a save in the background may not be yet."""
+        return True
 
     # ---- the file's way
 
@@ -64,9 +74,13 @@ class FileResult(dict[str, Any]):
     def refresh(self) -> FileResult:
         """Brings every field up to date, in place."""
         if self._connection is not None:
-            (self._record,) = records_of(self._connection, [self._record.id])
-            super().update(to_dict(self._record))
+            (record,) = records_of(self._connection, [self._record.id])
+            self._become(record)
         return self
+
+    def _become(self, record: Record) -> None:
+        self._record = record
+        super().update(to_dict(record))
 
     # ---- the checksum that may have to be waited for
 

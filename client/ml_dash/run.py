@@ -99,9 +99,24 @@ class Run:
             say(str(failure))
 
     def _end(self, state: RunState, error: str | None = None, *, leaving: bool = False) -> None:
-        """Has it noted, then waits for files. Who leaves a block, its work done, is only told where it is not noted."""
+        """Waits for saves in the background, has it noted, then waits for files.
+
+        Who leaves a block, its work done, is only told where it is not noted. A save that was lost fails the run.
+        """
         if self.state is not RunState.RUNNING:
             return
+        lost = self._experiment._hand_over()  # noqa: SLF001
+        if lost and state is RunState.COMPLETED:
+            if leaving:
+                self._note(RunState.FAILED, _in_words(lost[0]), leaving=True)
+            for more in lost[1:]:
+                say(f"a save in the background failed: {_in_words(more)}")
+            raise lost[0]
+        for each in lost:
+            say(f"a save in the background failed: {_in_words(each)}")
+        self._note(state, error, leaving=leaving)
+
+    def _note(self, state: RunState, error: str | None, *, leaving: bool) -> None:
         ended = leaving
         try:
             try:

@@ -47,6 +47,8 @@ class SlotWriter(io.RawIOBase):
         self.size_bytes = 0
         self._ended = False
         """What is written from here on goes nowhere: it was not to be handed over."""
+        self.kept = False
+        """It outlives the block that it was made for: somebody goes on writing."""
         self.failure: BaseException | None = None
         """What a write has raised: Ctrl-C, mostly. A serializer in C++ may raise something else for it."""
         if size_hint > INLINE_BYTES:
@@ -102,6 +104,13 @@ class SlotWriter(io.RawIOBase):
             self._lease.read_into(into[:count], self._at)
         self._at += count
         return count
+
+    def extend(self, size_bytes: int) -> None:
+        """Makes it that long; what is not written yet will be."""
+        self._make_room(size_bytes)
+        if self._lease is None:
+            self._memory.extend(bytes(max(0, size_bytes - len(self._memory))))
+        self.size_bytes = max(self.size_bytes, size_bytes)
 
     def hand_over(
         self, put: Callable[[bytes], Callable[[int], Message]] | None, commit: Callable[[int], Callable[..., Message]]
@@ -177,7 +186,7 @@ class SlotWriter(io.RawIOBase):
 def slot_writer(connection: Connection, size_hint: int) -> Iterator[tuple[SlotWriter, io.BufferedRandom]]:
     """A writer, and the file before it that gathers small pieces; large ones go through it as they are.
 
-    The slot is let go where the block ends without handing it over.
+    The slot is let go where the block ends without handing it over, or keeping it.
     """
     with connection.uninterrupted() as free:
         slot = SlotWriter(free, size_hint, Patience(free.on_full))
@@ -189,5 +198,8 @@ def slot_writer(connection: Connection, size_hint: int) -> Iterator[tuple[SlotWr
                 raise slot.failure from None
             raise
         finally:
-            slot.discard()
-            out.close()
+            if slot.kept:
+                out.detach()
+            else:
+                slot.discard()
+                out.close()

@@ -30,7 +30,7 @@ BIG = 40_000
 
 def back(result: Any, weights_only: bool = True) -> Any:
     """What a file holds, as torch reads it; its checksums are right, and its SHA-256 is the recorded one."""
-    exp, folder = result_of[result["id"]], Path(sys.argv[1])
+    exp, folder = result_of[result["id"]], Path(sys.argv[-1])
     path = Path(exp.files(file_id=result["id"]).download(to=folder / f"{result['id']}.pt"))
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None, "a checksum is wrong"
@@ -295,7 +295,7 @@ def check_threads_and_torch_save_beside_them(exp: Any) -> None:
 
 def check_pickles_of_tensors(exp: Any) -> None:
     result = exp.files("data").save_pkl({"a": torch.ones(BIG), "b": [1, 2]}, to="data.pkl")
-    path = exp.files("data/data.pkl").download(to=Path(sys.argv[1]) / "data.pkl")
+    path = exp.files("data/data.pkl").download(to=Path(sys.argv[-1]) / "data.pkl")
     loaded = pickle.loads(Path(path).read_bytes())  # noqa: S301 our own
     assert torch.equal(loaded["a"], torch.ones(BIG))
     assert loaded["b"] == [1, 2]
@@ -331,16 +331,16 @@ def check_a_run_of_the_spec(exp: Any) -> None:
     versions = exp.files("models").list("best.pt")
     assert [each["description"] for each in versions] == [f"Best model (acc={n / 8:.4f})" for n in (4, 3, 2, 1)]
     assert all(len(each["checksum"]) == 64 for each in versions)
-    path = exp.files("models/best.pt").download(to=Path(sys.argv[1]) / "best.pt")
+    path = exp.files("models/best.pt").download(to=Path(sys.argv[-1]) / "best.pt")
     assert same(dict(torch.load(path, weights_only=True)), kept)
 
 
-def main() -> None:
-    checks = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
+def run_checks(names: dict[str, Any], project: str) -> None:
+    checks = {name.removeprefix("check_"): check for name, check in names.items() if name.startswith("check_")}
     said = {}
     for name, check in checks.items():
         try:
-            with Experiment(prefix=f"alice/torch/{name}", wait=False).run as exp:
+            with Experiment(prefix=f"alice/{project}/{name}", wait=False).run as exp:
                 check(exp)
             said[name] = ""
         except BaseException:  # noqa: BLE001 it is told
@@ -349,4 +349,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_checks(globals(), "torch")

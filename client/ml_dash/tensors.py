@@ -1,0 +1,97 @@
+"""Savers of tensors and arrays."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+from ml_dash import checkpoint
+from ml_dash import messages as m
+from ml_dash.arguments import flag
+from ml_dash.background import Background
+from ml_dash.handoff import HandOff, Saved, path_of
+from ml_dash.result import FileResult
+from ml_dash.slot_writer import SlotWriter, slot_writer
+from ml_dash.snapshot import Copies, Later, Piece, pickling
+from ml_dash.unacknowledged import BackgroundResult
+
+
+class Tensors(HandOff):
+    """The calls that save tensors and arrays, at a place of an experiment."""
+
+    def save_torch(self, content: Any, *, to: str, background: bool = False, **described: Any) -> FileResult:
+        """Saves tensors, state dicts, optimizers' states, modules: `torch.save` straight into the daemon's file.
+
+        It takes about as long as a copy of the bytes in memory; once it returns, tensors may change. `torch.load` reads
+        it back, bit for bit; storages that tensors share stay shared. With `background` it returns once the tensors of
+        a GPU are copied to the host, and the rest is done meanwhile: the result is a BackgroundResult, whose file is
+        not acknowledged before that says so. What is on the host already is saved at the call, as without it.
+
+        Raises ValueError for what can't be pickled, ImportError without torch.
+        """
+        size = checkpoint.torch_size(content)
+        small = size <= m.INLINE_BYTES
+        if flag(background, "background") and not small:
+            return self._save_behind(content, to, described, size)
+
+        def write(out: BinaryIO) -> None:
+            checkpoint.write_torch(content, out, checksums=small)
+
+        return self._stream(to, described, write, size_hint=size, seal=not small)
+
+    def _save_behind(self, content: Any, to: str, described: dict[str, Any], size: int) -> FileResult:
+        """save_torch up to the snapshot. What is left to do then, if anything is, is done behind the earlier saves."""
+        background = self._connection.background
+        saved = self._saved(to, described, seal=True, in_order=True)
+        rest = _Rest(saved, background)
+        try:
+            with slot_writer(background.connection, size) as (slot, out):
+                copies = Copies(torch := checkpoint.torch_library(), rest.take_room)
+                later = Later(slot, out, copies)
+                checkpoint.write_torch(content, later, checksums=False, pickle_module=pickling(torch, copies))
+                out.flush()
+                rest.keep(slot, later.pieces)
+            if later.pieces:
+                return BackgroundResult(background.begin(path_of(saved.file), rest.do), self._connection)
+        except BaseException:
+            rest.let_go()
+            raise
+        background.wait_for(path_of(saved.file))
+        return self._result(rest.do())
+
+
+class _Rest:
+    """What is left to do of a save once its snapshot is taken, and the memory that this takes."""
+
+    def __init__(self, saved: Saved, background: Background) -> None:
+        self._saved = saved
+        self._background = background
+        self._has_room = False
+        self._slot: SlotWriter | None = None
+        self._pieces: list[Piece] = []
+
+    def take_room(self) -> None:
+        """Waits until there may be one more snapshot."""
+        self._background.take_room()
+        self._has_room = True
+
+    def keep(self, slot: SlotWriter, pieces: list[Piece]) -> None:
+        self._slot, self._pieces = slot, [*pieces]
+        slot.kept = True
+
+    def do(self) -> m.Record:
+        assert self._slot is not None  # noqa: S101 it is kept
+        try:
+            for piece in self._pieces:
+                piece.write_to(self._slot)
+            return self._slot.hand_over(None, self._saved.commit).record
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Of the slot, unless it was handed over, and of the memory. Idempotent."""
+        self._pieces = []
+        if self._slot is not None:
+            self._slot.discard()
+        if self._has_room:
+            self._has_room = False
+            self._background.give_room()
