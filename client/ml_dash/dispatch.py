@@ -8,11 +8,11 @@ from typing import Any
 from ml_dash.errors import Code, error
 from ml_dash.media import image, video
 
-KEEPS_ARRAYS = "to keep the numbers: save_pkl(), or numpy.save() to a file and upload() it"
+KEEPS_ARRAYS = "to keep the numbers: save_npz() or save_pkl()"
 SAVERS = {
     "torch": "call save_torch(), or save_image() for pixels",
-    "jax": "call save_image(), or save_pkl()",
-    "jaxlib": "call save_image(), or save_pkl()",
+    "jax": "call save_image(), save_npz() or save_pkl()",
+    "jaxlib": "call save_image(), save_npz() or save_pkl()",
     "matplotlib": "call save_fig()",
     "plotly": "call save_fig()",
 }

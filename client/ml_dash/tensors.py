@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from ml_dash import checkpoint
+from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
-from ml_dash.arguments import flag
+from ml_dash.arguments import flag, only_known, split_words
 from ml_dash.background import Background
+from ml_dash.errors import Code, error
 from ml_dash.handoff import HandOff, Saved, path_of
+from ml_dash.npz import Npz
 from ml_dash.result import FileResult
+from ml_dash.safe import SafeTensors
 from ml_dash.slot_writer import SlotWriter, slot_writer
 from ml_dash.snapshot import Copies, Later, Piece, pickling
 from ml_dash.unacknowledged import BackgroundResult
@@ -38,6 +42,38 @@ class Tensors(HandOff):
 
         return self._stream(to, described, write, size_hint=size, seal=not small)
 
+    def save_safetensors(
+        self, tensors: Mapping[str, Any], *, to: str, metadata: Mapping[str, Any] | None = None, **described: Any
+    ) -> FileResult:
+        """Saves tensors by their names in the format of safetensors, straight into the daemon's file.
+
+        Tensors of torch, arrays of numpy and of jax; `safetensors.torch.load_file`, or another framework's, reads them
+        back. `metadata` is the file's, and stands in the header, too, where what is not text is JSON.
+
+        Raises ValueError for what the format can't hold: tensors that share memory, sparse or quantized ones, other
+        objects. Nothing is saved without them.
+        """
+        said = self._defaults.metadata if metadata is None else metadata
+        serialize.metadata_text(said)
+        content = SafeTensors(tensors, said)
+        return self._stream(to, {**described, "metadata": metadata}, content.write, size_hint=content.size_bytes)
+
+    def save_npz(self, arrays: Mapping[str, Any] | None = None, *, to: str, **named: Any) -> FileResult:
+        """Saves arrays as `numpy.savez` does, straight into the daemon's file; `numpy.load` reads them back.
+
+        They are given by a dict, or by keywords that are none of upload()'s words; what is no array yet becomes one. A
+        tensor of torch's is taken from its device. Raises ValueError for arrays of Python objects, masked ones, and
+        types that numpy's format has no name for.
+        """
+        described, more = split_words(named, taken=())
+        content = Npz(_arrays(arrays, more))
+        small = content.size_bytes <= m.INLINE_BYTES
+
+        def write(out: BinaryIO) -> None:
+            content.write(out, checksums=small)
+
+        return self._stream(to, described, write, size_hint=content.size_bytes, seal=not small)
+
     def _save_behind(self, content: Any, to: str, described: dict[str, Any], size: int) -> FileResult:
         """save_torch up to the snapshot. What is left to do then, if anything is, is done behind the earlier saves."""
         background = self._connection.background
@@ -57,6 +93,18 @@ class Tensors(HandOff):
             raise
         background.wait_for(path_of(saved.file))
         return self._result(rest.do())
+
+
+def _arrays(arrays: Mapping[str, Any] | None, named: dict[str, Any]) -> dict[str, Any]:
+    if arrays is not None and not isinstance(arrays, Mapping):
+        what = f"save_npz takes a dict of arrays, not {type(arrays).__name__}"
+        raise error(Code.UNSUPPORTED_TYPE, what, 'pass {"name": array}, or name=array')
+    for name, value in named.items():
+        if isinstance(value, str | bytes | Mapping) or value is None:
+            only_known({name: value})  # a word of upload()'s that is mistyped: nobody means such an array
+        if arrays is not None and name in arrays:
+            raise error(Code.INVALID_ARGUMENT, f"{name} is in the dict and a keyword, too", "pass it once")
+    return {**(arrays or {}), **named}
 
 
 class _Rest:

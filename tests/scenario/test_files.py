@@ -590,7 +590,7 @@ class Module(type("Module", (), {"__module__": "torch.nn.modules.module"})):  # 
         (Figure(), "a.png", "call save_fig()"),
         (np.float32(1), "a.json", "save_json"),
         (PIXELS, "a", "end it with one of .png"),
-        (PIXELS, "a.npy", "save_pkl(), or numpy.save() to a file and upload() it"),
+        (PIXELS, "a.npy", "to keep the numbers: save_npz() or save_pkl()"),
         (PIXELS, "a.mp4", "call save_video()"),
         (Image.fromarray(PIXELS), "a.pt", "end it with one of .png"),
     ],

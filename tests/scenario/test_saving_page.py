@@ -22,12 +22,14 @@ def test_every_example_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 8
+    assert len(examples) == 9
     exec("\n".join(examples), {"exp": exp})  # noqa: S102 our own page
     exp.files.flush(60)
     assert paths(exp.files().list()) == [
-        "any/config.json", "any/data.bin", "any/model.pt", "any/noise.png", "configs/config.json", "data/data.bin",
-        "frames/0.txt", "frames/1.txt", "frames/2.txt", "frames/last/0.txt", "models/best.pt", "models/model.pt",
+        "any/config.json", "any/data.bin", "any/model.pt", "any/noise.png", "configs/config.json",
+        "data/batch.npz", "data/data.bin", "data/more.npz",
+        "frames/0.txt", "frames/1.txt", "frames/2.txt", "frames/last/0.txt", "models/best.pt",
+        "models/model.pt", "models/model.safetensors",
         "notes/view.yaml", "plots/accuracy.pdf", "plots/loss.png", "samples/black.webp", "samples/noise.jpg",
         "samples/noise.png", "videos/rollout.mp4",
     ]  # fmt: skip
