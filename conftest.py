@@ -28,7 +28,7 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full_size() -> bool:
     """Whether the suites run at full size (`make long`)."""
     return "ML_DASH_TEST_LONG" in LONG

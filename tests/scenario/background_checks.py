@@ -264,24 +264,20 @@ def check_a_forked_child_has_nothing_to_do_with_it(exp: Any) -> None:
 
 
 def ends(prefix: str) -> None:
-    """A script that ends with the call, without an end of its run."""
+    """A script that ends with the call, without an end of its run. The first of its two saves fails after that."""
     exp = Experiment(prefix=prefix, wait=False).run.start()
-    write_to = snapshot.Piece.write_to
+    write_to, failures = snapshot.Piece.write_to, iter([error(Code.DISK_FAILED, "no")])
 
     def write(piece: Any, slot: Any) -> None:
         threading.main_thread().join()  # the script is at its end by now
+        for failure in failures:
+            raise failure
         write_to(piece, slot)
 
     mock.patch.object(snapshot.Piece, "write_to", write).start()
     with gpu():
+        save(exp, torch.ones(LARGE), to="lost.pt")
         save(exp, {"a": torch.arange(3_000_000), "b": torch.ones(5)})
-
-
-def fails(prefix: str) -> None:
-    """A script whose save fails after its last line."""
-    mock.patch.object(SlotWriter, "hand_over", mock.Mock(side_effect=error(Code.DISK_FAILED, "no"))).start()
-    with gpu():
-        save(Experiment(prefix=prefix).run.start(), torch.ones(LARGE))
 
 
 def held_up(prefix: str) -> None:
@@ -297,4 +293,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "checks":
         run_checks(globals(), "background")
     else:
-        {"ends": ends, "fails": fails, "held_up": held_up}[sys.argv[1]](sys.argv[2])
+        {"ends": ends, "held_up": held_up}[sys.argv[1]](sys.argv[2])

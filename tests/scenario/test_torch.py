@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).with_name("torch_checks.py")
 CHECKS = [
     node.name.removeprefix("check_")
-    for node in ast.parse(PROGRAM.read_text()).body
+    for program in (PROGRAM, PROGRAM.with_name("model_checks.py"))
+    for node in ast.parse(program.read_text()).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")
 ]
 
@@ -51,10 +52,12 @@ def run(torch: Path, folder: Path, socket: Path, *command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def said(torch: Path, service: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def said(
+    torch: Path, service: DaemonProcess, tmp_path_factory: pytest.TempPathFactory, full_size: bool
+) -> dict[str, str]:
     """What each check of the program has to say: nothing, if it holds."""
     folder = tmp_path_factory.mktemp("checks")
-    out = run(torch, folder, service.socket, str(PROGRAM), str(folder))
+    out = run(torch, folder, service.socket, str(PROGRAM), *["full"] * full_size, str(folder))
     eventually(lambda: all(count.state in ("DONE", "CANCELLED") for count in service.status().counts))
     return json.loads(out.splitlines()[-1])
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -349,4 +350,4 @@ def run_checks(names: dict[str, Any], project: str) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(globals(), "torch")
+    run_checks({**globals(), **vars(import_module("model_checks"))}, "torch")
