@@ -4,18 +4,21 @@
 
 In each round every saver saves every size once, in an order that is drawn anew, on one client and one daemon whose
 settings are the defaults; beside it, of the same object: `torch.save` to a file on the same disk, one copy of the bytes
-into memory that is mapped already, and ml-dash 0.11 in its local mode. What ml-dash 0.11 returns from is a queue in the
-trainer: `with flush` is until the bytes are out of the trainer's hands, as ours are at the return. A file is
-stored, and removed, before the next is saved. The median is over all rounds but the first, which is told apart: a first
-save of a size gets fresh pages of the disk's, later ones those of the last.
+into memory that is mapped already, ml-dash 0.11 in its local mode, torch.distributed.checkpoint's `async_save` to the
+same disk, and wandb's `add_file` of a file, offline. What ml-dash 0.11 and async_save return from is a queue in the
+trainer: `with flush` is until the bytes are out of the trainer's hands, as ours are at the return. A file is stored,
+and removed, before the next is saved. The median is over all rounds but the first, which is told apart: a first save of
+a size gets fresh pages of the disk's, later ones those of the last.
 
-It needs torch, and ml-dash 0.11: each in an environment of its own below .cache, made by the first run.
+It needs torch, ml-dash 0.11 and wandb: each in an environment of its own below .cache, made by the first run. Without
+wandb, where pip finds none, its row is left out. A full run takes 16 GiB of memory and 30 GiB of disk.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import statistics
 import sys
 from collections.abc import Iterator
@@ -29,12 +32,17 @@ from rig import GIB, KIB, MIB, Daemon, size_name
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for what the tests share with it
 
-from tests.servers.environments import library_path, server_python, torch_python  # noqa: E402
+from tests.servers.environments import EnvironmentUnavailableError, library_path, server_python, torch_python  # noqa: E402
 
 WORKER = Path(__file__).with_name("blocking_worker.py")
-SAVERS = ("save_torch", "save_pkl", "save_blob", "upload", "save_json")
+WANDB_WORKER = Path(__file__).with_name("blocking_wandb.py")
+SAVERS = ("save_torch", "save_pkl", "save_blob", "save_safetensors", "upload", "save_json")
 OURS, PEER, BY_TORCH, COPY = "ml-dash", "ml-dash 0.11", "torch.save", "memcpy"
-SIZES, QUICK_SIZES = (KIB, 100 * MIB, GIB), (KIB, MIB)
+DCP, WANDB = "async_save", "wandb"
+ONLY_OURS = ("save_safetensors",)
+LARGEST = {"save_json": GIB}
+"""Nobody has 4 GiB of JSON, and json would take minutes."""
+SIZES, QUICK_SIZES = (KIB, 64 * MIB, 100 * MIB, GIB, 4 * GIB), (KIB, MIB)
 ROUNDS, QUICK_ROUNDS = 6, 2
 
 
@@ -59,8 +67,9 @@ def main() -> None:
 
 
 def calls(sizes: tuple[int, ...]) -> list[Call]:
-    whats = [(who, saver) for who in (OURS, PEER) for saver in SAVERS] + [(BY_TORCH, BY_TORCH), (COPY, COPY)]
-    return [Call(who, what, size) for size in sizes for who, what in whats]
+    whats = [(OURS, saver) for saver in SAVERS] + [(PEER, saver) for saver in SAVERS if saver not in ONLY_OURS]
+    whats += [(one, one) for one in (BY_TORCH, COPY, DCP)] + [(WANDB, "add_file")]
+    return [Call(who, what, size) for size in sizes for who, what in whats if size <= LARGEST.get(what, size)]
 
 
 def measure(folder: Path, every: list[Call], rounds: int, chance: random.Random) -> dict[Call, list[dict[str, float]]]:
@@ -70,13 +79,28 @@ def measure(folder: Path, every: list[Call], rounds: int, chance: random.Random)
         daemon = stack.enter_context(Daemon(folder / "daemon"))
         ours = stack.enter_context(worker(folder / "ours", torch_python(), socket=daemon.socket))
         peer = stack.enter_context(worker(folder / "peer", server_python("ml-dash-0.11", pins=WORKER.parent)))
+        others = {PEER: peer} | wandbs(stack, folder)
+        every = [call for call in every if call.who != WANDB or WANDB in others]
         for number in range(rounds):
             rig.tell(f"round {number + 1} of {rounds}")
             for call in chance.sample(every, len(every)):
                 rig.settle()
-                took[call].append((peer if call.who == PEER else ours).ask(call))
+                took[call].append(others.get(call.who, ours).ask(call))
                 remove_stored(folder)
-    return took
+    return {call: some for call, some in took.items() if some}
+
+
+def wandbs(stack: ExitStack, folder: Path) -> dict[str, Worker]:
+    """A trainer that has wandb, where there is one."""
+    try:
+        python = server_python("wandb", pins=WORKER.parent)
+    except EnvironmentUnavailableError as reason:
+        rig.tell(f"without wandb: {reason}")
+        return {}
+    (folder / "wandb").mkdir()
+    environment = rig.environment(folder / "wandb", WANDB_MODE="offline", WANDB_SILENT="true")
+    command = [str(python), str(WANDB_WORKER), str(folder / "wandb")]
+    return {WANDB: Worker(stack.enter_context(rig.started(command, environment)))}
 
 
 class Worker(NamedTuple):
@@ -117,6 +141,7 @@ def remove_stored(folder: Path) -> None:
     for store in (folder / "daemon" / "store", folder / "peer" / ".dash"):
         for path in store.rglob("files/x/*/*"):
             path.unlink()
+    shutil.rmtree(folder / "ours" / "dcp", ignore_errors=True)
 
 
 # ---- the figures
@@ -135,23 +160,19 @@ def show(found: dict[str, Any]) -> None:
     print(f"{found['machine']}, seed {found['seed']}")
     for size in dict.fromkeys(each["size_bytes"] for each in found["figures"]):
         by = {(each["who"], each["what"]): each for each in found["figures"] if each["size_bytes"] == size}
-        copy, written = by[COPY, COPY]["seconds_ms"], by[BY_TORCH, BY_TORCH]["seconds_ms"]
+        copy = by[COPY, COPY]["seconds_ms"]
         rig.show(
-            f"{size_name(size)}: milliseconds that the call blocks (medians; one copy in memory {copy:.3f}, torch.save "
-            f"to this disk {written:.2f})",
-            ["", "ml-dash", "÷ copy", "the first", "ml-dash 0.11", "with flush"],
-            [
-                [
-                    saver,
-                    f"{by[OURS, saver]['seconds_ms']:.2f}",
-                    f"{by[OURS, saver]['seconds_ms'] / copy:.2f}",
-                    f"{by[OURS, saver]['first_ms']:.2f}",
-                    f"{by[PEER, saver]['seconds_ms']:.2f}",
-                    f"{by[PEER, saver]['with_flush_ms']:.2f}",
-                ]
-                for saver in SAVERS
-            ],
+            f"{size_name(size)}: milliseconds that the call blocks (medians; one copy in memory {copy:.3f})",
+            ["", "it blocks", "÷ copy", "the first", "with flush"],
+            [row(each, copy) for each in by.values()],
         )
+
+
+def row(each: dict[str, Any], copy: float) -> list[str]:
+    who, what, took = each["who"], each["what"], each["seconds_ms"]
+    name = what if who in (OURS, what) else f"{what} of {who}"
+    flushed = f"{each['with_flush_ms']:.2f}" if "with_flush_ms" in each else ""
+    return [name, f"{took:.2f}", f"{took / copy:.2f}", f"{each['first_ms']:.2f}", flushed]
 
 
 if __name__ == "__main__":

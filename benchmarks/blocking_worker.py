@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 
 from ml_dash import Experiment
 
@@ -49,6 +50,8 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "save_json": lambda size: {"lines": [TEXT] * (size // len(TEXT))},
     "upload": source,
     "memcpy": tensors,
+    "save_safetensors": tensors,
+    "async_save": tensors,
 }
 
 
@@ -68,6 +71,8 @@ def timed(exp: Any, what: str, value: Any, number: int) -> dict[str, float]:
         call: Callable[[], Any] = copied(value)
     elif what == "torch.save":
         call = lambda: by_torch(value)  # noqa: E731
+    elif what == "async_save":
+        call = lambda: dcp.async_save(value, checkpoint_id=str(FOLDER / "dcp" / str(number)))  # noqa: E731
     else:
         saver = getattr(exp.files("x"), what)
         call = lambda: saver(value, to=f"{number}.bin")  # noqa: E731
@@ -76,6 +81,10 @@ def timed(exp: Any, what: str, value: Any, number: int) -> dict[str, float]:
     begun = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - begun
+    if what == "async_save":
+        result.result()
+        gc.enable()
+        return {"seconds": seconds, "with_flush": time.perf_counter() - begun}
     if OURS:
         gc.enable()
         if hasattr(result, "wait"):

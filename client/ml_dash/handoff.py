@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ml_dash import checkpoint, serialize
+from ml_dash import checkpoint, json_text, serialize
 from ml_dash import messages as m
 from ml_dash.arguments import (
     PathLike,
@@ -203,7 +203,8 @@ class HandOff:
 
     def save_json(self, content: Any, *, to: str, **described: Any) -> FileResult:
         """Saves what JSON can hold: dict, list, str, numbers, bool, None. Raises TypeError for the rest."""
-        return self._save(memoryview(serialize.json_bytes(content)), to, described)
+        hint = json_text.about(content)
+        return self._stream(to, described, lambda out: out.writelines(serialize.json_pieces(content)), size_hint=hint)
 
     def save_text(self, content: str, *, to: str, encoding: str = "utf-8", **described: Any) -> FileResult:
         """Saves text."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ml_dash import json_text
 from ml_dash.errors import Code, MLDashError, error
 
 PLAIN = (bool, int, float, str)
@@ -22,8 +24,25 @@ REFUSALS = (TypeError, ValueError, RuntimeError)
 
 def encode(value: Any, name: str, *, allow_nan: bool = True) -> bytes:
     """JSON text as UTF-8; `name` is what the caller knows the value by. Raises TypeError."""
+    with _explained(value, name, allow_nan):
+        return _encode(value, allow_nan)
+
+
+def pieces(value: Any, name: str) -> Iterator[bytes]:
+    """`encode`, some of it at a time; it may raise at any of them.
+
+    The text of large content is never there as a whole: fresh memory for it takes longer than the text itself.
+    """
+    with _explained(value, name, allow_nan=True):
+        for text in json_text.pieces(value, _encoder(allow_nan=True)):
+            yield text.encode()
+
+
+@contextmanager
+def _explained(value: Any, name: str, allow_nan: bool) -> Iterator[None]:
+    """What the encoder refuses, by its place; and keys that it would not tell apart."""
     try:
-        text = _encode(value, allow_nan)
+        yield
     except RecursionError:
         raise error(Code.INVALID_METADATA, f"{name} is nested too deeply") from None
     except REFUSALS:
@@ -31,11 +50,14 @@ def encode(value: Any, name: str, *, allow_nan: bool = True) -> bytes:
         raise _refusal(culprit, place, allow_nan) from None
     if (key := _merged_key(value)) is not None:
         raise error(Code.INVALID_METADATA, f"{name} has two keys that are {key!r} in JSON", "use str as keys")
-    return text
+
+
+def _encoder(*, allow_nan: bool) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, allow_nan=allow_nan, default=_scalar)
 
 
 def _encode(value: Any, allow_nan: bool) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan, default=_scalar).encode()
+    return _encoder(allow_nan=allow_nan).encode(value).encode()
 
 
 def _scalar(value: Any) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_dash import json_values
 from ml_dash.errors import Code, error
 
 
-def json_bytes(value: Any) -> bytes:
+def json_pieces(value: Any) -> Iterator[bytes]:
     """JSON text as UTF-8. NaN and the infinities are written as Python's json writes them. Raises TypeError."""
-    return json_values.encode(value, "content")
+    return json_values.pieces(value, "content")
 
 
 def text_bytes(value: str, encoding: str = "utf-8") -> bytes:

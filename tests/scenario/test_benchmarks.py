@@ -77,16 +77,17 @@ def test_catalog_gives_figures(tmp_path: Path) -> None:
 
 def test_blocking_gives_figures_of_every_saver_and_size(torch: Path, tmp_path: Path) -> None:
     found = figures("blocking.py", tmp_path, "--seed", "7")
-    savers = ["save_torch", "save_pkl", "save_blob", "upload", "save_json"]
-    whats = [*(("ml-dash", saver) for saver in savers), *(("ml-dash 0.11", saver) for saver in savers)]
-    whats += [("torch.save", "torch.save"), ("memcpy", "memcpy")]
+    ours = ["save_torch", "save_pkl", "save_blob", "save_safetensors", "upload", "save_json"]
+    whats = [("ml-dash", saver) for saver in ours]
+    whats += [("ml-dash 0.11", saver) for saver in ours if saver != "save_safetensors"]
+    whats += [(one, one) for one in ("torch.save", "memcpy", "async_save")] + [("wandb", "add_file")]
     assert [(each["size_bytes"], each["who"], each["what"]) for each in found["figures"]] == [
         (size, *what) for size in (1 << 10, 1 << 20) for what in whats
     ]
     for each in found["figures"]:
         assert each["rounds"] == 2
         assert min(each["first_ms"], each["seconds_ms"]) > 0
-        assert ("with_flush_ms" in each) == (each["who"] == "ml-dash 0.11")
+        assert ("with_flush_ms" in each) == (each["who"] in ("ml-dash 0.11", "async_save"))
 
 
 def test_peers_give_figures_and_a_picture_once_every_byte_is_verified(tmp_path: Path) -> None:
