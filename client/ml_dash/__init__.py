@@ -16,10 +16,20 @@ if TYPE_CHECKING:
     from ml_dash.errors import MLDashError, NetworkError, StorageError
     from ml_dash.experiment import Experiment, ml_dash_experiment
     from ml_dash.result import FileResult
+    from ml_dash.unacknowledged import BackgroundResult
 
-__all__ = ["Experiment", "FileResult", "MLDashError", "NetworkError", "StorageError", "ml_dash_experiment"]
+__all__ = [
+    "BackgroundResult",
+    "Experiment",
+    "FileResult",
+    "MLDashError",
+    "NetworkError",
+    "StorageError",
+    "ml_dash_experiment",
+]
 
 _HOMES = {
+    "BackgroundResult": "ml_dash.unacknowledged",
     "Experiment": "ml_dash.experiment",
     "FileResult": "ml_dash.result",
     "MLDashError": "ml_dash.errors",

@@ -105,7 +105,11 @@ class Run:
         """
         if self.state is not RunState.RUNNING:
             return
-        lost = self._experiment._hand_over()  # noqa: SLF001
+        try:
+            lost = self._experiment._hand_over()  # noqa: SLF001
+        except KeyboardInterrupt:  # whoever waits may go: Python waits for the rest at the script's end
+            self._note(state, error, leaving=leaving)
+            raise
         if lost and state is RunState.COMPLETED:
             if leaving:
                 self._note(RunState.FAILED, _in_words(lost[0]), leaving=True)
