@@ -65,6 +65,11 @@ class Copies:
         for event in [stream.record_event() for stream in streams.values()]:
             event.synchronize()
 
+    def let_go(self) -> None:
+        """Of the GPU's memory, and of the copies: whoever needs some has them."""
+        self._made.clear()
+        self._by_address.clear()
+
     def at(self, view: memoryview) -> Any:
         """The copy that these bytes are; None where they are something else."""
         if not self._by_address or view.nbytes < GATHER_BYTES:

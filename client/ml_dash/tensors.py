@@ -83,7 +83,10 @@ class Tensors(HandOff):
             with slot_writer(background.connection, size) as (slot, out):
                 copies = Copies(torch := checkpoint.torch_library(), rest.take_room)
                 later = Later(slot, out, copies)
-                checkpoint.write_torch(content, later, checksums=False, pickle_module=pickling(torch, copies))
+                try:
+                    checkpoint.write_torch(content, later, checksums=False, pickle_module=pickling(torch, copies))
+                finally:
+                    copies.let_go()  # classes that are made for a save are collected later than their objects
                 out.flush()
                 rest.keep(slot, later.pieces)
             if later.pieces:

@@ -7,11 +7,13 @@ background_checks.py PROGRAM PREFIX    one of those below, for a test that looks
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,6 +102,22 @@ def check_tensors_of_a_gpu_are_saved_as_they_were_at_the_call(exp: Any) -> None:
     assert same(loaded, expected)
     loaded["base"][150] = -1
     assert loaded["view"][50] == -1, "what was shared is not any more"
+
+
+def check_nothing_of_the_gpu_is_held(exp: Any) -> None:
+    """Not even until the next garbage collection."""
+    copied, storages = snapshot.Copies._copied, []
+
+    def watched(copies: Any, storage: Any) -> Any:
+        storages.append(weakref.ref(storage))
+        return copied(copies, storage)
+
+    gc.disable()
+    with held(), gpu(), mock.patch.object(snapshot.Copies, "_copied", watched):
+        result = save(exp, {"a": torch.ones(LARGE), "b": torch.ones(3)})
+        assert [storage() for storage in storages] == [None, None]
+    gc.enable()
+    assert torch.equal(read(exp, result)["a"], torch.ones(LARGE))
 
 
 def check_a_module(exp: Any) -> None:
