@@ -101,6 +101,10 @@ class Background:
                 self._connection = self._connect()
             return self._connection
 
+    def interrupted(self) -> bool:
+        """Whether this is a signal handler in the middle of its own thread's request: nothing can be waited for."""
+        return self._connection is not None and self._connection.interrupted()
+
     def take_room(self) -> None:
         """Returns once there is memory for one more snapshot, which is the caller's until `give_room`."""
         with self._changed:
@@ -127,18 +131,15 @@ class Background:
 
     def wait_for(self, path: str) -> None:
         """Returns once no save of that path is on its way, so that the next one is the newer version."""
-        if self._unfinished:
+        if self._unfinished and not self.interrupted():
             with self._changed:
                 self._changed.wait_for(lambda: all(saving.path != path for saving in self._unfinished))
 
     def join(self, timeout: float | None = None) -> int:
-        """Waits until all have ended, at most so many seconds; returns how many have not.
-
-        In a signal handler that came while its own thread was sending on this connection, nothing is waited for.
-        """
+        """Waits until all have ended, at most so many seconds; returns how many have not."""
         if not self._unfinished:
             return 0
-        if self._connection is not None and self._connection.interrupted():
+        if self.interrupted():
             timeout = 0
         with self._changed:
             self._changed.wait_for(lambda: not self._unfinished, timeout)

@@ -215,7 +215,7 @@ class Files(FileSet):
         timeout = seconds_of(timeout, "timeout")
         begun = time.monotonic()
         if left := self._connection.background.join(timeout):
-            raise error(Code.TIMEOUT, f"{left} saves in the background are not handed over after {timeout:g} s")
+            raise error(Code.TIMEOUT, f"{left} saves in the background are not handed over yet")
         if (lost := next(self._connection.background.untold(), None)) is not None:
             raise lost
         waited = self.wait_all(None if timeout is None else max(0.0, timeout - (time.monotonic() - begun)))

@@ -34,7 +34,7 @@ class Tensors(HandOff):
         """
         size = checkpoint.torch_size(content)
         small = size <= m.INLINE_BYTES
-        if flag(background, "background") and not small:
+        if flag(background, "background") and not small and not self._connection.background.interrupted():
             return self._save_behind(content, to, described, size)
 
         def write(out: BinaryIO) -> None:

@@ -224,6 +224,19 @@ def check_waits_end_in_time(exp: Any) -> None:
     assert result.state == "DONE"
 
 
+def check_a_signal_handler_does_not_wait_for_what_it_has_interrupted(exp: Any) -> None:
+    """It came while its thread was sending, which the background waits for."""
+    with gpu(), held() as go:
+        older = save(exp, torch.ones(LARGE))
+        with exp._connection.background.connection._lock:
+            go.set()
+            newer = save(exp, torch.zeros(LARGE))
+            assert newer.acknowledged
+            assert code_of(exp.files.flush) is Code.TIMEOUT
+            assert not older.acknowledged
+    assert older.wait(WAIT_S)
+
+
 @contextmanager
 def failing() -> Iterator[None]:
     def fail(*_: Any) -> Any:
