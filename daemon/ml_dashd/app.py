@@ -77,6 +77,7 @@ from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.single import Single
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
@@ -323,18 +324,32 @@ class Daemon:
         shared: dict[str, Any] = {
             "finish": finish,
             "checksums": self._checksums,
+        }
+        sending: dict[str, Any] = {
+            "buffers": FairBuffers(buffers, limits.memory, part_size),
+            "threads": self._threads,
             "verify": Verify(self._store, self._threads, buffers, clock),
             "pace": self._pace,
         }
+        single = Single(
+            journal=self._journal, store=self._store, pins=self._pins, faults=faults, meter=self._meter, **sending
+        )
         uploader = Uploader(
-            copier=Copier(journal=self._journal, store=self._store, faults=faults, **shared),
-            buffers=FairBuffers(buffers, limits.memory, part_size),
-            threads=self._threads,
+            copier=Copier(
+                journal=self._journal,
+                store=self._store,
+                faults=faults,
+                verify=sending["verify"],
+                pace=self._pace,
+                **shared,
+            ),
+            single=single,
             part_bytes=part_size,
+            **sending,
             **shared,
             **common,
         )
-        batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
+        batch = Batch(journal=self._journal, store=self._store, single=single, faults=faults, **shared)
         self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker)
         self._health = Health(self._journal, self._catalog, self._runs)
         self._settle = Settle(self._pins, self._disk, self._health, faults)

@@ -51,8 +51,8 @@ RULES = {
     "rule 2": ("upload.before_begin", "upload.after_begin", "upload.before_part"),
     "rule 3": ("upload.after_part", "upload.part_journaled"),
     "rule 4": ("upload.before_completing", "upload.before_complete", "upload.after_complete"),
-    "rule 5": ("upload.before_put", "upload.after_put", "upload.before_verified",
-               "batch.before_put", "batch.after_put", "batch.before_verified",
+    "rule 5": ("single.before_put", "single.after_put", "upload.before_verified",
+               "batch.before_verified",
                "local.before_rename", "local.after_rename"),
     "rule 6": ("finish.before_catalog", "finish.after_catalog", "catalog.before_commit", "catalog.after_commit"),
     "rule 7": ("finish.before_release",),
@@ -213,7 +213,7 @@ def test_killed_while_it_puts_an_archive_right(store: StoreUnderTest, size: int,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["local", "swift"], indirect=True)
-@pytest.mark.parametrize(("size", "point"), [(MIB, "upload.after_put"), (SIZE, "upload.after_complete")])
+@pytest.mark.parametrize(("size", "point"), [(MIB, "single.after_put"), (SIZE, "upload.after_complete")])
 def test_a_stored_object_goes_with_its_file(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
     """Killed when the store had it and the journal did not; then the source changed, and there was no way to tell."""
     make_file(tmp_path / "a.bin", size)

@@ -19,7 +19,8 @@ from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Handed
 
 MIB = 1 << 20
-SMALL, LARGE = 1000, 100 * MIB
+SMALL, LARGE = 5 * MIB, 100 * MIB
+"""Smaller ones go many together (flow/batch.py)."""
 
 
 class Uploads:
@@ -118,7 +119,7 @@ async def test_of_small_files_the_smallest_go_first_and_none_is_broken_off(tmp_p
         queue.worker.start()
         order = sorted(range(1, 3 * width + 1), key=lambda number: (SMALL - number % 7, -number))
         await queue.uploads.until(*order[:width])
-        await queue.take(999, 1)
+        await queue.take(999, SMALL - 99)
         queue.uploads.end(order[3])
         await queue.uploads.until(999, *(number for number in order[:width] if number != order[3]))
         assert queue.uploads.begun == [*order[:width], 999]

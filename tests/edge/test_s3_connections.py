@@ -15,7 +15,7 @@ import uvloop
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.model import Algorithm, Target
 from ml_dashd.core.retry import StoreError
-from ml_dashd.edge import s3_client, s3_send, tls
+from ml_dashd.edge import s3_client, s3_line, s3_send, tls
 from ml_dashd.edge.s3 import S3Store
 from ml_dashd.edge.s3_client import S3Settings
 from tests.doubles.authority import Authority
@@ -95,7 +95,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
         sockets.append(s3_client.make_socket(address))
         return sockets[-1]
 
-    monkeypatch.setattr(s3_send, "make_socket", make)
+    for module in (s3_send, s3_line):
+        monkeypatch.setattr(module, "make_socket", make)
     return sockets
 
 

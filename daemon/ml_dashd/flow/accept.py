@@ -94,6 +94,7 @@ class Accept:
         self._copying = Turns(*COPIES)
         self._closing = asyncio.Event()
         self._syncing: set[asyncio.Task[None]] = set()
+        self._lingering: asyncio.Task[None] | None = None
 
     async def close(self, patience_s: float) -> None:
         """Takes nothing more; what is being written to disk may be finished, the rest is not begun."""
@@ -264,7 +265,7 @@ class Accept:
 
     async def _sync(self, job: Job) -> None:
         """Until it is on stable storage: a file keeps its ack of "memory" while the disk can't be asked, or refuses."""
-        await self._clock.sleep(LINGER_S)
+        await self._linger()
         told = False
         while (failure := await self._bring_to_disk(job)) is not None:
             if not told:
@@ -274,6 +275,12 @@ class Accept:
             if _code_of(failure) is Code.DISK_FAILED or await self._is_closing(SYNC_AGAIN_S):
                 break
         self._bell.ring()
+
+    async def _linger(self) -> None:
+        """Those that come within one LINGER_S go on together: they share the sync of their folder, and the commit."""
+        if self._lingering is None or self._lingering.done():
+            self._lingering = asyncio.create_task(self._clock.sleep(LINGER_S), name="linger")
+        await asyncio.shield(self._lingering)
 
     async def _bring_to_disk(self, job: Job) -> Exception | None:
         """What kept the source, or its note, from stable storage; None where nothing did, or the file is given up."""

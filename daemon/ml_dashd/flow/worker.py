@@ -14,7 +14,7 @@ from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
 from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, SPARE, WIDTH, Lane
 from ml_dashd.core.states import State
-from ml_dashd.flow.batch import CHUNK, Batch
+from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.circuit import AT_ONCE, Breaker
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.upload import Uploader
@@ -155,9 +155,9 @@ class Worker:
             await self._fill_foremost(lane, mine, now)
         elif await self._fill_in_order(lane, mine, now):
             return
-        idle = not mine and not self._drains
+        room = len(mine) < WIDTH[lane]
         await self._pause(wake, now)
-        if idle:
+        if room and not self._drains:
             await self._clock.sleep(LINGER_S)
 
     async def _fill_in_order(self, lane: Lane, mine: set[int], now_ms: int) -> bool:
@@ -221,11 +221,10 @@ class Worker:
             return
 
     def _begin_all(self, jobs: Sequence[Job], mine: set[int], wake: asyncio.Event) -> None:
-        """Begins files: those whose bytes the journal holds many together, the others each by itself."""
+        """Begins files: the small ones many together, the others each by itself."""
         jobs = [job for job in jobs if job.id not in self._running]  # it may have become a probe
         together = [job for job in jobs if self._batch.takes(job)]
-        for start in range(0, len(together), CHUNK):
-            chunk = together[start : start + CHUNK]
+        for chunk in self._batch.chunks(together):
             task = self._begin(self._run_together(chunk), chunk, mine, wake)
             self._together.add(task)
             task.add_done_callback(self._together.discard)
