@@ -481,8 +481,8 @@ class Runs(Protocol):
         Raises INVALID_ARGUMENT where all together would be too many. Idempotent.
         """
 
-    async def params(self, key: RunKey) -> dict[str, str]:
-        """All parameters, by name."""
+    async def params(self, key: RunKey, since_ms: int | None = None) -> dict[str, str]:
+        """All parameters, by name; with a time, those that were set in changes of the record after it."""
 
     async def append(
         self, key: RunKey, writer: int, number: int, rows: Sequence[NewRow], at_ms: int, *, on_disk: bool = False

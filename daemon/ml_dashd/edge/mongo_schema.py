@@ -30,6 +30,12 @@ INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
         "by_sha256": (("sha256",), {}),
         "deleted": (("reclaimable", "deleted_ms", "_id"), {"partialFilterExpression": _IS_RECLAIMABLE}),
     },
+    EXPERIMENTS: {"by_place": ((*_EXPERIMENT, "owner_uid"), {"unique": True})},
+    METRICS: {"by_name": (("experiment", "name"), {"unique": True})},
+    ROWS: {
+        "by_position": (("metric", "position"), {"unique": True}),
+        "once": (("metric", "writer", "number"), {"unique": True}),
+    },
 }
 
 
