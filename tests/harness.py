@@ -43,9 +43,9 @@ class StoreUnderTest:
     def sha256(self, key: str) -> str:
         raise NotImplementedError
 
-    def contents(self) -> dict[str, str]:
-        """The SHA-256 of every object, by its key."""
-        return {key: self.sha256(key) for key in self.keys()}
+    def contents(self, within: str = "") -> dict[str, str]:
+        """The SHA-256 of every object whose key has that in it, by its key."""
+        return {key: self.sha256(key) for key in self.keys() if within in key}
 
     def open_uploads(self) -> list[str]:
         """Multipart uploads that nobody has completed or aborted."""
@@ -106,8 +106,8 @@ class Bucket(StoreUnderTest):
         with self._client() as s3:
             return self._sha256(s3, key)
 
-    def contents(self) -> dict[str, str]:
-        keys = self.keys()
+    def contents(self, within: str = "") -> dict[str, str]:
+        keys = [key for key in self.keys() if within in key]
         with self._client() as s3:
             return {key: self._sha256(s3, key) for key in keys}
 

@@ -24,6 +24,7 @@ def assert_one_each(experiment: Experiment, store: StoreUnderTest, expected: dic
     assert len(records) == len(found), "a file is listed twice"
     assert {path: record["checksum"] for path, record in found.items()} == expected
     assert {record["state"] for record in records} == {"DONE"}
-    assert store.contents() == {store.key_of(record): record["checksum"] for record in records}
+    objects = store.contents(f"{experiment.prefix}/")
+    assert objects == {store.key_of(record): record["checksum"] for record in records}
     assert store.open_uploads() == []
     return records

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.nodes import assert_one_each, node
-from tests.harness import Bucket, DaemonProcess
+from tests.harness import PREFIX, Bucket, DaemonProcess
 from tests.scenario.shell import Shell
 from tests.servers.mongodb import MongoDB
 
@@ -47,9 +47,10 @@ def nodes(tmp_path: Path, bucket: Bucket, mongodb: MongoDB) -> Iterator[list[Dae
 
 
 class Saving:
-    """Files that every node hands over at the same time, each from a process of its own."""
+    """Files that every node hands over at the same time, each from a client of its own."""
 
-    def __init__(self, nodes: list[DaemonProcess], files: int) -> None:
+    def __init__(self, nodes: list[DaemonProcess], files: int, prefix: str = PREFIX) -> None:
+        self._prefix = prefix
         self.expected: dict[str, str] = {}
         self._nodes = nodes
         self._files = files
@@ -58,7 +59,7 @@ class Saving:
         self._ends = [self._pool.submit(self._save, daemon, at) for at, daemon in enumerate(nodes, start=1)]
 
     def _save(self, daemon: DaemonProcess, at: int) -> None:
-        with daemon.experiment(wait=False).run as exp:
+        with daemon.experiment(self._prefix, wait=False).run as exp:
             for number in range(self._files):
                 text = f"{at} {number} " * (15_000 if number % 10 == 0 else 1)
                 exp.files(f"node{at}").save_text(text, to=f"{number}.txt")
@@ -76,7 +77,7 @@ class Saving:
             each.result()
         self._pool.shutdown()
         for daemon in self._nodes:
-            daemon.experiment().run.start().files.flush(timeout=180)
+            daemon.experiment(self._prefix).run.start().files.flush(timeout=180)
 
 
 def test_a_primary_and_a_daemon_are_killed_while_three_nodes_save(
@@ -101,24 +102,29 @@ def test_a_primary_and_a_daemon_are_killed_while_three_nodes_save(
     assert two.files("node1").list("last.txt")[0]["id"] == result["id"]
 
 
-@pytest.mark.parametrize("seed", range(100))
 def test_nodes_and_members_are_killed_at_random(
-    nodes: list[DaemonProcess], bucket: Bucket, mongodb: MongoDB, full_size: bool, seed: int
+    nodes: list[DaemonProcess], bucket: Bucket, mongodb: MongoDB, full_size: bool
 ) -> None:
-    """A schedule of the long run; `make test` has the one above."""
+    """A hundred schedules, each of an experiment of its own; `make test` has the one above."""
     if not full_size:
-        pytest.skip("a schedule of `make long`")
-    chance = random.Random(seed)
-    saving = Saving(nodes, 300)
-    for _ in range(10):
-        saving.wait_for(chance.randrange(20, 80))
-        if chance.random() < 0.5:
-            daemon = chance.choice(nodes)
-            daemon.kill()
-            daemon.start()
-        else:
-            for port in chance.sample(mongodb.ports, chance.randint(1, 3)):
-                mongodb.kill(port)
-            mongodb.start()
-    saving.end()
-    assert_one_each(nodes[0].experiment().run.start(), bucket, saving.expected)
+        pytest.skip("in `make long`")
+    for seed in range(100):
+        print(f"seed {seed}")
+        chance, prefix = random.Random(seed), f"alice/cv/seed{seed}"
+        saving = Saving(nodes, 100, prefix)
+        for _ in range(5):
+            saving.wait_for(chance.randrange(20, 60))
+            victim = chance.choice(["node", "members", "store"])
+            if victim == "node":
+                daemon = chance.choice(nodes)
+                daemon.kill()
+                daemon.start()
+            elif victim == "store":
+                bucket.server.kill()
+                bucket.server.start()
+            else:
+                for port in chance.sample(mongodb.ports, chance.randint(1, 3)):
+                    mongodb.kill(port)
+                mongodb.start()
+        saving.end()
+        assert_one_each(nodes[0].experiment(prefix).run.start(), bucket, saving.expected)
