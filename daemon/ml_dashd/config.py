@@ -277,7 +277,7 @@ def _checked_together(config: Config) -> Config:
     if config.fleet and not config.daemon.node:
         raise error(
             Code.CONFIG,
-            "catalog.url is MongoDB's, and daemon.node is 0",
+            "daemon.node is 0, and catalog.url is MongoDB's",
             "number the nodes from 1 on, each with another daemon.node: it is a part of every id",
         )
     check_s3(config.store)
