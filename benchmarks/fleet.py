@@ -52,7 +52,7 @@ class Plan:
 
 
 FULL = Plan(documents=1_000_000, calls=200, seconds=10.0)
-QUICK = Plan(documents=5_000, calls=5, seconds=0.1)
+QUICK = Plan(documents=5_000, calls=3, seconds=0.1, commits=((1, 1), (4, 64)))
 
 
 def main() -> None:

@@ -135,11 +135,11 @@ class SqliteJournal:
         values = changed_columns(changes) | {"updated_ms": now}
         if to is not None:
             values["state"] = to
+        if to is State.QUEUED:  # it may have waited for the catalog
+            values["lane"] = self._lane_of(job.pin.kind, job.record.size_bytes)
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         # A checksum that somebody was told is never replaced by another.
         same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
-        if to is State.QUEUED:  # it may have waited for the catalog
-            values["lane"] = self._lane_of(job.pin.kind, job.record.size_bytes)
         # A file is not given up for a source that a copy has replaced.
         kept = " AND pin_kind = :_kind" if to is State.FAILED else ""
         ahead = " AND superseded_by IS NULL" if to in AHEAD else ""

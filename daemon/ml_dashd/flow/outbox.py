@@ -102,6 +102,7 @@ class Outbox:
         after, files = 0, 0
         while jobs := await self._journal.deferred(after, BATCH):
             await self._end_all(jobs, end)
+            self._is_back()  # what is stored meanwhile is listed at once
             after, files = jobs[-1].id, files + len(jobs)
         if files:
             log.info("outbox_drained", extra={"files": files, "last": after})
