@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 IDENTITY = ("owner_uid", "key", "sha256")
 """FileRecord.identity"""
 DUPLICATE_KEY = 11000
+BY_ID = "_id_"
+"""The index of ids: by SHA-256 there may be a million files without a byte."""
 LEAST_KEYS = 8
 """Keys that are read to see which path comes next, where each has many versions."""
 
@@ -95,11 +97,15 @@ class MongoCatalog:
         for record in records:
             made = document(record)
             mine = {name: made.pop(name) for name in ("_id", *IDENTITY)}
-            writes.append(UpdateOne(mine, {"$setOnInsert": made}, upsert=True))
+            writes.append(UpdateOne(mine, {"$setOnInsert": made}, upsert=True, hint=BY_ID))
         if not writes or await self._upsert(writes) == len(records):
             return []
         updates = [
-            UpdateOne({**_mine(record), "listed": True, "revision": {"$lt": record.revision}}, {"$set": said(record)})
+            UpdateOne(
+                {**_mine(record), "listed": True, "revision": {"$lt": record.revision}},
+                {"$set": said(record)},
+                hint=BY_ID,
+            )
             for record in records
             if record.revision
         ]
