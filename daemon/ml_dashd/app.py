@@ -66,9 +66,11 @@ from ml_dashd.flow.drain import Drain
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.mirror import Mirror
+from ml_dashd.flow.outbox import Outbox
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.reclaim import Reclaim
@@ -85,14 +87,13 @@ from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Examiner, Faults, Meter, Prober, Store
+from ml_dashd.ports import Catalog, Examiner, Faults, Meter, Prober, Runs, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
 
 log = logging.getLogger("ml_dashd")
 
-EMBEDDED_NODE = 0
 IDLE_LOOK_S = 5.0
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
@@ -127,6 +128,8 @@ class Daemon:
         self._socket = config.daemon.socket if self._passed is None else str(self._passed.getsockname())
         self._chores: list[asyncio.Task[None]] = []
         self._phase: Trouble | None = STARTING
+        self._highest = 0
+        """The largest id in this machine's own catalog; of a fleet's, only what the journal has accepted counts."""
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
         self._prober: Prober | None = None
@@ -172,9 +175,7 @@ class Daemon:
         self._chores.append(asyncio.create_task(self._checksums.run()))
         if self._embedded is not None:
             self._chores.append(asyncio.create_task(self._end_when_idle(stop)))
-            self._chores.append(
-                asyncio.create_task(self._embedded.watch(stop, self._disk, self._catalog, self._rename))
-            )
+            self._chores.append(asyncio.create_task(self._embedded.watch(stop, self._disk, self._rename)))
         await stop.wait()
         self._phase = STOPPING
         self._systemd.stopping(self._config.daemon.drain_timeout + CLOSING_S)
@@ -225,10 +226,7 @@ class Daemon:
             self._meter.committing,
         )
         await self._journal.open()
-        self._catalog = SqliteCatalog(config.catalog_path, faults)
-        if self._embedded is not None:
-            await self._embedded.merge(self._catalog)
-        self._runs = SqliteRuns(config.runs_path, faults)
+        await self._open_catalog()
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
         self._slots = SlotFiles(spool, room, budget, config.spool.warm_bytes)
@@ -256,6 +254,28 @@ class Daemon:
         self._server = SocketServer(config.socket, service, clock, access, self._passed, budget)
         self._server.start()
         return left
+
+    async def _open_catalog(self) -> None:
+        """SQLite's, or a fleet's: that one is asked when it is needed, and may be away now."""
+        config = self._config
+        here = SqliteRuns(config.runs_path, self._faults)
+        if config.fleet:
+            from ml_dashd.edge.catalog_mongo import MongoCatalog  # noqa: PLC0415 an extra
+            from ml_dashd.edge.mongo import Mongo  # noqa: PLC0415
+            from ml_dashd.edge.mongo_schema import prepare  # noqa: PLC0415
+            from ml_dashd.edge.runs_mongo import MongoRuns  # noqa: PLC0415
+
+            mongo = Mongo(config.catalog.url, prepare)
+            self._catalog: Catalog = MongoCatalog(mongo)
+            forward = Forward(here=here, fleet=MongoRuns(mongo), clock=self._clock)
+            self._runs: Runs = forward
+            self._chores.append(asyncio.create_task(forward.run(), name="forward"))
+            return
+        mine = SqliteCatalog(config.catalog_path, self._faults)
+        self._catalog, self._runs = mine, here
+        if self._embedded is not None:
+            await self._embedded.keep(mine)
+        self._highest = await mine.highest()
 
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
@@ -308,6 +328,7 @@ class Daemon:
         limits, part_size = config.limits, config.store.part_size
         self._buffers = buffers = BufferPool(limits.memory, part_size)
         self._breaker = Breaker(self._journal, clock)
+        outbox = Outbox(self._journal, self._catalog, clock)
         self._pace = Pace(clock, limits.connections, limits.bandwidth, self._breaker.answered)
         common: dict[str, Any] = {
             "journal": self._journal,
@@ -318,7 +339,7 @@ class Daemon:
             "faults": faults,
             "meter": self._meter,
         }
-        self._finish = finish = Finish(catalog=self._catalog, threads=self._disk, **common)
+        self._finish = finish = Finish(catalog=self._catalog, threads=self._disk, outbox=outbox, **common)
         self._scratch = Scratch(self._journal, self._store, clock)
         self._checksums = Checksums(self._journal, self._store, self._scratch, clock, self._prober)
         shared: dict[str, Any] = {
@@ -350,7 +371,9 @@ class Daemon:
             **common,
         )
         batch = Batch(journal=self._journal, store=self._store, single=single, faults=faults, **shared)
-        self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker)
+        self._worker = Worker(
+            self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker, outbox=outbox
+        )
         self._health = Health(self._journal, self._catalog, self._runs)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._supersede = Supersede(
@@ -381,7 +404,7 @@ class Daemon:
             bell=self._bell,
             clock=clock,
         )
-        tree = None if config.bucket else FolderTree(config.store_root, int(config.store.mode, 8))
+        tree = None if config.bucket or config.fleet else FolderTree(config.store_root, int(config.store.mode, 8))
         self._mirror = Mirror(runs=self._runs, tree=tree, threads=self._disk, clock=clock)
         self._sweep = Sweep(self._journal, finish, clock)
         self._warm = Warm(self._slots, self._warming, clock)
@@ -396,7 +419,7 @@ class Daemon:
 
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
-        ids = IdSource(EMBEDDED_NODE, max(await self._journal.high_water(), await self._catalog.highest()))
+        ids = IdSource(config.daemon.node, max(await self._journal.high_water(), self._highest))
         self._accept = Accept(
             journal=self._journal,
             pins=self._pins,
@@ -580,7 +603,7 @@ class Daemon:
         await asyncio.gather(self._heartbeat, return_exceptions=True)
         await notice.remove(self._config.state_dir)
         if self._embedded is not None:
-            await self._embedded.carry(self._catalog)
+            await self._embedded.carry()
             self._embedded.leave()
         await self._runs.close()
         await self._catalog.close()

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dashd.config_keys import kind_of, section, unknown
+from ml_dashd.config_keys import MONGODB, kind_of, section, unknown
 from ml_dashd.s3_settings import check_s3
 
 MIB = 1024 * 1024
@@ -35,6 +35,7 @@ class DaemonConfig:
 
     socket: str = ""
     state_dir: str = ""
+    node: int = 0
     drain_timeout: float = 10.0
     idle_timeout: float = 300.0
     max_connections: int = 1024
@@ -175,13 +176,20 @@ class Config:
         return self._followed(_file_path(self.store.url))
 
     @property
+    def fleet(self) -> bool:
+        """Whether the catalog is one that many nodes share: MongoDB."""
+        return urlsplit(self.catalog.url).scheme in MONGODB
+
+    @property
     def catalog_path(self) -> Path:
         """The file of a sqlite:// catalog."""
         return self._followed(_file_path(self.catalog.url))
 
     @property
     def runs_path(self) -> Path:
-        """Beside it, the file of experiments, parameters and metrics."""
+        """Beside it, the file of experiments, parameters and metrics; in a fleet, this node's, in its state folder."""
+        if self.fleet:
+            return self.state_dir / "runs.sqlite"
         return self.catalog_path.with_name(f"{self.catalog_path.stem}-runs.sqlite")
 
     def _followed(self, path: Path) -> Path:
@@ -266,6 +274,12 @@ def _checked_together(config: Config) -> Config:
         )
     if config.http.listen == f"unix:{config.daemon.socket}":
         raise error(Code.CONFIG, f"http.listen and daemon.socket are both {config.daemon.socket}", "use two paths")
+    if config.fleet and not config.daemon.node:
+        raise error(
+            Code.CONFIG,
+            "daemon.node is 0, and catalog.url is MongoDB's",
+            "number the nodes from 1 on, each with another daemon.node: it is a part of every id",
+        )
     check_s3(config.store)
     return config
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core import names
+from ml_dashd.core.ids import MAX_NODE
 from ml_dashd.core.listen import FORMS, parse_listen
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.redact import redact
@@ -24,6 +25,7 @@ CHOICES = {
     "daemon.log_format": ("human", "json"),
 }
 LEAST: dict[str, float] = {
+    "daemon.node": 0,
     "daemon.drain_timeout": 0,
     "daemon.idle_timeout": 1,
     "daemon.max_connections": 1,
@@ -44,10 +46,16 @@ LEAST: dict[str, float] = {
 }
 LEAST_BANDWIDTH = 64 * 1024
 """Bytes a second: with less, a request would take longer than its signature holds."""
-MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
+MOST: dict[str, float] = {
+    "daemon.node": MAX_NODE,
+    "store.part_size": 5 * 1024 * MIB,
+    "limits.threads": 64,
+    "limits.connections": 256,
+}
+MONGODB = ("mongodb", "mongodb+srv")
 SCHEMES = {
     "store.url": (("file", "s3"), '"file:///folder" or "s3://bucket/key_prefix"'),
-    "catalog.url": (("sqlite",), '"sqlite:///file"'),
+    "catalog.url": (("sqlite", *MONGODB), '"sqlite:///file" or "mongodb://host,host/database?options"'),
     "store.endpoint_url": (("http", "https"), '"https://host:port"'),
     "store.proxy": (("http", "https"), '"http://host:port", or "direct" for none'),
 }
@@ -155,11 +163,13 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     """Whether it names a place, and nothing of it would be dropped without a word."""
     try:
         parts = urlsplit(value)
-        _ = parts.port
+        _ = parts.port if parts.scheme not in MONGODB else None  # several hosts, each with a port
     except ValueError:
         return False
     if parts.scheme not in schemes or not value.isprintable():
         return False
+    if parts.scheme in MONGODB:
+        return bool(parts.netloc.rpartition("@")[2]) and len(parts.path) > 1
     if parts.scheme in ("file", "sqlite", "s3") and set("?#") & set(value):
         return False
     if parts.scheme in ("file", "sqlite"):

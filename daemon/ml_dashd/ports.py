@@ -239,6 +239,18 @@ class Journal(Protocol):
     async def held(self, extent: Extent, skip: Collection[int]) -> Job | None:
         """The job that waits longest behind a circuit, without those in `skip`."""
 
+    async def defer(self, ids: Sequence[int], until_ms: int, trouble: Trouble) -> None:
+        """Verified files that the catalog does not take now: no lane has them from now on, but `deferred`. Idempotent.
+
+        They are blocked by that trouble, and put off until then.
+        """
+
+    async def deferred(self, after: int, limit: int) -> list[Job]:
+        """Files that were deferred, with ids above, in their order; those, too, that were deleted since."""
+
+    async def hold_deferred(self, until_ms: int, trouble: Trouble) -> None:
+        """Puts off, and blocks, all that were deferred, should they have been hastened since. Idempotent."""
+
     async def next_due_ms(self, now_ms: int) -> int | None:
         """When the next job that waits beyond now may run."""
 
@@ -291,6 +303,18 @@ class JournalError(Exception):
     def __init__(self, message: str, code: Code = Code.DISK_FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+class TakenError(Exception):
+    """Other files have ids of those that were to be listed, for good. What else was in the call is listed.
+
+    `others` are their records, `gone` what the call would have returned.
+    """
+
+    def __init__(self, others: Sequence[FileRecord], gone: Sequence[int]) -> None:
+        super().__init__(f"other files have the ids {', '.join(str(record.id) for record in others)}")
+        self.others = others
+        self.gone = gone
 
 
 class Superseded(Exception):  # noqa: N818 it is no error: somebody else was first
@@ -413,7 +437,8 @@ class Catalog(Protocol):
         """Lists stored files; returns the ids of those that were deleted before, and stay so.
 
         Idempotent: upserts by id. Where it raises, some may be listed, and it is to be repeated. Of what
-        is said of a file, the higher revision stays.
+        is said of a file, the higher revision stays. A record whose owner, key or SHA-256 is another is another file's,
+        and stays as it is: raises TakenError.
         """
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
@@ -481,8 +506,8 @@ class Runs(Protocol):
         Raises INVALID_ARGUMENT where all together would be too many. Idempotent.
         """
 
-    async def params(self, key: RunKey) -> dict[str, str]:
-        """All parameters, by name."""
+    async def params(self, key: RunKey, since_ms: int | None = None) -> dict[str, str]:
+        """All parameters, by name; with a time, those that were set in changes of the record after it."""
 
     async def append(
         self, key: RunKey, writer: int, number: int, rows: Sequence[NewRow], at_ms: int, *, on_disk: bool = False

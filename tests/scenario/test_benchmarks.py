@@ -55,6 +55,18 @@ def test_handoff_gives_figures(tmp_path: Path) -> None:
     assert all(each["seconds"] > 0 for each in found["acks"])
 
 
+def test_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
+    found = figures("fleet.py", tmp_path, "--url", mongodb_url, "--documents", "2000")
+    assert all(each["records_per_second"] > 0 for each in found["commits"])
+    listed = {each["call"]: each["listed"] for each in found["lists"]}
+    assert listed["list(), first page"] == 500
+    assert listed['newest of "models/7.pt"'] == 1
+    for each in found["lists"]:
+        assert 0 < each["p50_ms"] <= each["p99_ms"]
+        assert each["keys"] >= each["listed"]
+        assert all("IXSCAN" in plan for plan in each["plan"])
+
+
 def test_catalog_gives_figures(tmp_path: Path) -> None:
     found = figures("catalog.py", tmp_path)["catalog"]
     listed = {(each["files"], each["call"]): each["listed"] for each in found}

@@ -74,7 +74,9 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     oldest = "nothing" if answer.oldest_ms is None else f"the oldest for {show.duration(_since(answer.oldest_ms))}"
     yield f"waiting  {oldest}"
     if answer.error_code:
-        yield f"\nNOTHING IS TAKEN IN NOW\n  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
+        later = answer.error_code.startswith("CATALOG_")
+        what = "STORED FILES WAIT TO BE LISTED" if later else "NOTHING IS TAKEN IN NOW"
+        yield f"\n{what}\n  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
     if answer.counts:
         yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
     for count in answer.counts:

@@ -34,6 +34,7 @@ from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge.amending import amend
 from ml_dashd.edge.database import Database
+from ml_dashd.edge.deferred import WAITS, defer, hold_deferred
 from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.listing import read_selection
@@ -134,6 +135,8 @@ class SqliteJournal:
         values = changed_columns(changes) | {"updated_ms": now}
         if to is not None:
             values["state"] = to
+        if to is State.QUEUED:  # it may have waited for the catalog
+            values["lane"] = self._lane_of(job.pin.kind, job.record.size_bytes)
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         # A checksum that somebody was told is never replaced by another.
         same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
@@ -345,6 +348,15 @@ class SqliteJournal:
         where, values = held(extent, skip)
         jobs = await self._jobs(f"WHERE {where}", values)
         return jobs[0] if jobs else None
+
+    async def defer(self, ids: Sequence[int], until_ms: int, trouble: Trouble) -> None:
+        await self._database.call(lambda connection: defer(connection, ids, until_ms, trouble))
+
+    async def deferred(self, after: int, limit: int) -> list[Job]:
+        return await self._jobs(f"WHERE {WAITS} AND id > ? ORDER BY id LIMIT ?", (after, limit))
+
+    async def hold_deferred(self, until_ms: int, trouble: Trouble) -> None:
+        await self._database.call(lambda connection: hold_deferred(connection, until_ms, trouble))
 
     async def next_due_ms(self, now_ms: int) -> int | None:
         (row,) = await self._rows(

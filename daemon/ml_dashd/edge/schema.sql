@@ -146,3 +146,8 @@ CREATE INDEX files_superseded ON files (superseded_by) WHERE superseded_by IS NO
 -- ---- step 9: a file that comes from elsewhere keeps the time at which it was changed last
 
 ALTER TABLE files ADD COLUMN said_ms INTEGER;
+
+-- ---- step 10: verified files that wait for the catalog are in a lane of their own, `outbox`
+
+-- In the order of their ids.
+CREATE INDEX files_outbox ON files (id) WHERE lane = 'outbox' AND state = 'VERIFIED';

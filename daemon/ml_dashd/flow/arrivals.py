@@ -13,7 +13,7 @@ from ml_dash.errors import Code, error
 from ml_dash.messages import Origin
 from ml_dashd.core.ids import IdSource, time_of
 from ml_dashd.core.model import FileRecord, Job
-from ml_dashd.ports import Catalog, Clock, Journal
+from ml_dashd.ports import Catalog, Clock, Journal, JournalError
 
 AHEAD_MS = 3_600_000
 """How far an id, or a time, may be in the future: clocks differ, and ids that are given out here come after it."""
@@ -60,7 +60,10 @@ class Arrivals:
 
     async def _known(self, record: FileRecord) -> Job | None:
         jobs = await self._journal.get([record.id])
-        stored = await self._catalog.get([record.id])
+        try:
+            stored = await self._catalog.get([record.id])
+        except JournalError:  # another file of that id is then found when this one is listed (flow/finish.py)
+            stored = []
         if not jobs and not stored:
             return None
         known = Job.stored(stored[0]) if stored else jobs[0]

@@ -14,7 +14,14 @@ from ml_dashd.ports import Catalog, Journal, Runs
 
 log = logging.getLogger("ml_dashd.flow")
 
+_OF_OTHERS = (Code.CATALOG_UNREACHABLE, Code.CATALOG_DENIED, Code.CATALOG_FULL, Code.CONFIG)
+"""A catalog of a fleet that takes nothing: files are taken in, and sent, and wait to be listed."""
 READ_ONLY = "nothing is taken in until the daemon is restarted on a disk that works; what it has goes on"
+
+
+def listed_later(trouble: Trouble | None) -> bool:
+    """Whether files are taken in and stored all the same."""
+    return trouble is not None and trouble.code in _OF_OTHERS
 
 
 class Health:
@@ -40,7 +47,7 @@ class Health:
         A file needs no parameters and no rows: what troubles those is only shown.
         """
         trouble = self._of_files()
-        if trouble is not None and trouble.code is not Code.DISK_FULL:
+        if trouble is not None and trouble.code is not Code.DISK_FULL and not listed_later(trouble):
             raise error(trouble.code, trouble.message, trouble.hint)
 
     def _of_files(self) -> Trouble | None:
