@@ -13,7 +13,6 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
-from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.schedule import LINGER_S
 from ml_dashd.flow.arrivals import Arrivals
@@ -24,7 +23,7 @@ from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
-from ml_dashd.ports import Clock, Faults, Handed, Journal, JournalError, Meter, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -54,7 +53,7 @@ class Accept:
         threads: Threads,
         disk: Threads,
         meter: Meter,
-        ids: IdSource,
+        ids: Ids,
         bell: Bell,
         clock: Clock,
         faults: Faults,
