@@ -32,6 +32,7 @@ from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.place import Here
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.slots import SlotFiles
@@ -70,6 +71,7 @@ from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.mirror import Mirror
+from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.outbox import Outbox
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.prune import Prune
@@ -492,6 +494,7 @@ class Daemon:
             ),
             sending=self._pace.sending,
             experiments=experiments,
+            nodes=Nodes(number=None, leases=None, here=Here(config.state_dir), policy=policy, clock=self._clock),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,

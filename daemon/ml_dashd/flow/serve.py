@@ -25,6 +25,7 @@ from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.turns import Turns
@@ -78,6 +79,7 @@ class Serve:
         again: Again,
         sending: Callable[[], Sending],
         experiments: Experiments,
+        nodes: Nodes,
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -134,6 +136,7 @@ class Serve:
             m.Retry: self._retry,
             m.Verify: self._verify,
             **experiments.answers,
+            **nodes.answers,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
