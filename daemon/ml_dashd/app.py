@@ -28,6 +28,7 @@ from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.host import Host
+from ml_dashd.edge.inbox import InboxFolder
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
@@ -70,6 +71,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
+from ml_dashd.flow.inbox import Adoption, InboxFirst
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.outbox import Outbox
@@ -88,7 +90,7 @@ from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Catalog, Examiner, Faults, Meter, Prober, Runs, Store
+from ml_dashd.ports import Catalog, Examiner, Faults, Ids, Meter, Prober, Runs, Service, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
@@ -133,6 +135,7 @@ class Daemon:
         """The largest id in this machine's own catalog; of a fleet's, only what the journal has accepted counts."""
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
+        self._adoption: Adoption | None = None
         self._prober: Prober | None = None
         self._examiner: Examiner | None = None
         self._asked_to_stop = asyncio.Event()
@@ -251,7 +254,7 @@ class Daemon:
             config.daemon.peer_timeout,
         )
         self._service = await self._make_service(policy)
-        service = self._service if self._embedded is None else EmbeddedService(self._service, self._embedded)
+        service = await self._wrapped(self._service)
         self._server = SocketServer(config.socket, service, clock, access, self._passed, budget)
         self._server.start()
         return left
@@ -277,6 +280,15 @@ class Daemon:
         if self._embedded is not None:
             await self._embedded.keep(mine)
         self._highest = await mine.highest()
+
+    async def _wrapped(self, service: Service) -> Service:
+        if self._embedded is not None:
+            return EmbeddedService(service, self._embedded)
+        if self._adoption is None:
+            return service
+        await self._adoption.look_or_tell()  # what was handed over before comes first
+        self._chores.append(asyncio.create_task(self._adoption.run(), name="inbox"))
+        return InboxFirst(service, self._adoption)
 
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
@@ -430,6 +442,7 @@ class Daemon:
             wake=self._worker.wake,
             give_up=self._worker.give_up,
         )
+        self._make_inbox(ids, policy)
         browse = Browse(
             journal=self._journal,
             catalog=self._catalog,
@@ -467,6 +480,7 @@ class Daemon:
             store=config.store.url,
             state_dir=_printable(config.daemon.state_dir),
             started_ms=self._clock.now_ms(),
+            inbox=_printable(config.daemon.inbox),
         )
         return Serve(
             identity=identity,
@@ -494,6 +508,7 @@ class Daemon:
             ),
             sending=self._pace.sending,
             experiments=experiments,
+            inbox=self._adoption,
             nodes=Nodes(number=None, leases=None, here=Here(config.state_dir), policy=policy, clock=self._clock),
             stop=self._asked_to_stop.set,
             journal=self._journal,
@@ -504,6 +519,23 @@ class Daemon:
             bell=self._bell,
             health=self._health,
             policy=policy,
+        )
+
+    def _make_inbox(self, ids: Ids, policy: Policy) -> None:
+        if not self._config.daemon.inbox:
+            return
+        mode = int(self._config.access.socket_mode, 8)
+        self._inbox = InboxFolder(Path(self._config.daemon.inbox), mode, self._clock)
+        self._adoption = Adoption(
+            folder=self._inbox,
+            accept=self._accept,
+            journal=self._journal,
+            catalog=self._catalog,
+            ids=ids,
+            policy=policy,
+            threads=self._disk,
+            clock=self._clock,
+            faults=self._faults,
         )
 
     def _make_doctor(self) -> Doctor:
@@ -575,6 +607,9 @@ class Daemon:
         end = self._clock.monotonic() + self._config.daemon.drain_timeout
         await self._drain.before_stop(self._config.daemon.drain_timeout)
         await self._server.stop()
+        if self._adoption is not None:
+            await self._adoption.close()
+            self._inbox.close()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
         ending = (self._copying, self._mirroring, self._keeping)
         for task in ending:

@@ -36,6 +36,7 @@ class DaemonConfig:
     socket: str = ""
     state_dir: str = ""
     node: int = 0
+    inbox: str = ""
     drain_timeout: float = 10.0
     idle_timeout: float = 300.0
     max_connections: int = 1024

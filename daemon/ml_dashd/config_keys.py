@@ -66,7 +66,14 @@ CREDENTIALS_OF = {
     "store.endpoint_url": "give them to the AWS chain",
     "store.proxy": "give the proxy's whole URL in the daemon's environment (HTTPS_PROXY)",
 }
-PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "store.credentials_file", "spool.pools")
+PATHS = (
+    "daemon.socket",
+    "daemon.state_dir",
+    "daemon.inbox",
+    "store.ca_bundle",
+    "store.credentials_file",
+    "spool.pools",
+)
 
 
 def section(name: str, kind: type, table: Mapping[str, Any]) -> Any:

@@ -130,6 +130,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
             0,
         ),
         (m.Brought(request=31, new=1), 0),
+        (m.FindHanded(request=31, key=KEY), 0),
         (m.ListNodes(request=32, cursor="500", everything=True), 0),
         (
             m.Nodes(

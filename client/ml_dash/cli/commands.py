@@ -62,12 +62,14 @@ def put(options: Namespace) -> int:
             supersede=options.supersede,
         )
         if options.wait:
-            waiting.show_until_stored(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))
+            ids = [int(result["id"])]
+            waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", show.path(result))
             result.refresh()
     if options.json:
         show.one(show.plain(result))
     else:
-        print(f"{result['id']}  {show.path(result)}  {show.plain(result)['state']}")
+        known = show.plain(result)
+        print(f"{known['id'] or 'in the inbox'}  {show.path(known)}  {known['state']}")
     return 0
 
 

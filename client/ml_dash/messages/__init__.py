@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 from ml_dash import wire
 from ml_dash.errors import Code, ProtocolError, error
+from ml_dash.messages.inbox import FindHanded
 from ml_dash.messages.nodes import NODES, ListNodes, NodeRecord, Nodes
 from ml_dash.messages.parts import (
     INLINE_BYTES,
@@ -140,6 +141,7 @@ __all__ = [
     "Failed",
     "Fetch",
     "Fetched",
+    "FindHanded",
     "Get",
     "GrowSlot",
     "Hello",
@@ -201,7 +203,7 @@ REQUESTS: dict[int, type[Message]] = {
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
         Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune, Retry, Verify, EndRun, SetParams, LogRows,
-        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows, ListNodes,
+        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows, ListNodes, FindHanded,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {

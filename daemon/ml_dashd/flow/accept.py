@@ -103,10 +103,15 @@ class Accept:
             task.cancel()
         await asyncio.gather(*self._syncing, return_exceptions=True)
 
-    async def upload(self, session: Session, message: Upload, descriptor: int) -> Job:
-        """Takes an open file. Idempotent by the message's key."""
+    async def upload(
+        self, session: Session, message: Upload, descriptor: int, numbered: tuple[int, int] | None = None
+    ) -> Job:
+        """Takes an open file. Idempotent by the message's key.
+
+        `numbered` are the id and the time of one that was handed over before: in milliseconds since 1970, UTC.
+        """
         self._check(message.durability, message.snapshot)
-        record = self._describe(session, message.file)
+        record = self._describe(session, message.file, numbered)
         if message.origin is None:
             return await self._take(record, message, descriptor)
         record = self._arrivals.name(record, message.origin)
@@ -322,15 +327,18 @@ class Accept:
     def _supersedes(self, file: Described, record: FileRecord) -> bool:
         return self._supersede.asked(record, by_caller=file.supersede)
 
-    def _describe(self, session: Session, file: Described) -> FileRecord:
+    def _describe(self, session: Session, file: Described, numbered: tuple[int, int] | None = None) -> FileRecord:
         """The record of a new file, its names checked."""
         place = file.place
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
         self._policy.check_write(session.uid, namespace)
         prefix, filename = names.place(place.prefix, file.to)
-        now = self._clock.now_ms()
+        if numbered is None:
+            now = self._clock.now_ms()
+            numbered = self._ids.next(now), now
+        file_id, now = numbered
         record = FileRecord(
-            id=self._ids.next(now),
+            id=file_id,
             owner_uid=session.uid,
             namespace=namespace,
             project=project,

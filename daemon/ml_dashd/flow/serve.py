@@ -25,6 +25,7 @@ from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.inbox import Adoption, unknown
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
@@ -58,6 +59,7 @@ class Identity:
     store: str
     state_dir: str
     started_ms: int
+    inbox: str = ""
 
 
 class Serve:
@@ -80,6 +82,7 @@ class Serve:
         sending: Callable[[], Sending],
         experiments: Experiments,
         nodes: Nodes,
+        inbox: Adoption | None,
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -105,6 +108,7 @@ class Serve:
         self._audit = audit
         self._again = again
         self._sending = sending
+        self._inbox = inbox
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -135,6 +139,7 @@ class Serve:
             m.Prune: self._prune_versions,
             m.Retry: self._retry,
             m.Verify: self._verify,
+            m.FindHanded: self._find_handed,
             **experiments.answers,
             **nodes.answers,
         }
@@ -163,7 +168,12 @@ class Serve:
             )
         me = self._identity
         return m.Welcome(
-            request=message.request, version=VERSION, daemon=me.version, embedded=me.embedded, store=me.store
+            request=message.request,
+            version=VERSION,
+            daemon=me.version,
+            embedded=me.embedded,
+            store=me.store,
+            inbox=me.inbox,
         ), ()
 
     # ---- hand-off
@@ -183,6 +193,15 @@ class Serve:
 
     async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.commit(session, message))
+
+    async def _find_handed(self, session: Session, message: m.FindHanded, *_: Any) -> Reply:
+        """The caller's own alone: a key is looked up with the uid that the kernel states."""
+        if self._inbox is not None:
+            return self._accepted(message, await self._inbox.find(session.uid, message.key))
+        job = await self._journal.handed(session.uid, message.key)
+        if job is None:
+            raise unknown()
+        return self._accepted(message, job)
 
     def _accepted(self, message: m.Message, job: Job) -> Reply:
         return m.Accepted(request=message.request, record=self._record(job)), ()
