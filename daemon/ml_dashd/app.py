@@ -72,6 +72,7 @@ from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.inbox import Adoption, InboxFirst
+from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.outbox import Outbox
@@ -90,13 +91,15 @@ from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Catalog, Examiner, Faults, Ids, Meter, Prober, Runs, Service, Store
+from ml_dashd.ports import Catalog, Examiner, Faults, Ids, Leases, Meter, Prober, Runs, Service, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
 
 log = logging.getLogger("ml_dashd")
 
+EMBEDDED_NODE = 0
+"""The node number of a daemon that shares its catalog with nobody."""
 IDLE_LOOK_S = 5.0
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
@@ -131,6 +134,8 @@ class Daemon:
         self._socket = config.daemon.socket if self._passed is None else str(self._passed.getsockname())
         self._chores: list[asyncio.Task[None]] = []
         self._phase: Trouble | None = STARTING
+        self._leases: Leases | None = None
+        self._number: NodeNumber | None = None
         self._highest = 0
         """The largest id in this machine's own catalog; of a fleet's, only what the journal has accepted counts."""
         self._meter: Meter = NoMeter()
@@ -230,6 +235,7 @@ class Daemon:
             self._meter.committing,
         )
         await self._journal.open()
+        self._here = Here(config.state_dir)
         await self._open_catalog()
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
@@ -265,12 +271,14 @@ class Daemon:
         here = SqliteRuns(config.runs_path, self._faults)
         if config.fleet:
             from ml_dashd.edge.catalog_mongo import MongoCatalog  # noqa: PLC0415 an extra
+            from ml_dashd.edge.leases_mongo import MongoLeases  # noqa: PLC0415
             from ml_dashd.edge.mongo import Mongo  # noqa: PLC0415
             from ml_dashd.edge.mongo_schema import prepare  # noqa: PLC0415
             from ml_dashd.edge.runs_mongo import MongoRuns  # noqa: PLC0415
 
             mongo = Mongo(config.catalog.url, prepare)
             self._catalog: Catalog = MongoCatalog(mongo)
+            self._leases = MongoLeases(mongo)
             forward = Forward(here=here, fleet=MongoRuns(mongo), clock=self._clock)
             self._runs: Runs = forward
             self._chores.append(asyncio.create_task(forward.run(), name="forward"))
@@ -373,7 +381,7 @@ class Daemon:
         self._worker = Worker(
             self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker, outbox=outbox
         )
-        self._health = Health(self._journal, self._catalog, self._runs)
+        self._health = Health(self._journal, self._catalog, self._runs, self._number_trouble)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._supersede = Supersede(
             journal=self._journal,
@@ -416,9 +424,22 @@ class Daemon:
             grace_s=config.store.delete_grace,
         )
 
+    async def _make_ids(self) -> Ids:
+        """By the number 0, or by one that is leased."""
+        high_water = max(await self._journal.high_water(), self._highest)
+        if self._leases is None:
+            return IdSource(EMBEDDED_NODE, high_water)
+        self._number = NodeNumber(self._leases, self._journal, self._here, self._clock, high_water)
+        await self._number.start()
+        self._chores.append(asyncio.create_task(self._number.run(), name="node number"))
+        return self._number
+
+    def _number_trouble(self) -> Trouble | None:
+        return None if self._number is None else self._number.trouble()
+
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
-        ids = IdSource(config.daemon.node, max(await self._journal.high_water(), self._highest))
+        ids = await self._make_ids()
         self._accept = Accept(
             journal=self._journal,
             pins=self._pins,
@@ -509,7 +530,7 @@ class Daemon:
             sending=self._pace.sending,
             experiments=experiments,
             inbox=self._adoption,
-            nodes=Nodes(number=None, leases=None, here=Here(config.state_dir), policy=policy, clock=self._clock),
+            nodes=Nodes(number=self._number, leases=self._leases, here=self._here, policy=policy, clock=self._clock),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
@@ -554,6 +575,7 @@ class Daemon:
             threads=self._disk,
             health=self._health,
             clock=self._clock,
+            number=self._number,
             quota_bytes=config.spool.quota,
             named=config.store.checksum != "auto",
         )
@@ -578,6 +600,7 @@ class Daemon:
             checks={
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),
+                "node": catalog_check(self._number_trouble),
                 "catalog": catalog_check(self._catalog.trouble),
                 "experiments": catalog_check(self._runs.trouble),
                 "store": store_check(backlog),

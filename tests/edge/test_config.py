@@ -20,7 +20,6 @@ GOOD = f"""
 [daemon]
 socket = "/run/x/socket"
 state_dir = "/var/lib/x"
-node = 7
 inbox = "/var/spool/x"
 drain_timeout = 5
 idle_timeout = 1.5
@@ -161,8 +160,6 @@ REFUSED = [
     ("[catalog]\nurl = 'mysql://db/x'", "catalog.url is 'mysql://db/x'", "sqlite:///file"),
     ("[catalog]\nurl = 'mongodb://u:p@'", "catalog.url is 'mongodb://***@'", "mongodb://host,host/database?options"),
     ("[catalog]\nurl = 'mongodb://host:27017/'", "catalog.url is 'mongodb://host:27017/'", "/database"),
-    ("[catalog]\nurl = 'mongodb://a:1,b:2/fleet'", "daemon.node is 0", "each with another daemon.node"),
-    ("[daemon]\nnode = 16384", "daemon.node is 16384", "at most 16383"),
     ("[catalog]\nurl = 'sqlite:catalog'", "catalog.url is 'sqlite:catalog'", "sqlite:///file"),
     ("[store]\nmode = '640'", "store.mode is '640'", 'octal mode such as "0640"'),
     ("[store]\nmode = '0o640'", "store.mode is '0o640'", 'octal mode such as "0640"'),

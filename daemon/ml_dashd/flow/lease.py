@@ -83,7 +83,6 @@ class NodeNumber:
         try:
             return self._ids.next(now_ms, self._here.boottime_ms())
         except LapsedError as lapsed:
-            self._wanted.set()
             trouble = self._explained(lapsed)
             raise error(Code.RETRY_LATER, trouble.message, trouble.hint) from None
 
@@ -92,7 +91,10 @@ class NodeNumber:
             raise error(Code.ID_TAKEN, f"the id {file_id} is for node {node_of(file_id)} to give out")
 
     def trouble(self) -> Trouble | None:
-        """Why no file can be taken in; None where one can. A catalog that is away is none for as long as a lease is."""
+        """Why no file can be taken in; None where one can. A catalog that is away is none while the lease lasts.
+
+        Who asks, and gets an answer, makes it try again soon.
+        """
         try:
             self._ids.check(self._clock.now_ms(), self._here.boottime_ms())
         except LapsedError as lapsed:
@@ -104,15 +106,11 @@ class NodeNumber:
         lease = self._ids.lease
         return 0.0 if lease is None else max(0.0, (lease.fence_ms - self._here.boottime_ms()) / 1000)
 
-    def check(self) -> None:
-        """Raises RETRY_LATER where no file can be taken in: before its content is written."""
-        if (trouble := self.trouble()) is not None:
-            self._wanted.set()
-            raise error(Code.RETRY_LATER, trouble.message, trouble.hint)
-
     def _explained(self, lapsed: LapsedError) -> Trouble:
+        self._wanted.set()
         why = self._why or NOT_ASKED
-        return Trouble(why.code, f"{lapsed}: {why.message}", why.hint)
+        because = why.message if why.code is Code.RETRY_LATER else f"{why.code}: {why.message}"
+        return Trouble(Code.RETRY_LATER, f"{lapsed}: {because}", why.hint)
 
     # ---- the lease
 

@@ -207,6 +207,7 @@ class Serve:
         return m.Accepted(request=message.request, record=self._record(job)), ()
 
     async def _request_slot(self, session: Session, message: m.RequestSlot, *_: Any) -> Reply:
+        self._health.check()  # before anything is written into it
         slot = await self._threads.run(self._slots.grant, session.number, message.size_bytes)
         granted = m.SlotGranted(request=message.request, slot=slot.number, capacity_bytes=slot.capacity_bytes)
         return granted, (() if slot.number in message.held else (slot.descriptor,))
