@@ -29,6 +29,7 @@ from ml_dash.arguments import (
 from ml_dash.connection import Connection, new_key
 from ml_dash.dispatch import saver_of
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.inbox import inbox_after, inbox_of_outage
 from ml_dash.many import OF_ONE_FILE, Basket, Refused
 from ml_dash.media import figure, image, video
 from ml_dash.result import FileResult
@@ -79,8 +80,10 @@ class _Saved:
 class Written:
     """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: BinaryIO, *, seal: bool) -> None:
         self.out = out
+        self.seal = seal
+        """Whether the daemon puts an archive's checksums right; it does not for one that lies in an inbox."""
         self.file: FileResult
 
 
@@ -130,7 +133,7 @@ class HandOff:
         source = text(fpath, "fpath")
         name = name_of(source) if to is None else to
         file = self._describe(name, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
-        key = new_key()
+        key, absolute = new_key(), printable(os.path.abspath(source))  # noqa: PTH100 keeps symlinks
         descriptor = open_source(source)
         try:
             accepted = self._connection.call(
@@ -139,13 +142,16 @@ class HandOff:
                     request=number,
                     key=key,
                     file=file,
-                    source=printable(os.path.abspath(source)),  # noqa: PTH100 keeps symlinks
+                    source=absolute,
                     durability=durability_of(durability or self._durability),
                     snapshot=snapshot or "",
                 ),
                 (descriptor,),
-                silent_s=None,
+                silent_s=self._connection.silent_s,
+                lost_s=self._connection.lost_s,
             )
+        except MLDashError as failure:
+            return inbox_after(failure, self._connection).leave_copy(file, key, absolute, descriptor)
         finally:
             os.close(descriptor)
         return self._result(accepted.record)
@@ -183,7 +189,7 @@ class HandOff:
         for word in ("tags", "bindrs"):
             if described.get(word) is not None:
                 described[word] = texts(described[word], word)  # once for all: a generator has them no second time
-        basket = Basket(self._connection, refused)
+        basket = Basket(self._connection, refused, self._leave)
         for name, path in named:
             try:
                 file = self._describe(name, **only_known(described))
@@ -228,12 +234,18 @@ class HandOff:
         ImportError without torch.
         """
         size = checkpoint.torch_size(content)
-        small = size <= m.INLINE_BYTES
-
-        def write(out: BinaryIO) -> None:
-            checkpoint.write_torch(content, out, checksums=small)
-
-        return self._stream(to, described, write, size_hint=size, seal=not small)
+        seal, key = size > m.INLINE_BYTES, new_key()
+        while True:
+            try:
+                with self.writing(to, size_hint=size, seal=seal, key=key, **described) as written:
+                    checkpoint.write_torch(content, written.out, checksums=not written.seal)
+            except MLDashError as failure:
+                if not seal:
+                    raise
+                inbox_after(failure, self._connection)
+                seal = False  # once more, with its checksums: in an inbox nobody adds them
+            else:
+                return written.file
 
     def save_image(self, content: Any, *, to: str, quality: int = 95, **described: Any) -> FileResult:
         """Saves pixels or a PIL image in the format of its name: .png, .jpg, .webp, .bmp, .gif, .tif.
@@ -295,11 +307,15 @@ class HandOff:
         return self.upload(content, to=to, **described)
 
     def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
-        saved = self._saved(to, described)
-        if len(data) <= m.INLINE_BYTES:
-            accepted = self._connection.call(m.Accepted, saved.put(bytes(data)), silent_s=None)
-        else:
-            accepted = self._connection.save(data, saved.commit(len(data)))
+        saved, connection = self._saved(to, described), self._connection
+        try:
+            if len(data) <= m.INLINE_BYTES:
+                put = saved.put(bytes(data))
+                accepted = connection.call(m.Accepted, put, silent_s=connection.silent_s, lost_s=connection.lost_s)
+            else:
+                accepted = connection.save(data, saved.commit(len(data)))
+        except MLDashError as failure:
+            return inbox_after(failure, connection).leave_bytes(saved.file, saved.key, data)
         return self._result(accepted.record)
 
     def _stream(
@@ -309,33 +325,51 @@ class HandOff:
         write: Callable[[BinaryIO], None],
         *,
         size_hint: int = 0,
-        seal: bool = False,
     ) -> FileResult:
         """Saves what `write` writes into the file that it is given, straight into a slot of the daemon's.
 
         `size_hint` is how many bytes it will be, as far as that is known: a slot that is too small has to grow, one
         that is too large takes room until it is used again. `write` is called once; what it raises passes, and nothing
-        is left behind. With `seal` it writes a zip archive, whose checksums the daemon puts right.
+        is left behind.
         """
-        with self.writing(to, size_hint=size_hint, seal=seal, **described) as written:
+        with self.writing(to, size_hint=size_hint, **described) as written:
             write(written.out)
         return written.file
 
     @contextmanager
-    def writing(self, to: str, *, size_hint: int = 0, seal: bool = False, **described: Any) -> Iterator[Written]:
-        """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record."""
-        saved = self._saved(to, described, seal=seal)
-        with slot_writer(self._connection, size_hint) as (slot, out):
-            written = Written(out)
-            yield written
-            if not out.closed:
-                out.flush()
-            accepted = slot.hand_over(None if seal else saved.put, saved.commit)
-        written.file = self._result(accepted.record)
+    def writing(
+        self, to: str, *, size_hint: int = 0, seal: bool = False, key: bytes | None = None, **described: Any
+    ) -> Iterator[Written]:
+        """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record.
 
-    def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False) -> _Saved:
+        With `seal` it is a zip archive, whose checksums the daemon puts right, where `.seal` says so.
+        """
+        saved = self._saved(to, described, seal=seal, key=key)
+        if (inbox := inbox_of_outage(self._connection)) is not None:
+            with inbox.writing(saved.file, saved.key) as (out, done):
+                written = Written(out, seal=False)
+                yield written
+            written.file = done[0]
+            return
+        with slot_writer(self._connection, size_hint) as (slot, buffered):
+            written = Written(buffered, seal=seal)
+            yield written
+            if not buffered.closed:
+                buffered.flush()
+            try:
+                written.file = self._result(slot.hand_over(None if seal else saved.put, saved.commit).record)
+            except MLDashError as failure:
+                if seal:
+                    raise
+                written.file = inbox_after(failure, self._connection).leave_bytes(saved.file, saved.key, slot.left)
+
+    def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False, key: bytes | None = None) -> _Saved:
         durability = durability_of(described.pop("durability", None) or self._durability)
-        return _Saved(self._describe(to, **only_known(described)), new_key(), durability, seal)
+        return _Saved(self._describe(to, **only_known(described)), key or new_key(), durability, seal)
+
+    def _leave(self, failure: MLDashError, content: m.Content) -> FileResult:
+        """Leaves a small file in the inbox of a service that is down. Raises the failure where there is none."""
+        return inbox_after(failure, self._connection).leave_bytes(content.file, content.key, content.content)
 
     # ---- the pieces
 
@@ -365,5 +399,5 @@ class HandOff:
         m.check(described)
         return described
 
-    def _result(self, record: m.Record) -> FileResult:
-        return FileResult(record, self._connection)
+    def _result(self, record: m.Record | FileResult) -> FileResult:
+        return record if isinstance(record, FileResult) else FileResult(record, self._connection)

@@ -28,10 +28,12 @@ from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.host import Host
+from ml_dashd.edge.inbox import InboxFolder
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.place import Here
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.slots import SlotFiles
@@ -69,7 +71,10 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
+from ml_dashd.flow.inbox import Adoption, InboxFirst
+from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.flow.mirror import Mirror
+from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.outbox import Outbox
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.prune import Prune
@@ -87,13 +92,15 @@ from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Catalog, Examiner, Faults, Meter, Prober, Runs, Store
+from ml_dashd.ports import Catalog, Examiner, Faults, Ids, Leases, Meter, Prober, Runs, Service, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
 
 log = logging.getLogger("ml_dashd")
 
+EMBEDDED_NODE = 0
+"""The node number of a daemon that shares its catalog with nobody."""
 IDLE_LOOK_S = 5.0
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
@@ -128,10 +135,13 @@ class Daemon:
         self._socket = config.daemon.socket if self._passed is None else str(self._passed.getsockname())
         self._chores: list[asyncio.Task[None]] = []
         self._phase: Trouble | None = STARTING
+        self._leases: Leases | None = None
+        self._number: NodeNumber | None = None
         self._highest = 0
         """The largest id in this machine's own catalog; of a fleet's, only what the journal has accepted counts."""
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
+        self._adoption: Adoption | None = None
         self._prober: Prober | None = None
         self._examiner: Examiner | None = None
         self._asked_to_stop = asyncio.Event()
@@ -226,6 +236,7 @@ class Daemon:
             self._meter.committing,
         )
         await self._journal.open()
+        self._here = Here(config.state_dir)
         await self._open_catalog()
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
@@ -250,7 +261,7 @@ class Daemon:
             config.daemon.peer_timeout,
         )
         self._service = await self._make_service(policy)
-        service = self._service if self._embedded is None else EmbeddedService(self._service, self._embedded)
+        service = await self._wrapped(self._service)
         self._server = SocketServer(config.socket, service, clock, access, self._passed, budget)
         self._server.start()
         return left
@@ -261,12 +272,14 @@ class Daemon:
         here = SqliteRuns(config.runs_path, self._faults)
         if config.fleet:
             from ml_dashd.edge.catalog_mongo import MongoCatalog  # noqa: PLC0415 an extra
+            from ml_dashd.edge.leases_mongo import MongoLeases  # noqa: PLC0415
             from ml_dashd.edge.mongo import Mongo  # noqa: PLC0415
             from ml_dashd.edge.mongo_schema import prepare  # noqa: PLC0415
             from ml_dashd.edge.runs_mongo import MongoRuns  # noqa: PLC0415
 
             mongo = Mongo(config.catalog.url, prepare)
             self._catalog: Catalog = MongoCatalog(mongo)
+            self._leases = MongoLeases(mongo)
             forward = Forward(here=here, fleet=MongoRuns(mongo), clock=self._clock)
             self._runs: Runs = forward
             self._chores.append(asyncio.create_task(forward.run(), name="forward"))
@@ -276,6 +289,15 @@ class Daemon:
         if self._embedded is not None:
             await self._embedded.keep(mine)
         self._highest = await mine.highest()
+
+    async def _wrapped(self, service: Service) -> Service:
+        if self._embedded is not None:
+            return EmbeddedService(service, self._embedded)
+        if self._adoption is None:
+            return service
+        await self._adoption.look_or_tell()  # what was handed over before comes first
+        self._chores.append(asyncio.create_task(self._adoption.run(), name="inbox"))
+        return InboxFirst(service, self._adoption)
 
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
@@ -374,7 +396,7 @@ class Daemon:
         self._worker = Worker(
             self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker, outbox=outbox
         )
-        self._health = Health(self._journal, self._catalog, self._runs)
+        self._health = Health(self._journal, self._catalog, self._runs, self._number_trouble)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._supersede = Supersede(
             journal=self._journal,
@@ -417,9 +439,22 @@ class Daemon:
             grace_s=config.store.delete_grace,
         )
 
+    async def _make_ids(self) -> Ids:
+        """By the number 0, or by one that is leased."""
+        high_water = max(await self._journal.high_water(), self._highest)
+        if self._leases is None:
+            return IdSource(EMBEDDED_NODE, high_water)
+        self._number = NodeNumber(self._leases, self._journal, self._here, self._clock, high_water)
+        await self._number.start()
+        self._chores.append(asyncio.create_task(self._number.run(), name="node number"))
+        return self._number
+
+    def _number_trouble(self) -> Trouble | None:
+        return None if self._number is None else self._number.trouble()
+
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
-        ids = IdSource(config.daemon.node, max(await self._journal.high_water(), self._highest))
+        ids = await self._make_ids()
         self._accept = Accept(
             journal=self._journal,
             pins=self._pins,
@@ -443,6 +478,7 @@ class Daemon:
             wake=self._worker.wake,
             give_up=self._worker.give_up,
         )
+        self._make_inbox(ids, policy)
         browse = Browse(
             journal=self._journal,
             catalog=self._catalog,
@@ -480,6 +516,7 @@ class Daemon:
             store=config.store.url,
             state_dir=_printable(config.daemon.state_dir),
             started_ms=self._clock.now_ms(),
+            inbox=_printable(config.daemon.inbox),
         )
         return Serve(
             identity=identity,
@@ -507,6 +544,8 @@ class Daemon:
             ),
             sending=self._pace.sending,
             experiments=experiments,
+            inbox=self._adoption,
+            nodes=Nodes(number=self._number, leases=self._leases, here=self._here, policy=policy, clock=self._clock),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
@@ -516,6 +555,23 @@ class Daemon:
             bell=self._bell,
             health=self._health,
             policy=policy,
+        )
+
+    def _make_inbox(self, ids: Ids, policy: Policy) -> None:
+        if not self._config.daemon.inbox:
+            return
+        mode = int(self._config.access.socket_mode, 8)
+        self._inbox = InboxFolder(Path(self._config.daemon.inbox), mode, self._clock)
+        self._adoption = Adoption(
+            folder=self._inbox,
+            accept=self._accept,
+            journal=self._journal,
+            catalog=self._catalog,
+            ids=ids,
+            policy=policy,
+            threads=self._disk,
+            clock=self._clock,
+            faults=self._faults,
         )
 
     def _make_doctor(self) -> Doctor:
@@ -534,6 +590,7 @@ class Daemon:
             threads=self._disk,
             health=self._health,
             clock=self._clock,
+            number=self._number,
             quota_bytes=config.spool.quota,
             named=config.store.checksum != "auto",
         )
@@ -558,6 +615,7 @@ class Daemon:
             checks={
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),
+                "node": catalog_check(self._number_trouble),
                 "catalog": catalog_check(self._catalog.trouble),
                 "experiments": catalog_check(self._runs.trouble),
                 "store": store_check(backlog),
@@ -587,6 +645,9 @@ class Daemon:
         end = self._clock.monotonic() + self._config.daemon.drain_timeout
         await self._drain.before_stop(self._config.daemon.drain_timeout)
         await self._server.stop()
+        if self._adoption is not None:
+            await self._adoption.close()
+            self._inbox.close()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
         ending = (self._copying, self._mirroring, self._keeping)
         for task in ending:

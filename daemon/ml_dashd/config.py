@@ -35,7 +35,7 @@ class DaemonConfig:
 
     socket: str = ""
     state_dir: str = ""
-    node: int = 0
+    inbox: str = ""
     drain_timeout: float = 10.0
     idle_timeout: float = 300.0
     max_connections: int = 1024
@@ -274,12 +274,6 @@ def _checked_together(config: Config) -> Config:
         )
     if config.http.listen == f"unix:{config.daemon.socket}":
         raise error(Code.CONFIG, f"http.listen and daemon.socket are both {config.daemon.socket}", "use two paths")
-    if config.fleet and not config.daemon.node:
-        raise error(
-            Code.CONFIG,
-            "daemon.node is 0, and catalog.url is MongoDB's",
-            "number the nodes from 1 on, each with another daemon.node: it is a part of every id",
-        )
     check_s3(config.store)
     return config
 

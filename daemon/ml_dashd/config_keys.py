@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core import names
-from ml_dashd.core.ids import MAX_NODE
 from ml_dashd.core.listen import FORMS, parse_listen
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.redact import redact
@@ -25,7 +24,6 @@ CHOICES = {
     "daemon.log_format": ("human", "json"),
 }
 LEAST: dict[str, float] = {
-    "daemon.node": 0,
     "daemon.drain_timeout": 0,
     "daemon.idle_timeout": 1,
     "daemon.max_connections": 1,
@@ -47,7 +45,6 @@ LEAST: dict[str, float] = {
 LEAST_BANDWIDTH = 64 * 1024
 """Bytes a second: with less, a request would take longer than its signature holds."""
 MOST: dict[str, float] = {
-    "daemon.node": MAX_NODE,
     "store.part_size": 5 * 1024 * MIB,
     "limits.threads": 64,
     "limits.connections": 256,
@@ -66,7 +63,14 @@ CREDENTIALS_OF = {
     "store.endpoint_url": "give them to the AWS chain",
     "store.proxy": "give the proxy's whole URL in the daemon's environment (HTTPS_PROXY)",
 }
-PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "store.credentials_file", "spool.pools")
+PATHS = (
+    "daemon.socket",
+    "daemon.state_dir",
+    "daemon.inbox",
+    "store.ca_bundle",
+    "store.credentials_file",
+    "spool.pools",
+)
 
 
 def section(name: str, kind: type, table: Mapping[str, Any]) -> Any:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ml_dash.errors import Code
-from ml_dash.messages import Message
+from ml_dash.messages import Message, Upload
 from ml_dashd.core.capabilities import Capabilities
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.checkup import Check, Reach
 from ml_dashd.core.circuit import Extent
+from ml_dashd.core.lease import Answer, Claim, Node, Place
 from ml_dashd.core.model import (
     EVERYBODY,
     Algorithm,
@@ -171,6 +172,18 @@ class Journal(Protocol):
 
     async def get(self, ids: Sequence[int]) -> list[Job]:
         """The jobs of these ids that the journal still has."""
+
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        """The job that came with its owner's key, where the journal still has it."""
+
+    async def numbers(self, keys: Sequence[tuple[int, bytes]]) -> dict[tuple[int, bytes], int]:
+        """The ids of files that were left in the inbox, by their owners' uids and keys; of those that have one."""
+
+    async def number(self, ids: Mapping[tuple[int, bytes], int]) -> None:
+        """Keeps the ids of such files. One that has an id keeps it."""
+
+    async def forget_numbers(self, before_ms: int) -> None:
+        """Drops such ids that were kept before then. Idempotent."""
 
     async def content(self, job: Job) -> bytes:
         """The bytes of an inline pin."""
@@ -481,6 +494,53 @@ class Catalog(Protocol):
         """Lets go of files and connections."""
 
 
+class Leases(Protocol):
+    """Which node number is whose, in the catalog that the nodes share.
+
+    The rules are core/lease.py's, by the catalog's clock; what is changed is changed in one step. A call that raises
+    may have been done: the next claim is answered by the tokens that its holder knows. Raises JournalError.
+    """
+
+    async def taken(self, claim: Claim) -> list[int]:
+        """The numbers that this claim may not take."""
+
+    async def take(self, number: int, claim: Claim) -> Node | None:
+        """The number, taken; None where it is not free for this claim, or another was quicker."""
+
+    async def renew(self, number: int, known: Collection[str], claim: Claim) -> tuple[Answer, Node | None]:
+        """More time for who knows one of these tokens; the number as it is then, where the answer is KEPT."""
+
+    async def nodes(self, after: int, limit: int) -> list[Node]:
+        """Numbers that were ever taken, above `after`, in their order."""
+
+
+class Whereabouts(Protocol):
+    """Where the daemon runs. Nothing here blocks."""
+
+    host: str
+    """What people call the machine."""
+    place: Place
+
+    def boottime_ms(self) -> int:
+        """CLOCK_BOOTTIME: it never steps, and does not stop while the machine sleeps."""
+
+    def token(self) -> str:
+        """A random word, another one each time."""
+
+
+class Ids(Protocol):
+    """Hands out file ids, each above all earlier ones."""
+
+    def next(self, now_ms: int) -> int:
+        """An id of that time, or later. Raises RETRY_LATER where none may be made now."""
+
+    def pass_over(self, file_id: int) -> None:
+        """An id that was given out elsewhere, and came here, is not given out again.
+
+        Raises ID_TAKEN where it is another's to give out.
+        """
+
+
 class Runs(Protocol):
     """What the catalog keeps of experiments: their runs, parameters and metrics. A call is one transaction.
 
@@ -720,6 +780,49 @@ class Slots(Protocol):
 
     def disconnect(self, connection: int) -> None:
         """Wipes the connection's slots: at once, or when they are released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A file that lies in the inbox, as the kernel states it: whose it is, and when it was handed over."""
+
+    key: bytes
+    uid: int
+    handed_ms: int
+
+
+class Inbox(Protocol):
+    """A folder in which clients leave files while nobody answers. All calls but `changed` block: use a thread.
+
+    Whoever the folder lets in may write anything there: nothing is believed but what the kernel says.
+    """
+
+    def changed(self) -> bool:
+        """Whether something may have come since the last look. Takes microseconds."""
+
+    def look(self) -> list[Dropped]:
+        """What lies there whole, in the order in which it was handed over, at most so many; without what was refused.
+
+        Raises OSError where the folder can't be read.
+        """
+
+    def open(self, dropped: Dropped) -> tuple[Upload, int]:
+        """The message, and a descriptor of its file, which the caller closes. Raises the error of what is no hand-off.
+
+        Raises OSError for what may be readable the next time.
+        """
+
+    def remove(self, dropped: Dropped) -> None:
+        """It is taken in. Idempotent."""
+
+    def refuse(self, dropped: Dropped, trouble: Trouble) -> None:
+        """Notes why it is not taken in; it is not found by `look` any more, and stays for a week. Idempotent."""
+
+    def refusal(self, uid: int, key: bytes) -> Trouble | None:
+        """Why that user's file was refused."""
+
+    def tidy(self, now_ms: int) -> int:
+        """Removes what has been no hand-off for a day, and what was refused a week ago; returns how many files."""
 
 
 class Manifest(Protocol):

@@ -42,7 +42,9 @@ DUPLICATE_IN_PARTS = (
 PRUNE = ("prune.before_delete", "prune.after_delete")
 RECLAIM = ("reclaim.before_delete", "reclaim.after_delete", "reclaim.after_noted")
 SUPERSEDE = ("supersede.before_drop", "supersede.after_drop")
-ELSEWHERE = (*DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE)
+INBOX = ("inbox.adopted", "inbox.removed")
+"""tests/scenario/test_inbox.py"""
+ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE)
 """What tests/crash/test_kill_changes.py kills it at."""
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",

@@ -1,4 +1,4 @@
-"""Daemons of a fleet: each with its own state folder, socket and number, on one store and one database."""
+"""Daemons of a fleet: each with its own state folder and socket, on one store and one database."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ml_dash import Experiment
 from tests.harness import DaemonProcess, StoreUnderTest
 
 
-def node(folder: Path, number: int, store: StoreUnderTest, url: str) -> DaemonProcess:
+def node(folder: Path, store: StoreUnderTest, url: str) -> DaemonProcess:
     """A daemon that is not started yet."""
     catalog = f'[catalog]\nurl = "{url}"\n[http]\nlisten = "unix:{folder}/http"\n'
-    return DaemonProcess(folder, store, settings=catalog, daemon_settings=f"node = {number}\ndrain_timeout = 1")
+    return DaemonProcess(folder, store, settings=catalog, daemon_settings="drain_timeout = 1")
 
 
 def assert_one_each(experiment: Experiment, store: StoreUnderTest, expected: dict[str, str]) -> list[dict[str, Any]]:

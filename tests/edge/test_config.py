@@ -20,7 +20,7 @@ GOOD = f"""
 [daemon]
 socket = "/run/x/socket"
 state_dir = "/var/lib/x"
-node = 7
+inbox = "/var/spool/x"
 drain_timeout = 5
 idle_timeout = 1.5
 max_connections = 7
@@ -160,8 +160,6 @@ REFUSED = [
     ("[catalog]\nurl = 'mysql://db/x'", "catalog.url is 'mysql://db/x'", "sqlite:///file"),
     ("[catalog]\nurl = 'mongodb://u:p@'", "catalog.url is 'mongodb://***@'", "mongodb://host,host/database?options"),
     ("[catalog]\nurl = 'mongodb://host:27017/'", "catalog.url is 'mongodb://host:27017/'", "/database"),
-    ("[catalog]\nurl = 'mongodb://a:1,b:2/fleet'", "daemon.node is 0", "each with another daemon.node"),
-    ("[daemon]\nnode = 16384", "daemon.node is 16384", "at most 16383"),
     ("[catalog]\nurl = 'sqlite:catalog'", "catalog.url is 'sqlite:catalog'", "sqlite:///file"),
     ("[store]\nmode = '640'", "store.mode is '640'", 'octal mode such as "0640"'),
     ("[store]\nmode = '0o640'", "store.mode is '0o640'", 'octal mode such as "0640"'),
@@ -170,6 +168,7 @@ REFUSED = [
     ("[access]\nsocket_mode = 660", "access.socket_mode is 660", "text"),
     ("[daemon]\nsocket = 'run/socket'", "daemon.socket is 'run/socket'", "an absolute path"),
     ("[daemon]\nstate_dir = '~/state'", "daemon.state_dir is '~/state'", "an absolute path"),
+    ("[daemon]\ninbox = 'inbox'", "daemon.inbox is 'inbox'", "an absolute path"),
     ("[store]\nca_bundle = 'ca.pem'", "store.ca_bundle is 'ca.pem'", "an absolute path"),
     ("[store]\nca_bundle = '/no/ca.pem'", "store.ca_bundle: /no/ca.pem: No such file", "a file of certificates"),
     ("[store]\nca_bundle = '/proc/self/maps'", "store.ca_bundle: /proc/self/maps holds no certificate", "in PEM"),
@@ -274,7 +273,7 @@ def test_every_key_arrives():
     assert (config.daemon.drain_timeout, config.daemon.idle_timeout) == (5.0, 1.5)
     assert type(config.daemon.drain_timeout) is float
     assert (config.daemon.max_connections, config.daemon.log_level, config.daemon.log_format) == (7, "debug", "json")
-    assert config.daemon.peer_timeout == 2.0
+    assert (config.daemon.peer_timeout, config.daemon.inbox) == (2.0, "/var/spool/x")
     assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
     assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
     assert (config.store.addressing, config.store.profile) == ("path", "uploads")

@@ -11,9 +11,11 @@ import pymongo
 import pytest
 
 from ml_dash.errors import Code
+from ml_dashd.core.lease import Claim, Place
 from ml_dashd.core.model import EVERYBODY, Amendment, Selection
 from ml_dashd.core.runs import BroughtRow, NewRow, Opened, Row, RunStatus
 from ml_dashd.edge.catalog_mongo import MongoCatalog
+from ml_dashd.edge.leases_mongo import MongoLeases
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import prepare
 from ml_dashd.edge.runs_mongo import MongoRuns
@@ -53,10 +55,19 @@ async def test_the_role_of_the_page_is_enough(tmp_path: Path, full_size: bool) -
         for _ in range(2):  # an empty database, and one that was made before
             mongo = Mongo(url.replace("//", "//ml:right@"), prepare)
             await ask_everything(MongoCatalog(mongo), MongoRuns(mongo))
+            await take_a_number(MongoLeases(mongo))
             with pytest.raises(JournalError) as refused:
                 await mongo.call(mongo.collection("files").delete_one({"_id": 1}))
             assert refused.value.code is Code.CATALOG_DENIED
             await mongo.close()
+
+
+async def take_a_number(leases: MongoLeases) -> None:
+    claim = Claim("token", Place("machine", "boot", "folder"), 1)
+    await leases.taken(claim)
+    await leases.take(1, claim)
+    await leases.renew(1, {"token"}, claim)
+    await leases.nodes(0, 5)
 
 
 async def ask_everything(catalog: MongoCatalog, runs: MongoRuns) -> None:

@@ -302,10 +302,13 @@ def test_who_may_drain_and_examine(users: Callable[[int], User], role: str) -> N
     else:
         assert_refused(answer, Code.ACCESS_DENIED, f"uid {uid} may not drain")
     examined = users(uid).ask(m.Examine(request=2))
+    nodes = users(uid).ask(m.ListNodes(request=3))
     if isinstance(answer, m.Drained):
         assert isinstance(examined, m.Examined)
+        assert isinstance(nodes, m.Nodes)
     else:
         assert_refused(examined, Code.ACCESS_DENIED, f"uid {uid} may not examine")
+        assert_refused(nodes, Code.ACCESS_DENIED, f"uid {uid} may not list the nodes")
 
 
 def test_nothing_is_deleted_where_one_file_may_not_be(users: Callable[[int], User], place: m.Place) -> None:

@@ -38,7 +38,7 @@ def mongodb(tmp_path: Path) -> Iterator[MongoDB]:
 @pytest.fixture
 def nodes(tmp_path: Path, bucket: Bucket, mongodb: MongoDB) -> Iterator[list[DaemonProcess]]:
     url = mongodb.url("fleet", "&serverSelectionTimeoutMS=1000")
-    made = [node(tmp_path / f"node{number}", number, bucket, url) for number in range(1, NODES + 1)]
+    made = [node(tmp_path / f"node{number}", bucket, url) for number in range(1, NODES + 1)]
     for daemon in made:
         daemon.start()
     yield made

@@ -39,10 +39,10 @@ def ask_again(daemon: DaemonProcess) -> None:
 
 
 def test_what_is_saved_while_mongodb_is_away_is_stored_and_listed_once_it_is_back(tmp_path: Path) -> None:
-    """From the first moment on; the daemon is killed meanwhile, and again when half of it may be listed."""
+    """The daemon has its number. It is killed meanwhile, and again when half of it may be listed."""
     store, mongodb = Folder(tmp_path / "store"), MongoDB(tmp_path / "mongodb")
     url = mongodb.url("fleet", "&serverSelectionTimeoutMS=500")
-    daemon = node(tmp_path / "daemon", 1, store, url)
+    daemon = node(tmp_path / "daemon", store, url)
     expected = {}
 
     def save(exp, start: int) -> None:
@@ -51,7 +51,9 @@ def test_what_is_saved_while_mongodb_is_away_is_stored_and_listed_once_it_is_bac
             result = exp.files("logs").save_text(text, to=f"{number}.txt", tags=["late"])
             expected[f"logs/{number}.txt"] = result["checksum"] = hashlib.sha256(text.encode()).hexdigest()
 
+    mongodb.start()
     with daemon:
+        mongodb.kill()
         exp = daemon.experiment(wait=False).run.start()
         exp.params.set(lr=0.1)
         exp.metrics.log(epoch=1, train={"loss": 0.5})
@@ -82,7 +84,7 @@ def test_what_is_saved_while_mongodb_is_away_is_stored_and_listed_once_it_is_bac
             assert all(record["tags"] == ["late"] for record in records if record["filename"] != "late.txt")
             assert exp.metrics("train").read()["total"] == 1
             assert "outbox_drained" in daemon.log()
-            with node(tmp_path / "other", 2, store, url) as other:
+            with node(tmp_path / "other", store, url) as other:
                 seen = other.experiment().run.start()
                 assert seen.params.get() == {"lr": 0.1}
                 assert seen.metrics("train").read()["data"][0]["data"]["loss"] == 0.5
@@ -92,7 +94,7 @@ def test_what_is_saved_while_mongodb_is_away_is_stored_and_listed_once_it_is_bac
 def test_a_password_is_shown_nowhere(tmp_path: Path) -> None:
     """Of a catalog that is away; and that is said plainly wherever one looks."""
     url = f"mongodb://ml:{SECRET}@127.0.0.1:1/fleet?serverSelectionTimeoutMS=300"
-    with node(tmp_path / "daemon", 1, Folder(tmp_path / "store"), url) as daemon:
+    with node(tmp_path / "daemon", Folder(tmp_path / "store"), url) as daemon:
         config = str(daemon.folder / "ml-dashd.toml")
         checked = subprocess.run(
             [sys.executable, "-m", "ml_dashd", "check-config", "--config", config],
@@ -102,10 +104,11 @@ def test_a_password_is_shown_nowhere(tmp_path: Path) -> None:
         )
         shell = Shell(tmp_path, ["--socket", str(daemon.socket)])
         status = eventually(lambda: (said := shell("status").out) and "CATALOG_UNREACHABLE" in said and said)
-        assert "STORED FILES WAIT TO BE LISTED" in status
+        assert "NOTHING IS TAKEN IN NOW" in status, "without a number, which the catalog gives"
+        assert "no node number is held" in status
         doctor = shell("doctor", "--json", status=1).out
         verdicts = {check["name"]: check["verdict"] for check in json.loads(doctor)["checks"]}
-        assert (verdicts["catalog"], verdicts["hand-offs"]) == ("bad", "ok")
+        assert (verdicts["catalog"], verdicts["hand-offs"], verdicts["node number"]) == ("bad", "bad", "bad")
         assert "127.0.0.1:1/fleet" in doctor
         listed = shell("ls", "--prefix", "alice/cv/resnet", status=1).err
         assert "catalog" in listed

@@ -270,7 +270,7 @@ def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
     stages = (
         "pin|accept|settle|copies|seal|journal|catalog|runs|upload|single|batch|local|finish|duplicate|prune|reclaim"
-        "|supersede"
+        "|supersede|inbox"
     )
     named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()

@@ -11,13 +11,17 @@ from ml_dash.schema import Max
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome(Message):
-    """The answer to Hello: the version that both use from here on."""
+    """The answer to Hello: the version that both use from here on.
+
+    `inbox` is the folder for files while the daemon is down; "" where there is none.
+    """
 
     kind: ClassVar[int] = 64
     version: int
     daemon: Name
     embedded: bool
     store: Name
+    inbox: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
+from ml_dashd.edge import numbering
 from ml_dashd.edge.amending import amend
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.deferred import WAITS, defer, hold_deferred
@@ -73,6 +74,7 @@ _SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET valu
 _HIGH_WATER = """
 SELECT max(
     coalesce((SELECT max(id) FROM files), 0),
+    coalesce((SELECT max(id) FROM numbers), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM settings WHERE name = 'high_water'), 0)
 )
 """
@@ -224,6 +226,20 @@ class SqliteJournal:
             SentPart(row["number"], row["size_bytes"], row["etag"], row["checksum"], read_crc(row["crc64nvme"]))
             for row in rows
         ]
+
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        jobs = await self._jobs("WHERE owner_uid = ? AND request_key = ?", (owner_uid, key))
+        return jobs[0] if jobs else None
+
+    async def numbers(self, keys: Sequence[numbering.Key]) -> dict[numbering.Key, int]:
+        return await self._database.call(lambda connection: numbering.read(connection, keys))
+
+    async def number(self, ids: Mapping[numbering.Key, int]) -> None:
+        now = self._clock.now_ms()
+        await self._database.call(lambda connection: numbering.write(connection, ids, now), spare=True)
+
+    async def forget_numbers(self, before_ms: int) -> None:
+        await self._database.call(lambda connection: numbering.forget(connection, before_ms))
 
     async def content(self, job: Job) -> bytes:
         found = await self.contents([job.id])

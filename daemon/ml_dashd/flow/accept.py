@@ -13,7 +13,6 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
-from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.schedule import LINGER_S
 from ml_dashd.flow.arrivals import Arrivals
@@ -24,7 +23,7 @@ from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
-from ml_dashd.ports import Clock, Faults, Handed, Journal, JournalError, Meter, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -54,7 +53,7 @@ class Accept:
         threads: Threads,
         disk: Threads,
         meter: Meter,
-        ids: IdSource,
+        ids: Ids,
         bell: Bell,
         clock: Clock,
         faults: Faults,
@@ -105,10 +104,15 @@ class Accept:
             task.cancel()
         await asyncio.gather(*self._syncing, return_exceptions=True)
 
-    async def upload(self, session: Session, message: Upload, descriptor: int) -> Job:
-        """Takes an open file. Idempotent by the message's key."""
+    async def upload(
+        self, session: Session, message: Upload, descriptor: int, numbered: tuple[int, int] | None = None
+    ) -> Job:
+        """Takes an open file. Idempotent by the message's key.
+
+        `numbered` are the id and the time of one that was handed over before: in milliseconds since 1970, UTC.
+        """
         self._check(message.durability, message.snapshot)
-        record = self._describe(session, message.file)
+        record = self._describe(session, message.file, numbered)
         if message.origin is None:
             return await self._take(record, message, descriptor)
         record = self._arrivals.name(record, message.origin)
@@ -330,15 +334,18 @@ class Accept:
     def _supersedes(self, file: Described, record: FileRecord) -> bool:
         return self._supersede.asked(record, by_caller=file.supersede)
 
-    def _describe(self, session: Session, file: Described) -> FileRecord:
+    def _describe(self, session: Session, file: Described, numbered: tuple[int, int] | None = None) -> FileRecord:
         """The record of a new file, its names checked."""
         place = file.place
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
         self._policy.check_write(session.uid, namespace)
         prefix, filename = names.place(place.prefix, file.to)
-        now = self._clock.now_ms()
+        if numbered is None:
+            now = self._clock.now_ms()
+            numbered = self._ids.next(now), now
+        file_id, now = numbered
         record = FileRecord(
-            id=self._ids.next(now),
+            id=file_id,
             owner_uid=session.uid,
             namespace=namespace,
             project=project,

@@ -7,6 +7,7 @@ more until the daemon is started again, which an operator does once the disk is 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Trouble
@@ -27,10 +28,14 @@ def listed_later(trouble: Trouble | None) -> bool:
 class Health:
     """The daemon's own disk."""
 
-    def __init__(self, journal: Journal, catalog: Catalog, runs: Runs) -> None:
+    def __init__(
+        self, journal: Journal, catalog: Catalog, runs: Runs, number: Callable[[], Trouble | None] = lambda: None
+    ) -> None:
+        """`number` says why no id can be made (flow/lease.py)."""
         self._journal = journal
         self._catalog = catalog
         self._runs = runs
+        self._number = number
         self._failed: Trouble | None = None
 
     def trouble(self) -> Trouble | None:
@@ -51,7 +56,7 @@ class Health:
             raise error(trouble.code, trouble.message, trouble.hint)
 
     def _of_files(self) -> Trouble | None:
-        return self._failed or self._journal.trouble() or self._catalog.trouble()
+        return self._failed or self._journal.trouble() or self._number() or self._catalog.trouble()
 
     def disk_failed(self, what: str) -> MLDashError:
         """Notes that the spool's disk has refused a sync; returns the error to raise. Only a restart takes it back."""
