@@ -19,7 +19,8 @@ from ml_dashd.config import HOME, Config, fault_plan, of_systemd
 from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.listen import parse_listen
-from ml_dashd.core.model import Algorithm, Trouble
+from ml_dashd.core.model import Algorithm, Job, Trouble
+from ml_dashd.core.overwrite import CopySpeed, longest_wait_s
 from ml_dashd.core.retention import Rule
 from ml_dashd.core.schedule import lane
 from ml_dashd.core.supersede import Rule as SupersedeRule
@@ -29,6 +30,7 @@ from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.host import Host
 from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.leases import break_time_s
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
@@ -69,6 +71,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.mirror import Mirror
+from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.reclaim import Reclaim
@@ -103,6 +106,8 @@ CLOSING_S = 60.0
 has locked is waited for."""
 DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
+LEASE_THREADS = 2
+"""For copies that a writer waits for, behind nobody else's."""
 WATCH_THREADS = 3
 """For metrics: of a disk that hangs, the spool's size and its free bytes hold one each, and one is left to answer."""
 STARTING = Trouble(Code.RETRY_LATER, "the daemon is starting: journal and spool are being compared", "wait for it")
@@ -256,6 +261,9 @@ class Daemon:
         self._server.start()
         return left
 
+    def _sync_later(self, job: Job) -> None:
+        self._accept.sync_later(job)
+
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
         state_dir = self._config.daemon.state_dir if self._config.outside else str(root / HOME)
@@ -345,6 +353,19 @@ class Daemon:
             faults=faults,
             cancel=self._worker.cancel,
         )
+        speed, self._leasing = CopySpeed(), Pool(LEASE_THREADS, "lease")
+        self._overwrites = Overwrites(
+            journal=self._journal,
+            pins=self._pins,
+            threads=self._leasing,
+            disk=self._disk,
+            bell=self._bell,
+            clock=clock,
+            faults=faults,
+            speed=speed,
+            longest_wait_s=longest_wait_s(config.spool.lease_max_delay, break_time_s()),
+            sync=self._sync_later,
+        )
         self._copies = Copies(
             journal=self._journal,
             pins=self._pins,
@@ -357,6 +378,7 @@ class Daemon:
             after_s=config.spool.copy_after,
             sending=self._worker.sending,
             kept=self._supersede.run,
+            speed=speed,
         )
         self._drain = Drain(
             journal=self._journal,
@@ -397,6 +419,7 @@ class Daemon:
             settle=self._settle,
             health=self._health,
             copies=self._copies,
+            overwrites=self._overwrites,
             supersede=self._supersede,
             arrivals=Arrivals(self._journal, self._catalog, ids, self._clock),
             policy=policy,
@@ -405,6 +428,7 @@ class Daemon:
             wake=self._worker.wake,
             give_up=self._worker.give_up,
         )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, self._overwrites.look)
         browse = Browse(
             journal=self._journal,
             catalog=self._catalog,
@@ -549,6 +573,7 @@ class Daemon:
         end = self._clock.monotonic() + self._config.daemon.drain_timeout
         await self._drain.before_stop(self._config.daemon.drain_timeout)
         await self._server.stop()
+        await self._overwrites.close()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
         ending = (self._copying, self._mirroring, self._keeping)
         for task in ending:
@@ -570,7 +595,7 @@ class Daemon:
         await self._runs.close()
         await self._catalog.close()
         self._journal.close()
-        for pool in (self._threads, self._quick, self._disk, self._warming):
+        for pool in (self._threads, self._quick, self._disk, self._warming, self._leasing):
             pool.close()
 
     async def _beat(self) -> None:

@@ -81,6 +81,7 @@ class SpoolConfig:
     warm_bytes: int = 8 * 1024 * MIB
     copy_below: int = 64 * MIB
     copy_after: float = 30.0
+    lease_max_delay: float = 2.0
     supersede: tuple[str, ...] = ()
 
 

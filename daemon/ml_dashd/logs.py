@@ -74,6 +74,8 @@ EVENTS = {
     "http_failed": "a defect in an answer over HTTP",
     "idle_end": "an embedded daemon has had nothing to do for `idle_timeout`",
     "lane_stumbled": "the journal could not be asked what to send; it is asked again",
+    "lease_given_up": "a writer could not be kept waiting until its file was copied: what it changes fails that file",
+    "lease_not_taken": '`protect="lease"` was asked for, and could not be had: the rules of the file\'s pin hold',
     "library_message": "a warning of a library, in its own words",
     "log_not_folded": "at the end a database's log could not be folded back; the next start reads it",
     "not_sealed": "what was saved as an archive is none whose checksums could be put right: it is stored as it is",

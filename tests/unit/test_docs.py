@@ -268,9 +268,7 @@ def _plain(value: Any) -> Any:
 
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
-    stages = (
-        "pin|accept|settle|copies|seal|journal|catalog|runs|upload|batch|local|finish|duplicate|prune|reclaim|supersede"
-    )
+    stages = "pin|accept|settle|copies|lease|seal|journal|catalog|runs|upload|batch|local|finish|duplicate|prune|reclaim|supersede"
     named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from awscrt import checksums as crt
 from ml_dash.errors import Code, error
 from ml_dashd.core.model import Fingerprint, Job, PinKind
 from ml_dashd.edge.handed import file_system
+from ml_dashd.edge.leases import has_writers
 from ml_dashd.ports import Feedable
 
 READ_STEP = 4 * 1024 * 1024
@@ -94,21 +94,7 @@ def tells_of_writes(descriptor: int, kind: PinKind) -> bool:
     """
     if kind in (PinKind.COPY, PinKind.REFLINK):
         return True
-    return kind is not PinKind.SLOT and file_system(descriptor) not in IN_MEMORY and not _has_writers(descriptor)
-
-
-def _has_writers(descriptor: int) -> bool:
-    """Whether somebody has the file open, or mapped, to write to it; True where the kernel does not say.
-
-    It grants a read lease only where nobody has. The lease is given back at once: whoever opens the file in this very
-    moment waits for that, and the signal by which the kernel asks for it is ignored (edge/system.py).
-    """
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return True
-    return False
+    return kind is not PinKind.SLOT and file_system(descriptor) not in IN_MEMORY and not has_writers(descriptor)
 
 
 def crc64_of_range(descriptor: int, offset: int, size: int) -> int:

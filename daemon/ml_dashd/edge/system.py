@@ -99,7 +99,7 @@ def raise_descriptor_limit() -> None:
 
 
 def ignore_lease_signals() -> None:
-    """Leases are asked for to learn something, and given back at once: nobody has to tell us that one is in the way."""
+    """Until the loop listens to them, no lease is held for longer than it takes to learn that it was granted."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 

@@ -382,7 +382,7 @@ class Serve:
             updated_ms=record.updated_ms,
             state=State.CANCELLED if cancelled else job.state,
             ack="disk" if job.on_disk else "memory",
-            pin=job.pin.kind,
+            pin="lease" if self._pins.leased(job.id) else job.pin.kind,
             description=record.description,
             tags=record.tags,
             bindrs=record.bindrs,
