@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from ml_dash.errors import TABLE, Code, error
+from ml_dash.messages import Limits
 from ml_dashd.config import HOME, Config, fault_plan, of_systemd
 from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
@@ -34,6 +35,7 @@ from ml_dashd.edge.leases import break_time_s
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.politeness import Politeness
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.slots import SlotFiles
@@ -98,9 +100,6 @@ EMBEDDED_NODE = 0
 IDLE_LOOK_S = 5.0
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
-NICE = 10
-"""Of the threads that read, hash and write: hand-offs go first, and so does the trainer. On a machine without an idle
-core they still get a tenth of one, which hashes 170 MB/s."""
 CLOSING_S = 60.0
 """A stop takes at most drain_timeout for what is sent and synced, and this for the rest: a journal that another program
 has locked is waited for."""
@@ -119,6 +118,7 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._polite = Politeness(config.limits.nice, config.limits.io_class)
         self._clock = SystemClock()
         plan = fault_plan()
         self._faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
@@ -214,10 +214,10 @@ class Daemon:
 
             meter = PrometheusMeter(version("ml-dash"))
             self._meter, self._render = meter, meter.render
-        self._threads = Pool(config.limits.threads, "work", NICE)
+        self._threads = Pool(config.limits.threads, "work", self._polite)
         self._quick = Pool(QUICK_THREADS, "quick")
-        self._disk = Pool(DISK_THREADS, "disk", NICE)
-        self._warming = Pool(1, "warm", NICE)
+        self._disk = Pool(DISK_THREADS, "disk", self._polite)
+        self._warming = Pool(1, "warm", self._polite)
         self._bell = Bell()
         self._store = self._make_store()
         single_bytes = self._store.single_bytes
@@ -236,7 +236,15 @@ class Daemon:
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
         self._slots = SlotFiles(spool, room, budget, config.spool.warm_bytes)
-        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd, budget)
+        self._pins = SpoolPins(
+            [spool, *config.pool_folders],
+            self._slots,
+            faults,
+            room,
+            self._systemd,
+            budget,
+            uncached_from=config.limits.uncached_from,
+        )
         self._wire_flow()
         if config.http.listen:
             await self._start_watching([spool, *config.pool_folders])
@@ -492,6 +500,13 @@ class Daemon:
                 policy=policy,
             ),
             sending=self._pace.sending,
+            limits=Limits(
+                threads=config.limits.threads,
+                nice=config.limits.nice,
+                io_class=config.limits.io_class,
+                uncached_from=config.limits.uncached_from,
+                bandwidth=config.limits.bandwidth,
+            ),
             experiments=experiments,
             stop=self._asked_to_stop.set,
             journal=self._journal,
@@ -529,7 +544,7 @@ class Daemon:
         from ml_dashd.edge.http import HttpServer  # noqa: PLC0415 an embedded daemon saves the third of a second
 
         http, clock, journal = self._config.http, self._clock, self._journal
-        self._watchers = Pool(WATCH_THREADS, "watch", NICE)
+        self._watchers = Pool(WATCH_THREADS, "watch", self._polite)
         backlog = Shared(journal.backlog, clock)
         disks = disks_of(folders, disk.look, self._watchers, clock)
         observer = Observer(

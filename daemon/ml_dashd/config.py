@@ -93,6 +93,9 @@ class LimitsConfig:
     threads: int = 4
     connections: int = 16
     bandwidth: int = 0
+    nice: int = 10
+    io_class: str = "low"
+    uncached_from: int = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)

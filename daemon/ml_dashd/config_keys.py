@@ -20,6 +20,7 @@ CHOICES = {
     "store.sse": ("", "AES256", "aws:kms", "aws:kms:dsse"),
     "store.checksum": ("auto", "crc64nvme", "crc32c", "md5", "none"),
     "spool.durability": ("memory", "disk"),
+    "limits.io_class": ("normal", "low", "idle"),
     "daemon.log_level": ("debug", "info", "warning", "error"),
     "daemon.log_format": ("human", "json"),
 }
@@ -35,16 +36,24 @@ LEAST: dict[str, float] = {
     "limits.threads": 1,
     "limits.connections": 1,
     "limits.bandwidth": 0,
+    "limits.nice": 0,
+    "limits.uncached_from": 0,
     "access.uids": 0,
     "spool.quota": 0,
     "spool.warm_bytes": 0,
     "spool.copy_below": 0,
     "spool.copy_after": 0,
+    "spool.lease_max_delay": 0,
     "access.admins": 0,
 }
 LEAST_BANDWIDTH = 64 * 1024
 """Bytes a second: with less, a request would take longer than its signature holds."""
-MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
+MOST: dict[str, float] = {
+    "store.part_size": 5 * 1024 * MIB,
+    "limits.threads": 64,
+    "limits.connections": 256,
+    "limits.nice": 19,
+}
 SCHEMES = {
     "store.url": (("file", "s3"), '"file:///folder" or "s3://bucket/key_prefix"'),
     "catalog.url": (("sqlite",), '"sqlite:///file"'),

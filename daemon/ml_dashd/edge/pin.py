@@ -46,7 +46,8 @@ _TORN_READS = 3
 class SpoolPins:
     """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system.
 
-    `keeper` is where held descriptors outlive this process, if there is such a place.
+    `keeper` is where held descriptors outlive this process, if there is such a place. Sources of `uncached_from` bytes
+    and more leave the page cache alone, 0 for none; slots stay in memory for the next save.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class SpoolPins:
         room: Room | None = None,
         keeper: Systemd | None = None,
         budget: DescriptorBudget | None = None,
+        *,
+        uncached_from: int = 0,
     ) -> None:
+        self._uncached_from = uncached_from
         self._keeper = keeper or Systemd({})
         self._pools = list(pools)
         self._budget = budget or DescriptorBudget()
@@ -298,7 +302,8 @@ class SpoolPins:
         if job.pin.kind is PinKind.INLINE:
             return InlineSource(content)
         self._room.note(self._path(job.pin), failed=job.state is State.FAILED)
-        source = FileSource(self._open(job), job)
+        large = 0 < self._uncached_from <= job.record.size_bytes
+        source = FileSource(self._open(job), job, uncached=large and job.pin.kind is not PinKind.SLOT)
         try:
             source.check()
             if job.pin.kind is PinKind.SLOT:

@@ -77,6 +77,7 @@ class Serve:
         audit: Audit,
         again: Again,
         sending: Callable[[], Sending],
+        limits: m.Limits,
         experiments: Experiments,
         stop: Callable[[], None],
         journal: Journal,
@@ -103,6 +104,7 @@ class Serve:
         self._audit = audit
         self._again = again
         self._sending = sending
+        self._limits = limits
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -279,6 +281,7 @@ class Serve:
             moving=self._samples(moving),
             bytes_per_second=int(self._sending().bytes_per_second),
             superseded_files=summary.superseded,
+            limits=self._limits,
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
