@@ -114,12 +114,12 @@ EVENTS = {
 """Every event, and when it comes; docs/logs.md is made from this table and the calls."""
 
 
-def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Sends every log line to `stream` (stderr) in that form: "human" or "json".
+def set_up(level: str, form: str, handler: logging.StreamHandler[TextIO] | None = None) -> None:
+    """Sends every log line to `handler` (stderr) in that form: "human" or "json".
 
     The level is the daemon's own; libraries speak from "warning" on, because what they trace holds signed headers.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     lowest = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(lowest, logging.WARNING), handlers=[handler], force=True)
