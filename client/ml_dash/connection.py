@@ -20,7 +20,7 @@ from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.lease import Lease, SlotFile
 from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
-from ml_dash.persistence import RECONNECT_S, Persistence, away
+from ml_dash.persistence import Persistence, away
 from ml_dash.reach import Endpoint, adopt, connect, daemon_of, reach, socket_of
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
@@ -86,12 +86,12 @@ class Connection:
         build: Callable[[int], Message],
         descriptors: Sequence[int] = (),
         silent_s: float | None = ANSWER_S,
-        lost_s: float = RECONNECT_S,
+        lost_s: float | None = None,
     ) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with.
 
         One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py). One
-        that went away is looked for so long: `lost_s`.
+        that went away is looked for so long: `lost_s`, RECONNECT_S where it is None.
         """
         if self._interrupted():
             with closing(Connection(self.endpoint, self.on_full)) as another:
@@ -249,7 +249,7 @@ class Connection:
             del self._slots[next(iter(self._slots))]
         return Lease(granted.slot, file, granted.capacity_bytes, self._channel)
 
-    def _persist(self, ask: Callable[[], Message], lost_s: float = RECONNECT_S) -> Message:
+    def _persist(self, ask: Callable[[], Message], lost_s: float | None = None) -> Message:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
         persistence = Persistence(self.endpoint, lost_s)
         while True:
