@@ -124,12 +124,12 @@ class Connection:
         build: Callable[[int], Message],
         descriptors: Sequence[int] = (),
         silent_s: float | None = ANSWER_S,
-        lost_s: float = RECONNECT_S,
+        lost_s: float | None = None,
     ) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with.
 
         One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py). One
-        that went away is looked for so long: `lost_s`.
+        that went away is looked for so long: `lost_s`, RECONNECT_S where it is None.
         """
         if self._interrupted():
             with closing(Connection(self.endpoint, self.on_full)) as another:
@@ -288,7 +288,7 @@ class Connection:
             del self._slots[next(iter(self._slots))]
         return Lease(granted.slot, file, granted.capacity_bytes, self._channel)
 
-    def _persist(self, ask: Callable[[], R], lost_s: float = RECONNECT_S) -> R:
+    def _persist(self, ask: Callable[[], R], lost_s: float | None = None) -> R:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
         persistence = Persistence(self.endpoint, lost_s)
         while True:

@@ -118,6 +118,7 @@ class HandOff:
         metadata: Mapping[str, Any] | None = None,
         durability: str | None = None,
         snapshot: str | None = None,
+        protect: str | None = None,
         priority: int = 0,
         supersede: bool | None = None,
     ) -> FileResult:
@@ -125,8 +126,9 @@ class HandOff:
 
         `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
         may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
-        a copy first. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority` (-100
-        to 100) is sent first. With `supersede` older versions of this path that are not stored yet are dropped.
+        a copy first, or `protect="lease"` got a lease (the result's `pin` says so): whoever opens it to write waits
+        while it is copied. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority`
+        (-100 to 100) is sent first. With `supersede` older versions of this path that are not stored yet are dropped.
 
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
@@ -145,6 +147,7 @@ class HandOff:
                     source=absolute,
                     durability=durability_of(durability or self._durability),
                     snapshot=snapshot or "",
+                    protect=protect or "",
                 ),
                 (descriptor,),
                 silent_s=self._connection.silent_s,
@@ -166,14 +169,21 @@ class HandOff:
         return [*self.each_uploaded(fpaths, **described)]
 
     def each_uploaded(
-        self, fpaths: Many, *, durability: str | None = None, snapshot: str | None = None, **described: Any
+        self,
+        fpaths: Many,
+        *,
+        durability: str | None = None,
+        snapshot: str | None = None,
+        protect: str | None = None,
+        **described: Any,
     ) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
         if isinstance(fpaths, str | bytes | os.PathLike) or not isinstance(fpaths, Iterable):
             what = f"upload_many() was given {type(fpaths).__name__}, not several paths"
             raise error(Code.INVALID_ARGUMENT, what, "pass a list of paths; upload() takes one")
         named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
-        yield from self.each_of(named, None, durability=durability, snapshot=snapshot, **described)
+        kept = {"durability": durability, "snapshot": snapshot, "protect": protect}
+        yield from self.each_of(named, None, **kept, **described)
 
     def each_of(
         self,
@@ -182,10 +192,11 @@ class HandOff:
         *,
         durability: str | None = None,
         snapshot: str | None = None,
+        protect: str | None = None,
         **described: Any,
     ) -> Iterator[FileResult]:
         """`each_uploaded` of names and paths; with `refused`, what can't be taken is told, and the rest goes on."""
-        durability_of(durability or "")
+        kept: dict[str, Any] = {"durability": durability_of(durability or ""), "snapshot": snapshot, "protect": protect}
         for word in ("tags", "bindrs"):
             if described.get(word) is not None:
                 described[word] = texts(described[word], word)  # once for all: a generator has them no second time
@@ -196,7 +207,7 @@ class HandOff:
                 content = content_of(text(path, "a path"))
                 if content is None:
                     yield from map(self._result, basket.empty())
-                    yield self.upload(path, to=name, durability=durability, snapshot=snapshot, **described)
+                    yield self.upload(path, to=name, **kept, **described)
             except MLDashError as failure:
                 if refused is None or failure.code not in OF_ONE_FILE:
                     raise

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from ml_dash.errors import TABLE, Code, error
+from ml_dash.messages import Limits
 from ml_dashd.config import HOME, Config, fault_plan, of_systemd
 from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.listen import parse_listen
-from ml_dashd.core.model import Algorithm, Trouble
+from ml_dashd.core.model import Algorithm, Job, Trouble
+from ml_dashd.core.overwrite import CopySpeed, longest_wait_s
 from ml_dashd.core.retention import Rule
 from ml_dashd.core.schedule import lane
 from ml_dashd.core.supersede import Rule as SupersedeRule
@@ -30,10 +32,12 @@ from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.host import Host
 from ml_dashd.edge.inbox import InboxFolder
 from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.leases import break_time_s
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.place import Here
+from ml_dashd.edge.politeness import Politeness
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.slots import SlotFiles
@@ -76,6 +80,7 @@ from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.outbox import Outbox
+from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.reclaim import Reclaim
@@ -104,14 +109,13 @@ EMBEDDED_NODE = 0
 IDLE_LOOK_S = 5.0
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
-NICE = 10
-"""Of the threads that read, hash and write: hand-offs go first, and so does the trainer. On a machine without an idle
-core they still get a tenth of one, which hashes 170 MB/s."""
 CLOSING_S = 60.0
 """A stop takes at most drain_timeout for what is sent and synced, and this for the rest: a journal that another program
 has locked is waited for."""
 DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
+LEASE_THREADS = 2
+"""For copies that a writer waits for, behind nobody else's."""
 WATCH_THREADS = 3
 """For metrics: of a disk that hangs, the spool's size and its free bytes hold one each, and one is left to answer."""
 STARTING = Trouble(Code.RETRY_LATER, "the daemon is starting: journal and spool are being compared", "wait for it")
@@ -123,6 +127,7 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._polite = Politeness(config.limits.nice, config.limits.io_class)
         self._clock = SystemClock()
         plan = fault_plan()
         self._faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
@@ -221,10 +226,10 @@ class Daemon:
 
             meter = PrometheusMeter(version("ml-dash"))
             self._meter, self._render = meter, meter.render
-        self._threads = Pool(config.limits.threads, "work", NICE)
+        self._threads = Pool(config.limits.threads, "work", self._polite)
         self._quick = Pool(QUICK_THREADS, "quick")
-        self._disk = Pool(DISK_THREADS, "disk", NICE)
-        self._warming = Pool(1, "warm", NICE)
+        self._disk = Pool(DISK_THREADS, "disk", self._polite)
+        self._warming = Pool(1, "warm", self._polite)
         self._bell = Bell()
         self._store = self._make_store()
         single_bytes = self._store.single_bytes
@@ -241,7 +246,15 @@ class Daemon:
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
         self._slots = SlotFiles(spool, room, budget, config.spool.warm_bytes)
-        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd, budget)
+        self._pins = SpoolPins(
+            [spool, *config.pool_folders],
+            self._slots,
+            faults,
+            room,
+            self._systemd,
+            budget,
+            uncached_from=config.limits.uncached_from,
+        )
         self._wire_flow()
         if config.http.listen:
             await self._start_watching([spool, *config.pool_folders])
@@ -298,6 +311,9 @@ class Daemon:
         await self._adoption.look_or_tell()  # what was handed over before comes first
         self._chores.append(asyncio.create_task(self._adoption.run(), name="inbox"))
         return InboxFirst(service, self._adoption)
+
+    def _sync_later(self, job: Job) -> None:
+        self._accept.sync_later(job)
 
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
@@ -405,6 +421,19 @@ class Daemon:
             faults=faults,
             cancel=self._worker.cancel,
         )
+        speed, self._leasing = CopySpeed(), Pool(LEASE_THREADS, "lease")
+        self._overwrites = Overwrites(
+            journal=self._journal,
+            pins=self._pins,
+            threads=self._leasing,
+            disk=self._disk,
+            bell=self._bell,
+            clock=clock,
+            faults=faults,
+            speed=speed,
+            longest_wait_s=longest_wait_s(config.spool.lease_max_delay, break_time_s()),
+            sync=self._sync_later,
+        )
         self._copies = Copies(
             journal=self._journal,
             pins=self._pins,
@@ -417,6 +446,7 @@ class Daemon:
             after_s=config.spool.copy_after,
             sending=self._worker.sending,
             kept=self._supersede.run,
+            speed=speed,
         )
         self._drain = Drain(
             journal=self._journal,
@@ -470,6 +500,7 @@ class Daemon:
             settle=self._settle,
             health=self._health,
             copies=self._copies,
+            overwrites=self._overwrites,
             supersede=self._supersede,
             arrivals=Arrivals(self._journal, self._catalog, ids, self._clock),
             policy=policy,
@@ -479,6 +510,7 @@ class Daemon:
             give_up=self._worker.give_up,
         )
         self._make_inbox(ids, policy)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, self._overwrites.look)
         browse = Browse(
             journal=self._journal,
             catalog=self._catalog,
@@ -543,6 +575,13 @@ class Daemon:
                 policy=policy,
             ),
             sending=self._pace.sending,
+            limits=Limits(
+                threads=config.limits.threads,
+                nice=config.limits.nice,
+                io_class=config.limits.io_class,
+                uncached_from=config.limits.uncached_from,
+                bandwidth=config.limits.bandwidth,
+            ),
             experiments=experiments,
             inbox=self._adoption,
             nodes=Nodes(number=self._number, leases=self._leases, here=self._here, policy=policy, clock=self._clock),
@@ -600,7 +639,7 @@ class Daemon:
         from ml_dashd.edge.http import HttpServer  # noqa: PLC0415 an embedded daemon saves the third of a second
 
         http, clock, journal = self._config.http, self._clock, self._journal
-        self._watchers = Pool(WATCH_THREADS, "watch", NICE)
+        self._watchers = Pool(WATCH_THREADS, "watch", self._polite)
         backlog = Shared(journal.backlog, clock)
         disks = disks_of(folders, disk.look, self._watchers, clock)
         observer = Observer(
@@ -648,6 +687,7 @@ class Daemon:
         if self._adoption is not None:
             await self._adoption.close()
             self._inbox.close()
+        await self._overwrites.close()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
         ending = (self._copying, self._mirroring, self._keeping)
         for task in ending:
@@ -669,7 +709,7 @@ class Daemon:
         await self._runs.close()
         await self._catalog.close()
         self._journal.close()
-        for pool in (self._threads, self._quick, self._disk, self._warming):
+        for pool in (self._threads, self._quick, self._disk, self._warming, self._leasing):
             pool.close()
 
     async def _beat(self) -> None:

@@ -82,6 +82,7 @@ class SpoolConfig:
     warm_bytes: int = 8 * 1024 * MIB
     copy_below: int = 64 * MIB
     copy_after: float = 30.0
+    lease_max_delay: float = 2.0
     supersede: tuple[str, ...] = ()
 
 
@@ -93,6 +94,9 @@ class LimitsConfig:
     threads: int = 4
     connections: int = 16
     bandwidth: int = 0
+    nice: int = 10
+    io_class: str = "low"
+    uncached_from: int = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)

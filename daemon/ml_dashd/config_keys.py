@@ -20,6 +20,7 @@ CHOICES = {
     "store.sse": ("", "AES256", "aws:kms", "aws:kms:dsse"),
     "store.checksum": ("auto", "crc64nvme", "crc32c", "md5", "none"),
     "spool.durability": ("memory", "disk"),
+    "limits.io_class": ("normal", "low", "idle"),
     "daemon.log_level": ("debug", "info", "warning", "error"),
     "daemon.log_format": ("human", "json"),
 }
@@ -35,11 +36,14 @@ LEAST: dict[str, float] = {
     "limits.threads": 1,
     "limits.connections": 1,
     "limits.bandwidth": 0,
+    "limits.nice": 0,
+    "limits.uncached_from": 0,
     "access.uids": 0,
     "spool.quota": 0,
     "spool.warm_bytes": 0,
     "spool.copy_below": 0,
     "spool.copy_after": 0,
+    "spool.lease_max_delay": 0,
     "access.admins": 0,
 }
 LEAST_BANDWIDTH = 64 * 1024
@@ -48,6 +52,7 @@ MOST: dict[str, float] = {
     "store.part_size": 5 * 1024 * MIB,
     "limits.threads": 64,
     "limits.connections": 256,
+    "limits.nice": 19,
 }
 MONGODB = ("mongodb", "mongodb+srv")
 SCHEMES = {

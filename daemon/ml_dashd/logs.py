@@ -83,6 +83,8 @@ EVENTS = {
     "inbox_tidied": "old files that are no hand-offs, or were refused, were removed from the inbox",
     "inbox_waits": "a file in the inbox can't be taken in now; it is tried again",
     "lane_stumbled": "the journal could not be asked what to send; it is asked again",
+    "lease_given_up": "a writer could not be kept waiting until its file was copied: what it changes fails that file",
+    "lease_not_taken": '`protect="lease"` was asked for, and could not be had: the rules of the file\'s pin hold',
     "library_message": "a warning of a library, in its own words",
     "log_not_folded": "at the end a database's log could not be folded back; the next start reads it",
     "node_number": "this daemon has a node number now, or another one",
@@ -129,12 +131,12 @@ EVENTS = {
 """Every event, and when it comes; docs/logs.md is made from this table and the calls."""
 
 
-def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Sends every log line to `stream` (stderr) in that form: "human" or "json".
+def set_up(level: str, form: str, handler: logging.StreamHandler[TextIO] | None = None) -> None:
+    """Sends every log line to `handler` (stderr) in that form: "human" or "json".
 
     The level is the daemon's own; libraries speak from "warning" on, because what they trace holds signed headers.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     lowest = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(lowest, logging.WARNING), handlers=[handler], force=True)

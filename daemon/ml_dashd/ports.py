@@ -133,14 +133,17 @@ class Journal(Protocol):
     async def note(self, job: Job, **changes: Any) -> Job:
         """Changes columns while the state stays; raises Superseded when the job is no longer in that state."""
 
-    async def repin(self, job: Job, pin: Pin) -> None:
-        """Puts a pin on stable storage in the place of the job's own.
+    async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
+        """Puts another pin, which is on stable storage or not, in the place of the job's own.
 
         Raises Superseded when the job is finished, or has another pin by now.
         """
 
-    async def mark_on_disk(self, file_id: int) -> None:
-        """Notes that the source is on stable storage, in whatever state the job is. Idempotent."""
+    async def mark_on_disk(self, job: Job) -> None:
+        """Notes that the source is on stable storage, in whatever state the job is, unless it has another pin by now.
+
+        Idempotent.
+        """
 
     async def set_sha256(self, file_id: int, sha256: str) -> None:
         """Notes what a hash-only pass found, where nothing is known yet. Idempotent."""
@@ -694,8 +697,25 @@ class Pins(Protocol):
         errors of a file that can't be taken.
         """
 
-    def copy(self, job: Job) -> Pin:
+    def lease(self, job: Job) -> str | None:
+        """Has whoever opens a linked or held source to write to it wait, until `unlease` or `release`.
+
+        Why not, where that can't be; never raises.
+        """
+
+    def leased(self, file_id: int) -> bool:
+        """Whether such a lease is held, and nobody waits for it. Does not block."""
+
+    def wanted(self) -> list[int]:
+        """The files that somebody waits to write to. Does not block."""
+
+    def unlease(self, file_id: int) -> None:
+        """Lets whoever waits go on. Does not block. Idempotent."""
+
+    def copy(self, job: Job, in_time: Callable[[], bool] | None = None) -> Pin:
         """Copies a linked or held source into the spool and returns the copy's pin; the job's own pin stays.
+
+        With `in_time` it is leased: RETRY_LATER once that says no, and SOURCE_CHANGED where the lease did not last.
 
         Raises SOURCE_CHANGED or SOURCE_LOST when the source is not as it was, DISK_FULL or RETRY_LATER without room.
         """

@@ -34,6 +34,7 @@ CANCEL = "finish.before_cancelled"
 RUNS = ("runs.before_commit", "runs.after_commit")
 """Of test_kill_rows.py."""
 COPY = ("copies.copied", "copies.before_repin", "copies.after_repin")
+LEASE = ("lease.copied", "lease.repinned")
 SEAL = ("seal.written", "seal.done")
 DUPLICATE = ("duplicate.before_copy", "duplicate.after_copy", "duplicate.before_verified")
 DUPLICATE_IN_PARTS = (
@@ -89,7 +90,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
 def test_every_point_in_the_code_belongs_to_a_rule() -> None:
     """The list is read from the code; each case below fails unless its point was met."""
     named = (point for points in RULES.values() for point in points)
-    assert sorted([CANCEL, *COPY, *SEAL, *RUNS, *ELSEWHERE, *named]) == fault_points()
+    assert sorted([CANCEL, *COPY, *LEASE, *SEAL, *RUNS, *ELSEWHERE, *named]) == fault_points()
 
 
 @pytest.mark.slow
@@ -184,6 +185,38 @@ def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
             gate.unlink()
             result.wait(60)
             assert_whole(daemon, exp, {"big.bin": sha256})
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", LEASE)
+def test_killed_while_a_writer_waits(point: str, tmp_path: Path) -> None:
+    """The kernel lets him go on. Once the journal has the copy, that is what is stored; before, the file fails."""
+    source = tmp_path / "big.bin"
+    sha256 = make_file(source, SIZE)
+    store = Folder(tmp_path / "store")
+    store.root.mkdir()
+    gate = store.root / ".ml-dash-tmp"
+    gate.touch()
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon), daemon.experiment().run as exp:
+            result = exp.files.upload(source, to="big.bin", protect="lease")
+            assert result["pin"] == "lease"
+            source.write_bytes(b"overwritten")
+        gate.unlink()
+        with daemon.experiment().run as exp:
+            (found,) = exp.files().list()
+            if point == "lease.copied":
+                with pytest.raises(MLDashError) as ended:
+                    found.wait(60)
+                assert ended.value.code is Code.SOURCE_CHANGED
+            else:
+                found.wait(60)
+                assert_whole(daemon, exp, {"big.bin": sha256})
+            eventually(lambda: daemon.spool() == [])
+        assert source.read_bytes() == b"overwritten"
         assert point in daemon.faults_met()
 
 

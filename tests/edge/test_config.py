@@ -52,12 +52,16 @@ quota = 1_000_000_000
 warm_bytes = 2_000_000_000
 copy_below = 0
 copy_after = 1.5
+lease_max_delay = 1.5
 supersede = ["last.pt", "**/latest.pt"]
 [limits]
 memory = 67_108_864
 threads = 64
 connections = 256
 bandwidth = 65_536
+nice = 5
+io_class = "idle"
+uncached_from = 1048576
 [retention]
 keep_last = 3
 keep_tags = ["best"]

@@ -101,6 +101,21 @@ def test_blocking_gives_figures_of_every_saver_and_size(torch: Path, tmp_path: P
         assert ("with_flush_ms" in each) == (each["who"] == "ml-dash 0.11")
 
 
+def test_interference_gives_figures(tmp_path: Path) -> None:
+    found = figures("interference.py", tmp_path, "--size", "20M")
+    assert found["size_bytes"] == 20 << 20
+    assert [each["beside"] for each in found["interference"] if each["loop"] == "numpy"] == [
+        "alone",
+        "default settings",
+        "not stepping back",
+    ]
+    for each in found["interference"]:
+        assert each["steps"] >= 1
+        assert 0 < each["p50_ms"] <= each["p99_ms"]
+        assert min(each["slower_p50"], each["slower_p99"], each["slower_mean"]) > 0
+        assert (each["mb_per_s"] is None) == (each["beside"] == "alone")
+
+
 def test_peers_give_figures_and_a_picture_once_every_byte_is_verified(tmp_path: Path) -> None:
     folder, picture = tmp_path / "work", tmp_path / "peers.svg"
     options = ["--size", "20M", "--files", "8", "--seed", "7", "--profile", "--picture", str(picture)]

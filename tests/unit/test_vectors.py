@@ -268,6 +268,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
                 failed=(RECORD,),
                 moving=(LEAST_RECORD,),
                 bytes_per_second=1 << 30,
+                limits=m.Limits(threads=4, nice=10, io_class="low", uncached_from=1 << 26, bandwidth=0),
             ),
             0,
         ),

@@ -58,6 +58,7 @@ def put(options: Namespace) -> int:
             metadata=options.metadata,
             durability=options.durability,
             snapshot=options.snapshot,
+            protect=options.protect,
             priority=options.priority,
             supersede=options.supersede,
         )

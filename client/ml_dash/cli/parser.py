@@ -154,6 +154,9 @@ def _put(parser: Parser) -> None:
     parser.add_argument("--priority", metavar="N", type=int, default=0, help="-100 to 100; higher goes first")
     parser.add_argument("--supersede", action="store_true", help="drop older versions that are not stored yet")
     parser.add_argument("--snapshot", choices=("copy",), default="", help="copy: it may be overwritten at once")
+    parser.add_argument(
+        "--protect", choices=("lease",), default="", help="lease: whoever opens it to write waits while it is copied"
+    )
     arguments.add_folder_options(parser)
 
 

@@ -160,8 +160,8 @@ class SqliteJournal:
 
         return await self._database.call(work)
 
-    async def repin(self, job: Job, pin: Pin) -> None:
-        values = pin_columns(pin) | {"on_disk": True, "updated_ms": self._clock.now_ms()}
+    async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
+        values = pin_columns(pin) | {"on_disk": on_disk, "updated_ms": self._clock.now_ms()}
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         where = f"id = :_id AND pin_kind = :_kind AND {_LISTED} AND NOT cancel_requested"
         bound = values | {"_id": job.id, "_kind": job.pin.kind}
@@ -172,9 +172,11 @@ class SqliteJournal:
 
         await self._database.call(work)
 
-    async def mark_on_disk(self, file_id: int) -> None:
+    async def mark_on_disk(self, job: Job) -> None:
         await self._database.call(
-            lambda connection: connection.execute("UPDATE files SET on_disk = 1 WHERE id = ?", (file_id,)).close()
+            lambda connection: connection.execute(
+                "UPDATE files SET on_disk = 1 WHERE id = ? AND pin_kind = ?", (job.id, job.pin.kind)
+            ).close()
         )
 
     async def set_sha256(self, file_id: int, sha256: str) -> None:

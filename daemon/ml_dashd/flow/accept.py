@@ -19,6 +19,7 @@ from ml_dashd.flow.arrivals import Arrivals
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
@@ -29,6 +30,7 @@ log = logging.getLogger("ml_dashd.flow")
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
+PROTECT = ("", "lease")
 PINS = (3, 64)
 """Files being pinned at once, of one user and of all: a file system that hangs leaves others one of four threads."""
 COPIES = (2, 3)
@@ -60,6 +62,7 @@ class Accept:
         settle: Settle,
         health: Health,
         copies: Copies,
+        overwrites: Overwrites,
         supersede: Supersede,
         arrivals: Arrivals,
         policy: Policy,
@@ -77,6 +80,7 @@ class Accept:
         self._settle = settle
         self._health = health
         self._copies = copies
+        self._overwrites = overwrites
         self._supersede = supersede
         self._arrivals = arrivals
         self._policy = policy
@@ -111,7 +115,7 @@ class Accept:
 
         `numbered` are the id and the time of one that was handed over before: in milliseconds since 1970, UTC.
         """
-        self._check(message.durability, message.snapshot)
+        self._check(message.durability, message.snapshot, message.protect)
         record = self._describe(session, message.file, numbered)
         if message.origin is None:
             return await self._take(record, message, descriptor)
@@ -124,7 +128,10 @@ class Accept:
         job = Job(_sized(record, size, content), pin, priority=message.file.priority, said_ms=said_ms)
         if message.origin is None:  # what is pushed from elsewhere is its whole history
             job = replace(job, supersedes=self._supersedes(message.file, record))
-        return await self._keep(job, content, message.key, message.durability)
+        kept = await self._keep(job, content, message.key, message.durability)
+        if message.protect:
+            await self._overwrites.protect(kept)
+        return kept
 
     async def _pin(self, record: FileRecord, message: Upload, descriptor: int) -> tuple[Pin, bytes | None, int]:
         """Pins the source; where there is no descriptor left to hold it with, it is copied."""
@@ -248,7 +255,7 @@ class Accept:
         self._copies.add(job)
         await self._supersede.run([job])
         if not job.on_disk:
-            self._sync_later(job)
+            self.sync_later(job)
         return job
 
     async def _settle_first(self, pin: Pin, file_id: int) -> None:
@@ -261,7 +268,7 @@ class Accept:
             what = f"{pin.source or 'the spool'} can't be synced now: {failure}"
             raise error(Code.RETRY_LATER, what, "it is tried again; see the daemon's log") from failure
 
-    def _sync_later(self, job: Job) -> None:
+    def sync_later(self, job: Job) -> None:
         """Starts the write-back; `on_disk` is noted when it is done."""
         task = asyncio.create_task(self._sync(job), name=f"sync {job.id}")
         self._syncing.add(task)
@@ -301,7 +308,7 @@ class Accept:
             return None  # a descriptor does not outlive a reboot, wherever its bytes are
         try:
             await self._settle.entry(job.pin)
-            await self._journal.mark_on_disk(job.id)
+            await self._journal.mark_on_disk(job)
             await self._supersede.run([replace(job, on_disk=True)])
         except Exception as failure:  # noqa: BLE001 as above
             return failure
@@ -322,7 +329,7 @@ class Accept:
     def _waits_for_disk(self, durability: str) -> bool:
         return (durability or self._durability) == "disk"
 
-    def _check(self, durability: str, snapshot: str) -> None:
+    def _check(self, durability: str, snapshot: str, protect: str = "") -> None:
         if self._closing.is_set():
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         self._health.check()
@@ -330,6 +337,8 @@ class Accept:
             raise error(Code.INVALID_ARGUMENT, f"durability={durability!r}", 'use "memory" or "disk"')
         if snapshot not in SNAPSHOT:
             raise error(Code.INVALID_ARGUMENT, f"snapshot={snapshot!r}", 'use "copy", or leave it out')
+        if protect not in PROTECT:
+            raise error(Code.INVALID_ARGUMENT, f"protect={protect!r}", 'use "lease", or leave it out')
 
     def _supersedes(self, file: Described, record: FileRecord) -> bool:
         return self._supersede.asked(record, by_caller=file.supersede)

@@ -80,6 +80,7 @@ class Serve:
         audit: Audit,
         again: Again,
         sending: Callable[[], Sending],
+        limits: m.Limits,
         experiments: Experiments,
         nodes: Nodes,
         inbox: Adoption | None,
@@ -109,6 +110,7 @@ class Serve:
         self._again = again
         self._sending = sending
         self._inbox = inbox
+        self._limits = limits
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -302,6 +304,7 @@ class Serve:
             moving=self._samples(moving),
             bytes_per_second=int(self._sending().bytes_per_second),
             superseded_files=summary.superseded,
+            limits=self._limits,
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
@@ -405,7 +408,7 @@ class Serve:
             updated_ms=record.updated_ms,
             state=State.CANCELLED if cancelled else job.state,
             ack="disk" if job.on_disk else "memory",
-            pin=job.pin.kind,
+            pin="lease" if self._pins.leased(job.id) else job.pin.kind,
             description=record.description,
             tags=record.tags,
             bindrs=record.bindrs,
