@@ -39,7 +39,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "
 
 
 class Daemon:
-    """ml-dashd as its users run it, with settings that are all default. It and its folder are gone afterwards."""
+    """ml-dashd as its users run it; what is not set is the default. It and its folder are gone afterwards."""
 
     def __init__(
         self,
@@ -48,15 +48,16 @@ class Daemon:
         endpoint: str = "",
         ca_bundle: str = "",
         before: Callable[[Path], None] | None = None,
+        settings: str = "",
     ) -> None:
-        """`before` is called with its state folder, before it is started for the first time."""
+        """`settings` are tables of TOML. `before` is called with its state folder, before its first start."""
         self._folder = folder
         self._before = before
         self._socket = folder / "socket"
         self._settings = (
             f'[daemon]\nsocket = "{self._socket}"\nstate_dir = "{folder / "state"}"\nlog_level = "warning"\n'
             f'[store]\nurl = "{store_url or (folder / "store").as_uri()}"\nendpoint_url = "{endpoint}"\n'
-            f'ca_bundle = "{ca_bundle}"\n'
+            f'ca_bundle = "{ca_bundle}"\n{settings}'
         )
 
     def __enter__(self) -> Self:

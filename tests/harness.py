@@ -43,6 +43,10 @@ class StoreUnderTest:
     def sha256(self, key: str) -> str:
         raise NotImplementedError
 
+    def contents(self, within: str = "") -> dict[str, str]:
+        """The SHA-256 of every object whose key has that in it, by its key."""
+        return {key: self.sha256(key) for key in self.keys() if within in key}
+
     def open_uploads(self) -> list[str]:
         """Multipart uploads that nobody has completed or aborted."""
         raise NotImplementedError
@@ -99,8 +103,17 @@ class Bucket(StoreUnderTest):
             return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
     def sha256(self, key: str) -> str:
+        with self._client() as s3:
+            return self._sha256(s3, key)
+
+    def contents(self, within: str = "") -> dict[str, str]:
+        keys = [key for key in self.keys() if within in key]
+        with self._client() as s3:
+            return {key: self._sha256(s3, key) for key in keys}
+
+    def _sha256(self, s3: Any, key: str) -> str:
         digest = hashlib.sha256()
-        with self._client() as s3, contextlib.closing(s3.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
+        with contextlib.closing(s3.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
             for piece in body.iter_chunks(1 << 20):
                 digest.update(piece)
         return digest.hexdigest()

@@ -53,6 +53,15 @@ class Channel:
                 progress(answer)
         return answer
 
+    def has_hung_up(self) -> bool:
+        """Whether the daemon has closed its end, as far as that is known here."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def begin(self, build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> None:
         """Sends a request; what is received from here on belongs to it."""
         close_all(self._received)  # nobody took them: Ctrl-C came in between, and they are not the next answer's

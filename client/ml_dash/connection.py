@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 from ml_dash import messages, wire
@@ -22,11 +23,16 @@ from ml_dash.lease import Lease, SlotFile
 from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
 from ml_dash.persistence import RECONNECT_S, Persistence, away
-from ml_dash.reach import Endpoint, adopt, connect, daemon_of, reach, socket_of
+from ml_dash.reach import Endpoint, adopt, connect, daemon_of, inbox_of, reach, socket_of
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
 M = TypeVar("M", bound=Message)
+R = TypeVar("R")
 
+INBOX_AFTER_S = 5.0
+"""How long a daemon that went away is looked for before a file is left in its inbox: most restarts take less."""
+SILENT_S = 10.0
+"""The same of one that is there and answers nobody: behind systemd's socket, one that is stopped."""
 KEEP_OPEN = 4
 """Slots that are kept open for the next save; the least recently granted goes first."""
 
@@ -61,6 +67,11 @@ class Connection:
         self._branches = True
         """Whether the daemon passes further connections through one that there is."""
         self.welcome: Welcome | None = None
+        self._inbox: Path | None = None
+        self._knows_inbox = False
+        self.is_down = False
+        """A file was left in the service's inbox, and nothing was heard of it since."""
+        self.has_said_down = False
         self._lock = threading.RLock()
         self._channel: Channel | None = None
         self._slots: dict[int, SlotFile] = {}
@@ -84,18 +95,45 @@ class Connection:
         """Whether this daemon was started for a root, and may end with its container."""
         return self.endpoint.root is not None
 
+    def inbox(self) -> Path | None:
+        """The folder for files while this service is down, if there is one here."""
+        if not self._knows_inbox:
+            self._inbox = inbox_of(self.endpoint, self.welcome.inbox if self.welcome else "")
+            self._knows_inbox = True
+        return self._inbox
+
+    @property
+    def lost_s(self) -> float:
+        """How long a hand-off looks for a daemon that went away."""
+        if self.inbox() is None:
+            return RECONNECT_S
+        return 0.0 if self.is_down else INBOX_AFTER_S
+
+    @property
+    def silent_s(self) -> float | None:
+        """How long a hand-off waits for a daemon that answers nobody; None is for ever."""
+        return None if self.inbox() is None else SILENT_S
+
+    def greet(self) -> None:
+        """Returns when there is a daemon at the other end; raises what a hand-off would."""
+        if not self.interrupted():
+            with self._lock:
+                if self._channel is not None and self._channel.has_hung_up():
+                    self._drop()
+                self._persist(lambda: self._connected(self.silent_s), self.lost_s)
+
     def call(
         self,
         reply: type[M],
         build: Callable[[int], Message],
         descriptors: Sequence[int] = (),
         silent_s: float | None = ANSWER_S,
-        lost_s: float = RECONNECT_S,
+        lost_s: float | None = None,
     ) -> M:
         """Sends what `build` makes of a request number and returns the answer. Raises what the daemon refused with.
 
         One that is there and answers nobody is DAEMON_UNAVAILABLE after `silent_s`; None waits for it (silence.py). One
-        that went away is looked for so long: `lost_s`.
+        that went away is looked for so long: `lost_s`, RECONNECT_S where it is None.
         """
         if self.interrupted():
             with closing(Connection(self.endpoint, self.on_full)) as another:
@@ -207,7 +245,8 @@ class Connection:
                 if self._channel is not lease.channel:
                     return None
                 try:
-                    answer = self._ask(lambda channel: channel.ask(partial(build, slot=lease.number)))
+                    commit = partial(build, slot=lease.number)
+                    answer = self._ask(lambda channel: channel.ask(commit), self.silent_s)
                     return expect(messages.Accepted, answer)
                 except (ConnectionError, EOFError) as lost:
                     patience.lost(away(lost, self.endpoint))
@@ -244,7 +283,7 @@ class Connection:
                 lambda number: messages.RequestSlot(request=number, size_bytes=size, held=held), keep=True
             )
 
-        granted = expect(messages.SlotGranted, self._persist(lambda: self._ask(ask)))
+        granted = expect(messages.SlotGranted, self._persist(lambda: self._ask(ask, self.silent_s), self.lost_s))
         if self._channel is not None and (received := self._channel.take_received()):
             self._slots[granted.slot] = SlotFile(received[0])
         file = self._slots.pop(granted.slot)
@@ -253,7 +292,7 @@ class Connection:
             del self._slots[next(iter(self._slots))]
         return Lease(granted.slot, file, granted.capacity_bytes, self._channel)
 
-    def _persist(self, ask: Callable[[], Message], lost_s: float = RECONNECT_S) -> Message:
+    def _persist(self, ask: Callable[[], R], lost_s: float | None = None) -> R:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
         persistence = Persistence(self.endpoint, lost_s)
         while True:
@@ -320,6 +359,7 @@ class Connection:
                 )
             )
             self.welcome = expect(Welcome, answer)
+            self.is_down = self.has_said_down = self._knows_inbox = False
         except BaseException:
             channel.close()
             raise

@@ -15,8 +15,9 @@ from ml_dash import messages as m
 from ml_dash import serialize, wording
 from ml_dash.arguments import durability_of, seconds_of, texts, words
 from ml_dash.connection import Connection
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import Files
+from ml_dash.inbox import inbox_after
 from ml_dash.metrics import Metrics
 from ml_dash.params import Params
 from ml_dash.prefix import place_of, prefix_of, user_name
@@ -126,7 +127,12 @@ class Experiment:
 
     def _open(self) -> None:
         """Reaches the daemon, starting it if need be, has the prefix checked, and the run noted."""
-        self._connection.call(m.Done, lambda number: replace(self._said, request=number))
+        connection = self._connection
+        try:
+            connection.call(m.Done, lambda number: replace(self._said, request=number), lost_s=connection.lost_s)
+        except MLDashError as failure:
+            inbox_after(failure, connection)
+            say(f"it is not noted that {self.prefix} is RUNNING: {failure}")
 
     def _note_end(self, state: RunState, failure: str | None) -> None:
         """Has the end of the run noted. A daemon that is away, or says nothing, is waited for at most `exit_wait`."""

@@ -30,6 +30,7 @@ from ml_dash.arguments import (
 from ml_dash.connection import Connection, new_key
 from ml_dash.dispatch import saver_of
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.inbox import inbox_after, inbox_of_outage
 from ml_dash.many import OF_ONE_FILE, Basket, Refused
 from ml_dash.media import figure, image, video
 from ml_dash.result import FileResult
@@ -80,8 +81,10 @@ class Saved:
 class Written:
     """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: BinaryIO, *, seal: bool) -> None:
         self.out = out
+        self.seal = seal
+        """Whether the daemon puts an archive's checksums right; it does not for one that lies in an inbox."""
         self.file: FileResult
 
 
@@ -116,6 +119,7 @@ class HandOff:
         metadata: Mapping[str, Any] | None = None,
         durability: str | None = None,
         snapshot: str | None = None,
+        protect: str | None = None,
         priority: int = 0,
         supersede: bool | None = None,
     ) -> FileResult:
@@ -123,15 +127,16 @@ class HandOff:
 
         `to` is its name below the prefix (default: its own). The file itself is never changed; until it is stored it
         may be renamed or deleted, but not overwritten: that fails with SOURCE_CHANGED, unless `snapshot="copy"` took
-        a copy first. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority` (-100
-        to 100) is sent first. With `supersede` older versions of this path that are not stored yet are dropped.
+        a copy first, or `protect="lease"` got a lease (the result's `pin` says so): whoever opens it to write waits
+        while it is copied. `durability="disk"` returns only when the bytes are on stable storage. A higher `priority`
+        (-100 to 100) is sent first. With `supersede` older versions of this path that are not stored yet are dropped.
 
         Raises ValueError for a file that is missing, no regular file, or over 100 GB.
         """
         source = text(fpath, "fpath")
         name = name_of(source) if to is None else to
         file = self._describe(name, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
-        key = new_key()
+        key, absolute = new_key(), printable(os.path.abspath(source))  # noqa: PTH100 keeps symlinks
         descriptor = open_source(source)
         try:
             accepted = self._connection.call(
@@ -140,13 +145,17 @@ class HandOff:
                     request=number,
                     key=key,
                     file=file,
-                    source=printable(os.path.abspath(source)),  # noqa: PTH100 keeps symlinks
+                    source=absolute,
                     durability=durability_of(durability or self._durability),
                     snapshot=snapshot or "",
+                    protect=protect or "",
                 ),
                 (descriptor,),
-                silent_s=None,
+                silent_s=self._connection.silent_s,
+                lost_s=self._connection.lost_s,
             )
+        except MLDashError as failure:
+            return inbox_after(failure, self._connection).leave_copy(file, key, absolute, descriptor)
         finally:
             os.close(descriptor)
         return self._result(accepted.record)
@@ -161,14 +170,21 @@ class HandOff:
         return [*self.each_uploaded(fpaths, **described)]
 
     def each_uploaded(
-        self, fpaths: Many, *, durability: str | None = None, snapshot: str | None = None, **described: Any
+        self,
+        fpaths: Many,
+        *,
+        durability: str | None = None,
+        snapshot: str | None = None,
+        protect: str | None = None,
+        **described: Any,
     ) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
         if isinstance(fpaths, str | bytes | os.PathLike) or not isinstance(fpaths, Iterable):
             what = f"upload_many() was given {type(fpaths).__name__}, not several paths"
             raise error(Code.INVALID_ARGUMENT, what, "pass a list of paths; upload() takes one")
         named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
-        yield from self.each_of(named, None, durability=durability, snapshot=snapshot, **described)
+        kept = {"durability": durability, "snapshot": snapshot, "protect": protect}
+        yield from self.each_of(named, None, **kept, **described)
 
     def each_of(
         self,
@@ -177,21 +193,22 @@ class HandOff:
         *,
         durability: str | None = None,
         snapshot: str | None = None,
+        protect: str | None = None,
         **described: Any,
     ) -> Iterator[FileResult]:
         """`each_uploaded` of names and paths; with `refused`, what can't be taken is told, and the rest goes on."""
-        durability_of(durability or "")
+        kept: dict[str, Any] = {"durability": durability_of(durability or ""), "snapshot": snapshot, "protect": protect}
         for word in ("tags", "bindrs"):
             if described.get(word) is not None:
                 described[word] = texts(described[word], word)  # once for all: a generator has them no second time
-        basket = Basket(self._connection, refused)
+        basket = Basket(self._connection, refused, self._leave)
         for name, path in named:
             try:
                 file = self._describe(name, **only_known(described))
                 content = content_of(text(path, "a path"))
                 if content is None:
                     yield from map(self._result, basket.empty())
-                    yield self.upload(path, to=name, durability=durability, snapshot=snapshot, **described)
+                    yield self.upload(path, to=name, **kept, **described)
             except MLDashError as failure:
                 if refused is None or failure.code not in OF_ONE_FILE:
                     raise
@@ -282,11 +299,15 @@ class HandOff:
         return self.upload(content, to=to, **described)
 
     def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
-        saved = self._saved(to, described)
-        if len(data) <= m.INLINE_BYTES:
-            accepted = self._connection.call(m.Accepted, saved.put(bytes(data)), silent_s=None)
-        else:
-            accepted = self._connection.save(data, saved.commit(len(data)))
+        saved, connection = self._saved(to, described), self._connection
+        try:
+            if len(data) <= m.INLINE_BYTES:
+                put = saved.put(bytes(data))
+                accepted = connection.call(m.Accepted, put, silent_s=connection.silent_s, lost_s=connection.lost_s)
+            else:
+                accepted = connection.save(data, saved.commit(len(data)))
+        except MLDashError as failure:
+            return inbox_after(failure, connection).leave_bytes(saved.file, saved.key, data)
         return self._result(accepted.record)
 
     def _stream(
@@ -296,35 +317,61 @@ class HandOff:
         write: Callable[[BinaryIO], None],
         *,
         size_hint: int = 0,
-        seal: bool = False,
     ) -> FileResult:
         """Saves what `write` writes into the file that it is given, straight into a slot of the daemon's.
 
         `size_hint` is how many bytes it will be, as far as that is known: a slot that is too small has to grow, one
         that is too large takes room until it is used again. `write` is called once; what it raises passes, and nothing
-        is left behind. With `seal` it writes a zip archive, whose checksums the daemon puts right.
+        is left behind.
         """
-        with self.writing(to, size_hint=size_hint, seal=seal, **described) as written:
+        with self.writing(to, size_hint=size_hint, **described) as written:
             write(written.out)
         return written.file
 
     @contextmanager
-    def writing(self, to: str, *, size_hint: int = 0, seal: bool = False, **described: Any) -> Iterator[Written]:
-        """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record."""
-        saved = self._saved(to, described, seal=seal)
-        with slot_writer(self._connection, size_hint) as (slot, out):
-            written = Written(out)
-            yield written
-            if not out.closed:
-                out.flush()
-            accepted = slot.hand_over(None if seal else saved.put, saved.commit)
-        written.file = self._result(accepted.record)
+    def writing(
+        self, to: str, *, size_hint: int = 0, seal: bool = False, key: bytes | None = None, **described: Any
+    ) -> Iterator[Written]:
+        """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record.
 
-    def _saved(self, to: str, described: dict[str, Any], *, seal: bool = False, in_order: bool = False) -> Saved:
+        With `seal` it is a zip archive, whose checksums the daemon puts right, where `.seal` says so.
+        """
+        saved = self._saved(to, described, seal=seal, key=key)
+        if (inbox := inbox_of_outage(self._connection)) is not None:
+            with inbox.writing(saved.file, saved.key) as (out, done):
+                written = Written(out, seal=False)
+                yield written
+            written.file = done[0]
+            return
+        with slot_writer(self._connection, size_hint) as (slot, buffered):
+            written = Written(buffered, seal=seal)
+            yield written
+            if not buffered.closed:
+                buffered.flush()
+            try:
+                written.file = self._result(slot.hand_over(None if seal else saved.put, saved.commit).record)
+            except MLDashError as failure:
+                if seal:
+                    raise
+                written.file = inbox_after(failure, self._connection).leave_bytes(saved.file, saved.key, slot.left)
+
+    def _saved(
+        self,
+        to: str,
+        described: dict[str, Any],
+        *,
+        seal: bool = False,
+        key: bytes | None = None,
+        in_order: bool = False,
+    ) -> Saved:
         """`in_order`: it is handed over behind those that go on in the background, so it need not wait for them."""
         durability = durability_of(described.pop("durability", None) or self._durability)
         say = self._say if in_order else self._describe
-        return Saved(say(to, **only_known(described)), new_key(), durability, seal)
+        return Saved(say(to, **only_known(described)), key or new_key(), durability, seal)
+
+    def _leave(self, failure: MLDashError, content: m.Content) -> FileResult:
+        """Leaves a small file in the inbox of a service that is down. Raises the failure where there is none."""
+        return inbox_after(failure, self._connection).leave_bytes(content.file, content.key, content.content)
 
     # ---- the pieces
 
@@ -372,8 +419,8 @@ class HandOff:
         m.check(described)
         return described
 
-    def _result(self, record: m.Record) -> FileResult:
-        return FileResult(record, self._connection)
+    def _result(self, record: m.Record | FileResult) -> FileResult:
+        return record if isinstance(record, FileResult) else FileResult(record, self._connection)
 
 
 def path_of(file: m.Described) -> str:

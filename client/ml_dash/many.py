@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 from ml_dash import messages as m
 from ml_dash.connection import Connection, new_key
@@ -20,23 +21,27 @@ OF_ONE_FILE = frozenset({
     Code.CHECKSUM_MISMATCH, Code.SOURCE_CHANGED,
 })  # fmt: skip
 """Refusals that say nothing of other files."""
+R = TypeVar("R")
+Leave = Callable[[MLDashError, m.Content], R]
 Refused = Callable[[str, MLDashError], None]
 """Told of a file that was refused, by its name below the prefix, and why; the others go on."""
 
 
-class Basket:
+class Basket(Generic[R]):
     """Collects small files and hands them over together. Not safe among threads.
 
-    With `refused`, a file that the daemon does not take is told, and the others are handed over without it.
+    With `refused`, a file that the daemon does not take is told, and the others are handed over without it. `leave` is
+    for a file of which the daemon says nothing, being down: it keeps it elsewhere, or raises the failure.
     """
 
-    def __init__(self, connection: Connection, refused: Refused | None = None) -> None:
+    def __init__(self, connection: Connection, refused: Refused | None, leave: Leave[R]) -> None:
         self._connection = connection
         self._refused = refused
+        self._leave = leave
         self._files: list[m.Content] = []
         self._bytes = 0
 
-    def add(self, file: m.Described, content: bytes) -> Iterator[m.Record]:
+    def add(self, file: m.Described, content: bytes) -> Iterator[m.Record | R]:
         """Takes a file of at most INLINE_BYTES. Yields the records of those that are handed over to make room."""
         weight = PER_FILE_BYTES + len(content) + _weigh(file)
         if self._files and (self._bytes + weight > MESSAGE_BYTES or len(self._files) == m.MANY):
@@ -45,22 +50,29 @@ class Basket:
         self._files.append(m.Content(key=new_key(), file=file, content=content, sha256=sha256))
         self._bytes += weight
 
-    def empty(self) -> Iterator[m.Record]:
+    def empty(self) -> Iterator[m.Record | R]:
         """Hands over what was collected; yields its records, in order."""
         files, self._files, self._bytes = tuple(self._files), [], 0
         if not files:
             return
         try:
-            accepted = self._put(files)
+            accepted: Sequence[m.Record | R] = self._put(files)
         except MLDashError as failure:
-            if self._refused is None or failure.code not in OF_ONE_FILE:
+            if failure.code not in OF_ONE_FILE:
+                accepted = [self._leave(failure, file) for file in files]
+            elif self._refused is None:
                 raise
-            accepted = list(self._put_one_by_one(files, self._refused))
+            else:
+                accepted = list(self._put_one_by_one(files, self._refused))
         yield from accepted
 
     def _put(self, files: tuple[m.Content, ...]) -> Sequence[m.Record]:
-        return self._connection.call(
-            m.AcceptedMany, lambda number: m.PutMany(request=number, files=files), silent_s=None
+        connection = self._connection
+        return connection.call(
+            m.AcceptedMany,
+            lambda number: m.PutMany(request=number, files=files),
+            silent_s=connection.silent_s,
+            lost_s=connection.lost_s,
         ).records
 
     def _put_one_by_one(self, files: tuple[m.Content, ...], refused: Refused) -> Iterator[m.Record]:

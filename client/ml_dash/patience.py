@@ -57,6 +57,6 @@ class Patience:
         if now >= self._speak_at:
             self._speak_at = now + AGAIN_S
             print(  # noqa: T201 a word to whoever started the script
-                f"ml-dash: a save has waited {now - self._begun:.0f} s for room: {refused.message} ({refused.hint})",
+                f"ml-dash: a save has waited for {now - self._begun:.0f} s: {refused.message} ({refused.hint})",
                 file=sys.stderr,
             )

@@ -21,9 +21,10 @@ LOOK_S = 0.05
 class Persistence:
     """Of one request. A daemon that was never there is not looked for."""
 
-    def __init__(self, endpoint: Endpoint, patience_s: float = RECONNECT_S) -> None:
+    def __init__(self, endpoint: Endpoint, patience_s: float | None = None) -> None:
+        """`patience_s`: RECONNECT_S where it is None."""
         self._endpoint = endpoint
-        self._patience_s = patience_s
+        self._patience_s = RECONNECT_S if patience_s is None else patience_s
         self._losses = 0
         self._away_since = float("inf")
 

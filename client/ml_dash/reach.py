@@ -28,6 +28,8 @@ from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.home import HOME, Home, States, check_owner, find_home, locked, make_home, refused
 from ml_dash.silence import limit
 
+_INBOXES = {"/run/ml-dash/ml-dashd.sock": "/var/spool/ml-dash"}
+"""Of the system's service."""
 START_TIMEOUT_S = 30.0
 """A daemon that has not come up by then will not."""
 LOOK_S = 0.05
@@ -64,12 +66,33 @@ def which(socket_path: str | os.PathLike[str] | None, root: str | os.PathLike[st
         return Endpoint(Path(named)), "ML_DASH_SOCKET names it"
     if root is not None:
         return endpoint_of(root), "its root is named"
-    for service in _services():
-        if _answers(service):
-            return Endpoint(service), "it is a service that runs"
+    if (service := _service()) is not None:
+        return service
     if named := os.environ.get("ML_DASH_ROOT"):
         return endpoint_of(named), "ML_DASH_ROOT names its root, and no service runs"
     return endpoint_of(".dash"), "no service runs, and nothing names another"
+
+
+def _service() -> tuple[Endpoint, str] | None:
+    """A service that runs, else one that is down and has an inbox here."""
+    for path in _services():
+        if _answers(path):
+            return Endpoint(path), "it is a service that runs"
+    for path in _services():
+        if inbox_of(Endpoint(path)) is not None:
+            return Endpoint(path), "it is a service that is down, and has an inbox here"
+    return None
+
+
+def inbox_of(endpoint: Endpoint, told: str = "") -> Path | None:
+    """The folder in which files are left for a service that is down, if it is here; `told` is what it said of it."""
+    if endpoint.root is not None:
+        return None
+    folder = Path(os.environ.get("ML_DASH_INBOX") or told or _INBOXES.get(str(endpoint.socket), ""))
+    if not folder.is_absolute() and endpoint.socket in [*_services()][:-1]:
+        homes = _state_homes()
+        folder = homes[0] / "inbox" if homes else folder
+    return folder if folder.is_absolute() and folder.is_dir() else None
 
 
 def find_service(socket_path: str | os.PathLike[str] | None) -> Endpoint:

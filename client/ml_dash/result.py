@@ -38,7 +38,7 @@ class FileResult(dict[str, Any]):
     def __init__(self, record: Record, connection: Connection | None) -> None:
         super().__init__()
         self._connection = connection
-        self._become(record)
+        self._take_over(record)
 
     @property
     def id(self) -> str:
@@ -63,7 +63,10 @@ class FileResult(dict[str, Any]):
         Raises the error that ended it (SUPERSEDED for one that gave way to a newer version, whose id it names), or
         TIMEOUT, after which the work goes on. Idempotent.
         """
-        _wait([self], "stored", timeout)
+        began = time.monotonic()
+        self._identify(seconds_of(timeout, "timeout"))
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+        _wait([self], "stored", left)
         return self.refresh()
 
     def progress(self) -> Progress:
@@ -73,19 +76,30 @@ class FileResult(dict[str, Any]):
 
     def refresh(self) -> FileResult:
         """Brings every field up to date, in place."""
-        if self._connection is not None:
+        if self._connection is not None and self._is_identified():
             (record,) = records_of(self._connection, [self._record.id])
-            self._become(record)
+            self._take_over(record)
         return self
 
-    def _become(self, record: Record) -> None:
+    def _take_over(self, record: Record) -> None:
         self._record = record
         super().update(to_dict(record))
+
+    # ---- its id: a file that was left in an inbox has none yet (inbox.py)
+
+    def _identify(self, timeout: float | None = None) -> None:
+        """Returns once it has an id; raises TIMEOUT, or what it was refused for."""
+
+    def _is_identified(self) -> bool:
+        """Whether it has one, as far as the daemon can be asked."""
+        return True
 
     # ---- the checksum that may have to be waited for
 
     def __getitem__(self, key: str) -> Any:
-        if key == "checksum":
+        if key == "id":
+            self._identify()
+        elif key == "checksum":
             self._resolve()
         return super().__getitem__(key)
 
@@ -119,6 +133,7 @@ class FileResult(dict[str, Any]):
         return dict, (self.copy(),)
 
     def _resolve(self) -> None:
+        self._identify()
         if super().__getitem__("checksum") is None:
             _wait([self], "hashed", None)
             self.refresh()

@@ -121,9 +121,11 @@ class SlotWriter(io.RawIOBase):
         """
         self._ended = True
         if put is not None and self.size_bytes <= INLINE_BYTES:
-            content = bytes(self._memory if self._lease is None else self._lease.read(self.size_bytes))
+            if self._lease is not None:
+                self._memory = self._lease.read(self.size_bytes)
             self.discard()
-            return self._connection.call(Accepted, put(content), silent_s=None)
+            connection, message = self._connection, put(bytes(self._memory))
+            return connection.call(Accepted, message, silent_s=connection.silent_s, lost_s=connection.lost_s)
         lease, self._lease = self._lease, None
         build = commit(self.size_bytes)
         if lease is not None:
@@ -131,6 +133,11 @@ class SlotWriter(io.RawIOBase):
                 return accepted
             self._memory = lease.read(self.size_bytes)  # the daemon is gone, and the slot; the content is here
         return self._connection.save(memoryview(self._memory), build)
+
+    @property
+    def left(self) -> memoryview:
+        """What was to be handed over, where that has failed."""
+        return memoryview(self._memory)
 
     def discard(self) -> None:
         """Lets go of the slot, if it was not handed over. Idempotent."""

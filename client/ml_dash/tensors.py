@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
 from ml_dash.arguments import flag, only_known, split_words
 from ml_dash.background import Background
-from ml_dash.errors import Code, error
+from ml_dash.connection import new_key
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import HandOff, Saved, path_of
+from ml_dash.inbox import inbox_after, inbox_of_outage
 from ml_dash.npz import Npz
 from ml_dash.result import FileResult
 from ml_dash.safe import SafeTensors
@@ -32,15 +34,16 @@ class Tensors(HandOff):
 
         Raises ValueError for what can't be pickled, ImportError without torch.
         """
-        size = checkpoint.torch_size(content)
-        small = size <= m.INLINE_BYTES
-        if flag(background, "background") and not small and not self._connection.background.interrupted():
-            return self._save_behind(content, to, described, size)
+        size, key = checkpoint.torch_size(content), new_key()
+        if flag(background, "background") and size > m.INLINE_BYTES and self._may_go_on_behind():
+            saved = self._saved(to, {**described}, seal=True, key=key, in_order=True)
+            if (result := self._save_behind(content, saved, size)) is not None:
+                return result
 
-        def write(out: BinaryIO) -> None:
-            checkpoint.write_torch(content, out, checksums=small)
+        def write(out: BinaryIO, checksums: bool) -> None:
+            checkpoint.write_torch(content, out, checksums=checksums)
 
-        return self._stream(to, described, write, size_hint=size, seal=not small)
+        return self._save_archive(write, to, described, size, key)
 
     def save_safetensors(
         self, tensors: Mapping[str, Any], *, to: str, metadata: Mapping[str, Any] | None = None, **described: Any
@@ -67,17 +70,43 @@ class Tensors(HandOff):
         """
         described, more = split_words(named, taken=())
         content = Npz(_arrays(arrays, more))
-        small = content.size_bytes <= m.INLINE_BYTES
 
-        def write(out: BinaryIO) -> None:
-            content.write(out, checksums=small)
+        def write(out: BinaryIO, checksums: bool) -> None:
+            content.write(out, checksums=checksums)
 
-        return self._stream(to, described, write, size_hint=content.size_bytes, seal=not small)
+        return self._save_archive(write, to, described, content.size_bytes, new_key())
 
-    def _save_behind(self, content: Any, to: str, described: dict[str, Any], size: int) -> FileResult:
-        """save_torch up to the snapshot. What is left to do then, if anything is, is done behind the earlier saves."""
+    def _save_archive(
+        self, write: Callable[[BinaryIO, bool], None], to: str, described: dict[str, Any], size: int, key: bytes
+    ) -> FileResult:
+        """Saves what `write` writes: a zip archive, for the second argument with its checksums or without.
+
+        `write` is called again, with them, where the daemon goes away in the middle and the file is left in an inbox,
+        where nobody adds them.
+        """
+        seal = size > m.INLINE_BYTES
+        while True:
+            try:
+                with self.writing(to, size_hint=size, seal=seal, key=key, **described) as written:
+                    write(written.out, not written.seal)
+            except MLDashError as failure:
+                if not seal:
+                    raise
+                inbox_after(failure, self._connection)
+                seal = False
+            else:
+                return written.file
+
+    def _may_go_on_behind(self) -> bool:
+        """Not in a signal handler that has interrupted it, and not into an inbox, where nobody adds checksums."""
+        return not self._connection.background.interrupted() and inbox_of_outage(self._connection) is None
+
+    def _save_behind(self, content: Any, saved: Saved, size: int) -> FileResult | None:
+        """save_torch up to the snapshot. What is left to do then, if anything is, is done behind the earlier saves.
+
+        None where nothing was, and the daemon, which has an inbox, went away.
+        """
         background = self._connection.background
-        saved = self._saved(to, described, seal=True, in_order=True)
         rest = _Rest(saved, background)
         try:
             with slot_writer(background.connection, size) as (slot, out):
@@ -91,11 +120,15 @@ class Tensors(HandOff):
                 rest.keep(slot, later.pieces)
             if later.pieces:
                 return BackgroundResult(background.begin(path_of(saved.file), rest.do), self._connection)
+            background.wait_for(path_of(saved.file))
+            return self._result(rest.do())
+        except MLDashError as failure:
+            rest.let_go()
+            inbox_after(failure, self._connection)
+            return None
         except BaseException:
             rest.let_go()
             raise
-        background.wait_for(path_of(saved.file))
-        return self._result(rest.do())
 
 
 def _arrays(arrays: Mapping[str, Any] | None, named: dict[str, Any]) -> dict[str, Any]:

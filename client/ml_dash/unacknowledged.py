@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from ml_dash.arguments import seconds_of
 from ml_dash.background import Saving
 from ml_dash.connection import Connection
-from ml_dash.result import FileResult, Progress
+from ml_dash.result import FileResult
 
 
 class BackgroundResult(FileResult):
@@ -30,61 +28,47 @@ class BackgroundResult(FileResult):
     def acknowledged(self) -> bool:
         return self._saving.acknowledged
 
-    def wait(self, timeout: float | None = None) -> FileResult:
-        """Returns once the file is handed over, stored and listed; `timeout` in seconds, None for as long as it takes.
-
-        Raises what went wrong on either way, or TIMEOUT, after which the work goes on. Idempotent.
-        """
-        timeout = seconds_of(timeout, "timeout")
-        begun = time.monotonic()
-        self._fill(timeout)
-        return super().wait(None if timeout is None else max(0.0, timeout - (time.monotonic() - begun)))
-
-    def progress(self) -> Progress:
-        self._fill()
-        return super().progress()
-
-    def refresh(self) -> FileResult:
-        self._fill()
-        return super().refresh()
-
-    def _fill(self, timeout: float | None = None) -> None:
+    def _identify(self, timeout: float | None = None) -> None:
         if not self._filled:
-            self._become(self._saving.result(timeout))
+            self._take_over(self._saving.result(timeout))
             self._filled = True
+
+    def _is_identified(self) -> bool:
+        self._identify()
+        return True
 
     # ---- reading it as a dict
 
     def __getitem__(self, key: str) -> Any:
-        self._fill()
+        self._identify()
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        self._fill()
+        self._identify()
         return super().__contains__(key)
 
     def __len__(self) -> int:
-        self._fill()
+        self._identify()
         return super().__len__()
 
     def __iter__(self) -> Iterator[str]:
-        self._fill()
+        self._identify()
         return super().__iter__()
 
     def __reversed__(self) -> Iterator[str]:
-        self._fill()
+        self._identify()
         return super().__reversed__()
 
     def keys(self) -> Any:
-        self._fill()
+        self._identify()
         return super().keys()
 
     def items(self) -> Any:
-        self._fill()
+        self._identify()
         return super().items()
 
     def values(self) -> Any:
-        self._fill()
+        self._identify()
         return super().values()
 
     # ---- what never waits
@@ -102,5 +86,5 @@ class BackgroundResult(FileResult):
 
     def _known(self) -> bool:
         if self.acknowledged:
-            self._fill()
+            self._identify()
         return self._filled

@@ -16,6 +16,7 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dashd import config as settings
 from ml_dashd import install, logs
 from ml_dashd.core.redact import redact
+from ml_dashd.log_file import BoundedLog
 
 EXAMPLES = """examples:
   ml-dashd run                             serve with the defaults of this user
@@ -68,7 +69,8 @@ def _run(config: settings.Config, ready_fd: int, began_ms: int) -> int:
     if config.embedded is not None:
         _detach()
     os.umask(0o027)
-    logs.set_up(config.daemon.log_level, config.daemon.log_format)
+    bounded = None if config.embedded is None else BoundedLog(config.state_dir / "log")
+    logs.set_up(config.daemon.log_level, config.daemon.log_format, bounded)
     from ml_dashd import app  # noqa: PLC0415 check-config needs none of it
     from ml_dashd.flow.recover import Recovered  # noqa: PLC0415
 

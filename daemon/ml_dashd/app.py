@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from ml_dash.errors import TABLE, Code, error
+from ml_dash.messages import Limits
 from ml_dashd.config import HOME, Config, fault_plan, of_systemd
 from ml_dashd.core.access import Policy
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.listen import parse_listen
-from ml_dashd.core.model import Algorithm, Trouble
+from ml_dashd.core.model import Algorithm, Job, Trouble
+from ml_dashd.core.overwrite import CopySpeed, longest_wait_s
 from ml_dashd.core.retention import Rule
 from ml_dashd.core.schedule import lane
 from ml_dashd.core.supersede import Rule as SupersedeRule
@@ -28,10 +30,14 @@ from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.host import Host
+from ml_dashd.edge.inbox import InboxFolder
 from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.leases import break_time_s
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.place import Here
+from ml_dashd.edge.politeness import Politeness
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.slots import SlotFiles
@@ -66,9 +72,15 @@ from ml_dashd.flow.drain import Drain
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.heartbeat import Heartbeat
+from ml_dashd.flow.inbox import Adoption, InboxFirst
+from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.flow.mirror import Mirror
+from ml_dashd.flow.nodes import Nodes
+from ml_dashd.flow.outbox import Outbox
+from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.reclaim import Reclaim
@@ -77,6 +89,7 @@ from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.single import Single
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.upload import Uploader
@@ -84,7 +97,7 @@ from ml_dashd.flow.verify import Verify
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.worker import Worker
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-from ml_dashd.ports import Examiner, Faults, Meter, Prober, Store
+from ml_dashd.ports import Catalog, Examiner, Faults, Ids, Leases, Meter, Prober, Runs, Service, Store
 
 if TYPE_CHECKING:
     from ml_dashd.edge.http import HttpServer
@@ -92,17 +105,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dashd")
 
 EMBEDDED_NODE = 0
+"""The node number of a daemon that shares its catalog with nobody."""
 IDLE_LOOK_S = 5.0
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
-NICE = 10
-"""Of the threads that read, hash and write: hand-offs go first, and so does the trainer. On a machine without an idle
-core they still get a tenth of one, which hashes 170 MB/s."""
 CLOSING_S = 60.0
 """A stop takes at most drain_timeout for what is sent and synced, and this for the rest: a journal that another program
 has locked is waited for."""
 DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
+LEASE_THREADS = 2
+"""For copies that a writer waits for, behind nobody else's."""
 WATCH_THREADS = 3
 """For metrics: of a disk that hangs, the spool's size and its free bytes hold one each, and one is left to answer."""
 STARTING = Trouble(Code.RETRY_LATER, "the daemon is starting: journal and spool are being compared", "wait for it")
@@ -114,6 +127,7 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._polite = Politeness(config.limits.nice, config.limits.io_class)
         self._clock = SystemClock()
         plan = fault_plan()
         self._faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
@@ -126,8 +140,13 @@ class Daemon:
         self._socket = config.daemon.socket if self._passed is None else str(self._passed.getsockname())
         self._chores: list[asyncio.Task[None]] = []
         self._phase: Trouble | None = STARTING
+        self._leases: Leases | None = None
+        self._number: NodeNumber | None = None
+        self._highest = 0
+        """The largest id in this machine's own catalog; of a fleet's, only what the journal has accepted counts."""
         self._meter: Meter = NoMeter()
         self._http: HttpServer | None = None
+        self._adoption: Adoption | None = None
         self._prober: Prober | None = None
         self._examiner: Examiner | None = None
         self._asked_to_stop = asyncio.Event()
@@ -171,9 +190,7 @@ class Daemon:
         self._chores.append(asyncio.create_task(self._checksums.run()))
         if self._embedded is not None:
             self._chores.append(asyncio.create_task(self._end_when_idle(stop)))
-            self._chores.append(
-                asyncio.create_task(self._embedded.watch(stop, self._disk, self._catalog, self._rename))
-            )
+            self._chores.append(asyncio.create_task(self._embedded.watch(stop, self._disk, self._rename)))
         await stop.wait()
         self._phase = STOPPING
         self._systemd.stopping(self._config.daemon.drain_timeout + CLOSING_S)
@@ -209,10 +226,10 @@ class Daemon:
 
             meter = PrometheusMeter(version("ml-dash"))
             self._meter, self._render = meter, meter.render
-        self._threads = Pool(config.limits.threads, "work", NICE)
+        self._threads = Pool(config.limits.threads, "work", self._polite)
         self._quick = Pool(QUICK_THREADS, "quick")
-        self._disk = Pool(DISK_THREADS, "disk", NICE)
-        self._warming = Pool(1, "warm", NICE)
+        self._disk = Pool(DISK_THREADS, "disk", self._polite)
+        self._warming = Pool(1, "warm", self._polite)
         self._bell = Bell()
         self._store = self._make_store()
         single_bytes = self._store.single_bytes
@@ -224,14 +241,20 @@ class Daemon:
             self._meter.committing,
         )
         await self._journal.open()
-        self._catalog = SqliteCatalog(config.catalog_path, faults)
-        if self._embedded is not None:
-            await self._embedded.merge(self._catalog)
-        self._runs = SqliteRuns(config.runs_path, faults)
+        self._here = Here(config.state_dir)
+        await self._open_catalog()
         spool = config.state_dir / "spool"
         room, budget = Room(config.spool.quota), DescriptorBudget()
         self._slots = SlotFiles(spool, room, budget, config.spool.warm_bytes)
-        self._pins = SpoolPins([spool, *config.pool_folders], self._slots, faults, room, self._systemd, budget)
+        self._pins = SpoolPins(
+            [spool, *config.pool_folders],
+            self._slots,
+            faults,
+            room,
+            self._systemd,
+            budget,
+            uncached_from=config.limits.uncached_from,
+        )
         self._wire_flow()
         if config.http.listen:
             await self._start_watching([spool, *config.pool_folders])
@@ -251,10 +274,46 @@ class Daemon:
             config.daemon.peer_timeout,
         )
         self._service = await self._make_service(policy)
-        service = self._service if self._embedded is None else EmbeddedService(self._service, self._embedded)
+        service = await self._wrapped(self._service)
         self._server = SocketServer(config.socket, service, clock, access, self._passed, budget)
         self._server.start()
         return left
+
+    async def _open_catalog(self) -> None:
+        """SQLite's, or a fleet's: that one is asked when it is needed, and may be away now."""
+        config = self._config
+        here = SqliteRuns(config.runs_path, self._faults)
+        if config.fleet:
+            from ml_dashd.edge.catalog_mongo import MongoCatalog  # noqa: PLC0415 an extra
+            from ml_dashd.edge.leases_mongo import MongoLeases  # noqa: PLC0415
+            from ml_dashd.edge.mongo import Mongo  # noqa: PLC0415
+            from ml_dashd.edge.mongo_schema import prepare  # noqa: PLC0415
+            from ml_dashd.edge.runs_mongo import MongoRuns  # noqa: PLC0415
+
+            mongo = Mongo(config.catalog.url, prepare)
+            self._catalog: Catalog = MongoCatalog(mongo)
+            self._leases = MongoLeases(mongo)
+            forward = Forward(here=here, fleet=MongoRuns(mongo), clock=self._clock)
+            self._runs: Runs = forward
+            self._chores.append(asyncio.create_task(forward.run(), name="forward"))
+            return
+        mine = SqliteCatalog(config.catalog_path, self._faults)
+        self._catalog, self._runs = mine, here
+        if self._embedded is not None:
+            await self._embedded.keep(mine)
+        self._highest = await mine.highest()
+
+    async def _wrapped(self, service: Service) -> Service:
+        if self._embedded is not None:
+            return EmbeddedService(service, self._embedded)
+        if self._adoption is None:
+            return service
+        await self._adoption.look_or_tell()  # what was handed over before comes first
+        self._chores.append(asyncio.create_task(self._adoption.run(), name="inbox"))
+        return InboxFirst(service, self._adoption)
+
+    def _sync_later(self, job: Job) -> None:
+        self._accept.sync_later(job)
 
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
@@ -307,6 +366,7 @@ class Daemon:
         limits, part_size = config.limits, config.store.part_size
         self._buffers = buffers = BufferPool(limits.memory, part_size)
         self._breaker = Breaker(self._journal, clock)
+        outbox = Outbox(self._journal, self._catalog, clock)
         self._pace = Pace(clock, limits.connections, limits.bandwidth, self._breaker.answered)
         common: dict[str, Any] = {
             "journal": self._journal,
@@ -317,26 +377,42 @@ class Daemon:
             "faults": faults,
             "meter": self._meter,
         }
-        self._finish = finish = Finish(catalog=self._catalog, threads=self._disk, **common)
+        self._finish = finish = Finish(catalog=self._catalog, threads=self._disk, outbox=outbox, **common)
         self._scratch = Scratch(self._journal, self._store, clock)
         self._checksums = Checksums(self._journal, self._store, self._scratch, clock, self._prober)
         shared: dict[str, Any] = {
             "finish": finish,
             "checksums": self._checksums,
+        }
+        sending: dict[str, Any] = {
+            "buffers": FairBuffers(buffers, limits.memory, part_size),
+            "threads": self._threads,
             "verify": Verify(self._store, self._threads, buffers, clock),
             "pace": self._pace,
         }
+        single = Single(
+            journal=self._journal, store=self._store, pins=self._pins, faults=faults, meter=self._meter, **sending
+        )
         uploader = Uploader(
-            copier=Copier(journal=self._journal, store=self._store, faults=faults, **shared),
-            buffers=FairBuffers(buffers, limits.memory, part_size),
-            threads=self._threads,
+            copier=Copier(
+                journal=self._journal,
+                store=self._store,
+                faults=faults,
+                verify=sending["verify"],
+                pace=self._pace,
+                **shared,
+            ),
+            single=single,
             part_bytes=part_size,
+            **sending,
             **shared,
             **common,
         )
-        batch = Batch(journal=self._journal, store=self._store, faults=faults, meter=self._meter, **shared)
-        self._worker = Worker(self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker)
-        self._health = Health(self._journal, self._catalog, self._runs)
+        batch = Batch(journal=self._journal, store=self._store, single=single, faults=faults, **shared)
+        self._worker = Worker(
+            self._journal, uploader, batch, finish, clock, self._meter, breaker=self._breaker, outbox=outbox
+        )
+        self._health = Health(self._journal, self._catalog, self._runs, self._number_trouble)
         self._settle = Settle(self._pins, self._disk, self._health, faults)
         self._supersede = Supersede(
             journal=self._journal,
@@ -344,6 +420,19 @@ class Daemon:
             bell=self._bell,
             faults=faults,
             cancel=self._worker.cancel,
+        )
+        speed, self._leasing = CopySpeed(), Pool(LEASE_THREADS, "lease")
+        self._overwrites = Overwrites(
+            journal=self._journal,
+            pins=self._pins,
+            threads=self._leasing,
+            disk=self._disk,
+            bell=self._bell,
+            clock=clock,
+            faults=faults,
+            speed=speed,
+            longest_wait_s=longest_wait_s(config.spool.lease_max_delay, break_time_s()),
+            sync=self._sync_later,
         )
         self._copies = Copies(
             journal=self._journal,
@@ -357,6 +446,7 @@ class Daemon:
             after_s=config.spool.copy_after,
             sending=self._worker.sending,
             kept=self._supersede.run,
+            speed=speed,
         )
         self._drain = Drain(
             journal=self._journal,
@@ -366,7 +456,7 @@ class Daemon:
             bell=self._bell,
             clock=clock,
         )
-        tree = None if config.bucket else FolderTree(config.store_root, int(config.store.mode, 8))
+        tree = None if config.bucket or config.fleet else FolderTree(config.store_root, int(config.store.mode, 8))
         self._mirror = Mirror(runs=self._runs, tree=tree, threads=self._disk, clock=clock)
         self._sweep = Sweep(self._journal, finish, clock)
         self._warm = Warm(self._slots, self._warming, clock)
@@ -379,9 +469,22 @@ class Daemon:
             grace_s=config.store.delete_grace,
         )
 
+    async def _make_ids(self) -> Ids:
+        """By the number 0, or by one that is leased."""
+        high_water = max(await self._journal.high_water(), self._highest)
+        if self._leases is None:
+            return IdSource(EMBEDDED_NODE, high_water)
+        self._number = NodeNumber(self._leases, self._journal, self._here, self._clock, high_water)
+        await self._number.start()
+        self._chores.append(asyncio.create_task(self._number.run(), name="node number"))
+        return self._number
+
+    def _number_trouble(self) -> Trouble | None:
+        return None if self._number is None else self._number.trouble()
+
     async def _make_service(self, policy: Policy) -> Serve:
         config = self._config
-        ids = IdSource(EMBEDDED_NODE, max(await self._journal.high_water(), await self._catalog.highest()))
+        ids = await self._make_ids()
         self._accept = Accept(
             journal=self._journal,
             pins=self._pins,
@@ -397,6 +500,7 @@ class Daemon:
             settle=self._settle,
             health=self._health,
             copies=self._copies,
+            overwrites=self._overwrites,
             supersede=self._supersede,
             arrivals=Arrivals(self._journal, self._catalog, ids, self._clock),
             policy=policy,
@@ -405,6 +509,8 @@ class Daemon:
             wake=self._worker.wake,
             give_up=self._worker.give_up,
         )
+        self._make_inbox(ids, policy)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, self._overwrites.look)
         browse = Browse(
             journal=self._journal,
             catalog=self._catalog,
@@ -442,6 +548,7 @@ class Daemon:
             store=config.store.url,
             state_dir=_printable(config.daemon.state_dir),
             started_ms=self._clock.now_ms(),
+            inbox=_printable(config.daemon.inbox),
         )
         return Serve(
             identity=identity,
@@ -468,7 +575,16 @@ class Daemon:
                 policy=policy,
             ),
             sending=self._pace.sending,
+            limits=Limits(
+                threads=config.limits.threads,
+                nice=config.limits.nice,
+                io_class=config.limits.io_class,
+                uncached_from=config.limits.uncached_from,
+                bandwidth=config.limits.bandwidth,
+            ),
             experiments=experiments,
+            inbox=self._adoption,
+            nodes=Nodes(number=self._number, leases=self._leases, here=self._here, policy=policy, clock=self._clock),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
@@ -478,6 +594,23 @@ class Daemon:
             bell=self._bell,
             health=self._health,
             policy=policy,
+        )
+
+    def _make_inbox(self, ids: Ids, policy: Policy) -> None:
+        if not self._config.daemon.inbox:
+            return
+        mode = int(self._config.access.socket_mode, 8)
+        self._inbox = InboxFolder(Path(self._config.daemon.inbox), mode, self._clock)
+        self._adoption = Adoption(
+            folder=self._inbox,
+            accept=self._accept,
+            journal=self._journal,
+            catalog=self._catalog,
+            ids=ids,
+            policy=policy,
+            threads=self._disk,
+            clock=self._clock,
+            faults=self._faults,
         )
 
     def _make_doctor(self) -> Doctor:
@@ -496,6 +629,7 @@ class Daemon:
             threads=self._disk,
             health=self._health,
             clock=self._clock,
+            number=self._number,
             quota_bytes=config.spool.quota,
             named=config.store.checksum != "auto",
         )
@@ -505,7 +639,7 @@ class Daemon:
         from ml_dashd.edge.http import HttpServer  # noqa: PLC0415 an embedded daemon saves the third of a second
 
         http, clock, journal = self._config.http, self._clock, self._journal
-        self._watchers = Pool(WATCH_THREADS, "watch", NICE)
+        self._watchers = Pool(WATCH_THREADS, "watch", self._polite)
         backlog = Shared(journal.backlog, clock)
         disks = disks_of(folders, disk.look, self._watchers, clock)
         observer = Observer(
@@ -520,6 +654,7 @@ class Daemon:
             checks={
                 "daemon": self._check_phase,
                 "journal": journal_check(journal),
+                "node": catalog_check(self._number_trouble),
                 "catalog": catalog_check(self._catalog.trouble),
                 "experiments": catalog_check(self._runs.trouble),
                 "store": store_check(backlog),
@@ -549,6 +684,10 @@ class Daemon:
         end = self._clock.monotonic() + self._config.daemon.drain_timeout
         await self._drain.before_stop(self._config.daemon.drain_timeout)
         await self._server.stop()
+        if self._adoption is not None:
+            await self._adoption.close()
+            self._inbox.close()
+        await self._overwrites.close()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
         ending = (self._copying, self._mirroring, self._keeping)
         for task in ending:
@@ -565,12 +704,12 @@ class Daemon:
         await asyncio.gather(self._heartbeat, return_exceptions=True)
         await notice.remove(self._config.state_dir)
         if self._embedded is not None:
-            await self._embedded.carry(self._catalog)
+            await self._embedded.carry()
             self._embedded.leave()
         await self._runs.close()
         await self._catalog.close()
         self._journal.close()
-        for pool in (self._threads, self._quick, self._disk, self._warming):
+        for pool in (self._threads, self._quick, self._disk, self._warming, self._leasing):
             pool.close()
 
     async def _beat(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dashd.config_keys import kind_of, section, unknown
+from ml_dashd.config_keys import MONGODB, kind_of, section, unknown
 from ml_dashd.s3_settings import check_s3
 
 MIB = 1024 * 1024
@@ -35,6 +35,7 @@ class DaemonConfig:
 
     socket: str = ""
     state_dir: str = ""
+    inbox: str = ""
     drain_timeout: float = 10.0
     idle_timeout: float = 300.0
     max_connections: int = 1024
@@ -81,6 +82,7 @@ class SpoolConfig:
     warm_bytes: int = 8 * 1024 * MIB
     copy_below: int = 64 * MIB
     copy_after: float = 30.0
+    lease_max_delay: float = 2.0
     supersede: tuple[str, ...] = ()
 
 
@@ -92,6 +94,9 @@ class LimitsConfig:
     threads: int = 4
     connections: int = 16
     bandwidth: int = 0
+    nice: int = 10
+    io_class: str = "low"
+    uncached_from: int = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +180,20 @@ class Config:
         return self._followed(_file_path(self.store.url))
 
     @property
+    def fleet(self) -> bool:
+        """Whether the catalog is one that many nodes share: MongoDB."""
+        return urlsplit(self.catalog.url).scheme in MONGODB
+
+    @property
     def catalog_path(self) -> Path:
         """The file of a sqlite:// catalog."""
         return self._followed(_file_path(self.catalog.url))
 
     @property
     def runs_path(self) -> Path:
-        """Beside it, the file of experiments, parameters and metrics."""
+        """Beside it, the file of experiments, parameters and metrics; in a fleet, this node's, in its state folder."""
+        if self.fleet:
+            return self.state_dir / "runs.sqlite"
         return self.catalog_path.with_name(f"{self.catalog_path.stem}-runs.sqlite")
 
     def _followed(self, path: Path) -> Path:

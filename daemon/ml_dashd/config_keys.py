@@ -20,6 +20,7 @@ CHOICES = {
     "store.sse": ("", "AES256", "aws:kms", "aws:kms:dsse"),
     "store.checksum": ("auto", "crc64nvme", "crc32c", "md5", "none"),
     "spool.durability": ("memory", "disk"),
+    "limits.io_class": ("normal", "low", "idle"),
     "daemon.log_level": ("debug", "info", "warning", "error"),
     "daemon.log_format": ("human", "json"),
 }
@@ -35,19 +36,28 @@ LEAST: dict[str, float] = {
     "limits.threads": 1,
     "limits.connections": 1,
     "limits.bandwidth": 0,
+    "limits.nice": 0,
+    "limits.uncached_from": 0,
     "access.uids": 0,
     "spool.quota": 0,
     "spool.warm_bytes": 0,
     "spool.copy_below": 0,
     "spool.copy_after": 0,
+    "spool.lease_max_delay": 0,
     "access.admins": 0,
 }
 LEAST_BANDWIDTH = 64 * 1024
 """Bytes a second: with less, a request would take longer than its signature holds."""
-MOST: dict[str, float] = {"store.part_size": 5 * 1024 * MIB, "limits.threads": 64, "limits.connections": 256}
+MOST: dict[str, float] = {
+    "store.part_size": 5 * 1024 * MIB,
+    "limits.threads": 64,
+    "limits.connections": 256,
+    "limits.nice": 19,
+}
+MONGODB = ("mongodb", "mongodb+srv")
 SCHEMES = {
     "store.url": (("file", "s3"), '"file:///folder" or "s3://bucket/key_prefix"'),
-    "catalog.url": (("sqlite",), '"sqlite:///file"'),
+    "catalog.url": (("sqlite", *MONGODB), '"sqlite:///file" or "mongodb://host,host/database?options"'),
     "store.endpoint_url": (("http", "https"), '"https://host:port"'),
     "store.proxy": (("http", "https"), '"http://host:port", or "direct" for none'),
 }
@@ -58,7 +68,14 @@ CREDENTIALS_OF = {
     "store.endpoint_url": "give them to the AWS chain",
     "store.proxy": "give the proxy's whole URL in the daemon's environment (HTTPS_PROXY)",
 }
-PATHS = ("daemon.socket", "daemon.state_dir", "store.ca_bundle", "store.credentials_file", "spool.pools")
+PATHS = (
+    "daemon.socket",
+    "daemon.state_dir",
+    "daemon.inbox",
+    "store.ca_bundle",
+    "store.credentials_file",
+    "spool.pools",
+)
 
 
 def section(name: str, kind: type, table: Mapping[str, Any]) -> Any:
@@ -155,11 +172,13 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     """Whether it names a place, and nothing of it would be dropped without a word."""
     try:
         parts = urlsplit(value)
-        _ = parts.port
+        _ = parts.port if parts.scheme not in MONGODB else None  # several hosts, each with a port
     except ValueError:
         return False
     if parts.scheme not in schemes or not value.isprintable():
         return False
+    if parts.scheme in MONGODB:
+        return bool(parts.netloc.rpartition("@")[2]) and len(parts.path) > 1
     if parts.scheme in ("file", "sqlite", "s3") and set("?#") & set(value):
         return False
     if parts.scheme in ("file", "sqlite"):

@@ -75,14 +75,13 @@ class Embedded:
         if self._config.outside and adopt(self._home, self._config.state_dir):
             log.info("state_adopted", extra={"root": self._config.embedded, "state_dir": self._config.daemon.state_dir})
 
-    async def merge(self, catalog: SqliteCatalog) -> None:
-        """Takes in what daemons on other hosts have listed."""
+    async def keep(self, catalog: SqliteCatalog) -> None:
+        """The root's catalog: it takes in what daemons on other hosts have listed."""
+        self._catalog = catalog
         if self._config.outside:
             await catalog.merge(self._carried)
 
-    async def watch(
-        self, stop: asyncio.Event, threads: Threads, catalog: SqliteCatalog, moved: Callable[[Path], None]
-    ) -> None:
+    async def watch(self, stop: asyncio.Event, threads: Threads, moved: Callable[[Path], None]) -> None:
         """Looks after the root until it is gone or another's. `moved` is told where it is now."""
         renewed = carried = self._clock.monotonic()
         where = Path(self._config.embedded or "")
@@ -99,12 +98,12 @@ class Embedded:
                 await self._renew(stop, threads)
             if self._clock.monotonic() - carried >= CARRY_S:
                 carried = self._clock.monotonic()
-                await self.carry(catalog)
+                await self.carry()
 
-    async def carry(self, catalog: SqliteCatalog) -> None:
+    async def carry(self) -> None:
         """Leaves the catalog in the root, for daemons on other hosts. Nothing where it has not changed."""
         if self._config.outside and not self._lost:
-            await catalog.export(self._carried)
+            await self._catalog.export(self._carried)
 
     async def check(self) -> None:
         """Ends the daemon where what it keeps is being removed. What it says after this is not lost with that.

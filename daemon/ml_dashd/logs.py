@@ -38,6 +38,8 @@ EVENTS = {
     "bytes_reclaimed": "the store has the bytes of files that were deleted longer ago than store.delete_grace no more",
     "capabilities_found": "what the S3 server does with the bucket was found out, and which checksum follows",
     "capabilities_not_renewed": "what the S3 server does could not be found out anew; what is known holds",
+    "catalog_away": "MongoDB, or the disk of the catalog, takes nothing: stored files wait to be listed",
+    "catalog_back": "the catalog answers again",
     "catalog_not_exported": "the catalog could not be written into a root on a network file system; it is tried again",
     "catalog_not_merged": "the catalog that came with a root could not be read; what it lists is not shown",
     "check_failed": "a defect in a check of readiness",
@@ -73,20 +75,35 @@ EVENTS = {
     "holder_not_renewed": "on a network file system, the note of who holds the root could not be written",
     "http_failed": "a defect in an answer over HTTP",
     "idle_end": "an embedded daemon has had nothing to do for `idle_timeout`",
+    "inbox_adopted": "a file that was left in the inbox is taken in",
+    "inbox_not_read": "the inbox can't be looked at now, or no id can be made; it is tried again",
+    "inbox_not_tidied": "what is no hand-off could not be removed from the inbox; it is tried again",
+    "inbox_refused": "a file in the inbox is not taken in, for good; its bytes stay there for a week",
+    "inbox_stumbled": "a defect while a file was taken in from the inbox; it is tried again",
+    "inbox_tidied": "old files that are no hand-offs, or were refused, were removed from the inbox",
+    "inbox_waits": "a file in the inbox can't be taken in now; it is tried again",
     "lane_stumbled": "the journal could not be asked what to send; it is asked again",
+    "lease_given_up": "a writer could not be kept waiting until its file was copied: what it changes fails that file",
+    "lease_not_taken": '`protect="lease"` was asked for, and could not be had: the rules of the file\'s pin hold',
     "library_message": "a warning of a library, in its own words",
     "log_not_folded": "at the end a database's log could not be folded back; the next start reads it",
+    "node_number": "this daemon has a node number now, or another one",
+    "node_number_failed": "a defect while the node number was renewed; it is tried again",
+    "node_number_not_renewed": "the catalog did not renew the node number; it is tried again, and lasts for a week",
+    "node_number_overtaken": "another daemon, made of a copy of this state folder, has the number: a new one is taken",
     "not_sealed": "what was saved as an archive is none whose checksums could be put right: it is stored as it is",
     "not_on_disk": "a source could not be brought to the disk now: its `ack` stays `memory`, and it is tried again",
     "notice_not_left": "the note that says who serves the state folder could not be written",
     "notify_failed": "systemd does not take messages; one line until it does again",
     "object_left": "an object of a failed file may not be removed",
     "orphan_aborted": "a multipart upload that a crash had left was removed",
+    "outbox_drained": "files that waited for the catalog are listed",
+    "outbox_stumbled": "what waits for the catalog could not be looked at; it is tried again",
     "protocol_error": "a peer broke the protocol, was too slow, or sent too many descriptors; it is hung up on",
     "read_only": "the disk refused a sync: nothing is taken in until the daemon is started again",
     "ready": "the daemon serves",
     "reclaim_failed": "a defect while bytes of deleted files were removed; it is tried again",
-    "reclaim_postponed": "the store did not remove what was deleted; it is tried again",
+    "reclaim_postponed": "store or catalog did not do their part in removing what was deleted; it is tried again",
     "recovered": "at start: files in the queue, strays removed from the spool",
     "request_failed": "a defect in the answer to a request",
     "retention_failed": "the versions that [retention] does not keep could not be deleted; they are in an hour",
@@ -95,6 +112,8 @@ EVENTS = {
     "root_moved": "the root of an embedded daemon is at another path",
     "rows_adopted": "a root had rows of a metric that its catalog had not: another host's, an earlier release's",
     "rows_not_synced": "rows of metrics are not on stable storage: the disk is full, or has failed",
+    "runs_refused": "the fleet's catalog has other metrics or parameters already, and this node's would be too many",
+    "runs_wait": "records and rows of experiments wait for MongoDB; they are brought to it later",
     "scratch_left": "what was made to see what the store does could not be removed now; it is tried again",
     "slot_not_prepared": "the next save's file could not be made ready: that save gets fresh pages, and takes longer",
     "state_adopted": "a root came from a disk to a network file system: its journal lies on this machine now",
@@ -112,12 +131,12 @@ EVENTS = {
 """Every event, and when it comes; docs/logs.md is made from this table and the calls."""
 
 
-def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
-    """Sends every log line to `stream` (stderr) in that form: "human" or "json".
+def set_up(level: str, form: str, handler: logging.StreamHandler[TextIO] | None = None) -> None:
+    """Sends every log line to `handler` (stderr) in that form: "human" or "json".
 
     The level is the daemon's own; libraries speak from "warning" on, because what they trace holds signed headers.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else HumanFormatter())
     lowest = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(lowest, logging.WARNING), handlers=[handler], force=True)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ml_dash.errors import Code
-from ml_dash.messages import Message
+from ml_dash.messages import Message, Upload
 from ml_dashd.core.capabilities import Capabilities
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.checkup import Check, Reach
 from ml_dashd.core.circuit import Extent
+from ml_dashd.core.lease import Answer, Claim, Node, Place
 from ml_dashd.core.model import (
     EVERYBODY,
     Algorithm,
@@ -132,14 +133,17 @@ class Journal(Protocol):
     async def note(self, job: Job, **changes: Any) -> Job:
         """Changes columns while the state stays; raises Superseded when the job is no longer in that state."""
 
-    async def repin(self, job: Job, pin: Pin) -> None:
-        """Puts a pin on stable storage in the place of the job's own.
+    async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
+        """Puts another pin, which is on stable storage or not, in the place of the job's own.
 
         Raises Superseded when the job is finished, or has another pin by now.
         """
 
-    async def mark_on_disk(self, file_id: int) -> None:
-        """Notes that the source is on stable storage, in whatever state the job is. Idempotent."""
+    async def mark_on_disk(self, job: Job) -> None:
+        """Notes that the source is on stable storage, in whatever state the job is, unless it has another pin by now.
+
+        Idempotent.
+        """
 
     async def set_sha256(self, file_id: int, sha256: str) -> None:
         """Notes what a hash-only pass found, where nothing is known yet. Idempotent."""
@@ -171,6 +175,18 @@ class Journal(Protocol):
 
     async def get(self, ids: Sequence[int]) -> list[Job]:
         """The jobs of these ids that the journal still has."""
+
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        """The job that came with its owner's key, where the journal still has it."""
+
+    async def numbers(self, keys: Sequence[tuple[int, bytes]]) -> dict[tuple[int, bytes], int]:
+        """The ids of files that were left in the inbox, by their owners' uids and keys; of those that have one."""
+
+    async def number(self, ids: Mapping[tuple[int, bytes], int]) -> None:
+        """Keeps the ids of such files. One that has an id keeps it."""
+
+    async def forget_numbers(self, before_ms: int) -> None:
+        """Drops such ids that were kept before then. Idempotent."""
 
     async def content(self, job: Job) -> bytes:
         """The bytes of an inline pin."""
@@ -239,6 +255,18 @@ class Journal(Protocol):
     async def held(self, extent: Extent, skip: Collection[int]) -> Job | None:
         """The job that waits longest behind a circuit, without those in `skip`."""
 
+    async def defer(self, ids: Sequence[int], until_ms: int, trouble: Trouble) -> None:
+        """Verified files that the catalog does not take now: no lane has them from now on, but `deferred`. Idempotent.
+
+        They are blocked by that trouble, and put off until then.
+        """
+
+    async def deferred(self, after: int, limit: int) -> list[Job]:
+        """Files that were deferred, with ids above, in their order; those, too, that were deleted since."""
+
+    async def hold_deferred(self, until_ms: int, trouble: Trouble) -> None:
+        """Puts off, and blocks, all that were deferred, should they have been hastened since. Idempotent."""
+
     async def next_due_ms(self, now_ms: int) -> int | None:
         """When the next job that waits beyond now may run."""
 
@@ -291,6 +319,18 @@ class JournalError(Exception):
     def __init__(self, message: str, code: Code = Code.DISK_FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+class TakenError(Exception):
+    """Other files have ids of those that were to be listed, for good. What else was in the call is listed.
+
+    `others` are their records, `gone` what the call would have returned.
+    """
+
+    def __init__(self, others: Sequence[FileRecord], gone: Sequence[int]) -> None:
+        super().__init__(f"other files have the ids {', '.join(str(record.id) for record in others)}")
+        self.others = others
+        self.gone = gone
 
 
 class Superseded(Exception):  # noqa: N818 it is no error: somebody else was first
@@ -413,7 +453,8 @@ class Catalog(Protocol):
         """Lists stored files; returns the ids of those that were deleted before, and stay so.
 
         Idempotent: upserts by id. Where it raises, some may be listed, and it is to be repeated. Of what
-        is said of a file, the higher revision stays.
+        is said of a file, the higher revision stays. A record whose owner, key or SHA-256 is another is another file's,
+        and stays as it is: raises TakenError.
         """
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
@@ -456,6 +497,53 @@ class Catalog(Protocol):
         """Lets go of files and connections."""
 
 
+class Leases(Protocol):
+    """Which node number is whose, in the catalog that the nodes share.
+
+    The rules are core/lease.py's, by the catalog's clock; what is changed is changed in one step. A call that raises
+    may have been done: the next claim is answered by the tokens that its holder knows. Raises JournalError.
+    """
+
+    async def taken(self, claim: Claim) -> list[int]:
+        """The numbers that this claim may not take."""
+
+    async def take(self, number: int, claim: Claim) -> Node | None:
+        """The number, taken; None where it is not free for this claim, or another was quicker."""
+
+    async def renew(self, number: int, known: Collection[str], claim: Claim) -> tuple[Answer, Node | None]:
+        """More time for who knows one of these tokens; the number as it is then, where the answer is KEPT."""
+
+    async def nodes(self, after: int, limit: int) -> list[Node]:
+        """Numbers that were ever taken, above `after`, in their order."""
+
+
+class Whereabouts(Protocol):
+    """Where the daemon runs. Nothing here blocks."""
+
+    host: str
+    """What people call the machine."""
+    place: Place
+
+    def boottime_ms(self) -> int:
+        """CLOCK_BOOTTIME: it never steps, and does not stop while the machine sleeps."""
+
+    def token(self) -> str:
+        """A random word, another one each time."""
+
+
+class Ids(Protocol):
+    """Hands out file ids, each above all earlier ones."""
+
+    def next(self, now_ms: int) -> int:
+        """An id of that time, or later. Raises RETRY_LATER where none may be made now."""
+
+    def pass_over(self, file_id: int) -> None:
+        """An id that was given out elsewhere, and came here, is not given out again.
+
+        Raises ID_TAKEN where it is another's to give out.
+        """
+
+
 class Runs(Protocol):
     """What the catalog keeps of experiments: their runs, parameters and metrics. A call is one transaction.
 
@@ -481,8 +569,8 @@ class Runs(Protocol):
         Raises INVALID_ARGUMENT where all together would be too many. Idempotent.
         """
 
-    async def params(self, key: RunKey) -> dict[str, str]:
-        """All parameters, by name."""
+    async def params(self, key: RunKey, since_ms: int | None = None) -> dict[str, str]:
+        """All parameters, by name; with a time, those that were set in changes of the record after it."""
 
     async def append(
         self, key: RunKey, writer: int, number: int, rows: Sequence[NewRow], at_ms: int, *, on_disk: bool = False
@@ -609,8 +697,25 @@ class Pins(Protocol):
         errors of a file that can't be taken.
         """
 
-    def copy(self, job: Job) -> Pin:
+    def lease(self, job: Job) -> str | None:
+        """Has whoever opens a linked or held source to write to it wait, until `unlease` or `release`.
+
+        Why not, where that can't be; never raises.
+        """
+
+    def leased(self, file_id: int) -> bool:
+        """Whether such a lease is held, and nobody waits for it. Does not block."""
+
+    def wanted(self) -> list[int]:
+        """The files that somebody waits to write to. Does not block."""
+
+    def unlease(self, file_id: int) -> None:
+        """Lets whoever waits go on. Does not block. Idempotent."""
+
+    def copy(self, job: Job, in_time: Callable[[], bool] | None = None) -> Pin:
         """Copies a linked or held source into the spool and returns the copy's pin; the job's own pin stays.
+
+        With `in_time` it is leased: RETRY_LATER once that says no, and SOURCE_CHANGED where the lease did not last.
 
         Raises SOURCE_CHANGED or SOURCE_LOST when the source is not as it was, DISK_FULL or RETRY_LATER without room.
         """
@@ -695,6 +800,49 @@ class Slots(Protocol):
 
     def disconnect(self, connection: int) -> None:
         """Wipes the connection's slots: at once, or when they are released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A file that lies in the inbox, as the kernel states it: whose it is, and when it was handed over."""
+
+    key: bytes
+    uid: int
+    handed_ms: int
+
+
+class Inbox(Protocol):
+    """A folder in which clients leave files while nobody answers. All calls but `changed` block: use a thread.
+
+    Whoever the folder lets in may write anything there: nothing is believed but what the kernel says.
+    """
+
+    def changed(self) -> bool:
+        """Whether something may have come since the last look. Takes microseconds."""
+
+    def look(self) -> list[Dropped]:
+        """What lies there whole, in the order in which it was handed over, at most so many; without what was refused.
+
+        Raises OSError where the folder can't be read.
+        """
+
+    def open(self, dropped: Dropped) -> tuple[Upload, int]:
+        """The message, and a descriptor of its file, which the caller closes. Raises the error of what is no hand-off.
+
+        Raises OSError for what may be readable the next time.
+        """
+
+    def remove(self, dropped: Dropped) -> None:
+        """It is taken in. Idempotent."""
+
+    def refuse(self, dropped: Dropped, trouble: Trouble) -> None:
+        """Notes why it is not taken in; it is not found by `look` any more, and stays for a week. Idempotent."""
+
+    def refusal(self, uid: int, key: bytes) -> Trouble | None:
+        """Why that user's file was refused."""
+
+    def tidy(self, now_ms: int) -> int:
+        """Removes what has been no hand-off for a day, and what was refused a week ago; returns how many files."""
 
 
 class Manifest(Protocol):

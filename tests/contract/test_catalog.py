@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import prepare
 from ml_dashd.edge.system import NoFaults
-from ml_dashd.ports import Catalog
+from ml_dashd.ports import Catalog, TakenError
 
 EXPERIMENT = ("alice", "cv", "resnet")
 
@@ -75,6 +76,20 @@ async def test_records_of_all_experiments_in_the_order_of_their_ids(catalog: Cat
     assert [found.id for found in await catalog.newer(0, Scope(1001), 10)] == [11]
     assert [found.id for found in await catalog.newer(0, Scope(1001, frozenset({"bob"})), 10)] == [2, 11]
     assert (await catalog.newer(2, EVERYBODY, 1))[0] == record(5)
+
+
+@pytest.mark.parametrize("other", [{"key": "files/other/9"}, {"owner_uid": 1001}, {"sha256": "cd" * 32}])
+async def test_an_id_that_another_file_has_is_refused(catalog: Catalog, other: dict[str, Any]) -> None:
+    """As by two machines that were woken from one snapshot. What else was to be listed is."""
+    await catalog.commit([record(9), record(7)])
+    await catalog.delete([7], at_ms=10)
+    late = replace(record(9), revision=5, description="late", **other)
+    for _ in range(2):
+        with pytest.raises(TakenError) as refused:
+            await catalog.commit([record(8), late, record(7)])
+        assert refused.value.others == [record(9)]
+        assert refused.value.gone == [7]
+        assert await catalog.get([8, 9]) == [record(8), record(9)]
 
 
 async def test_what_was_committed_comes_back_field_by_field(catalog: Catalog) -> None:

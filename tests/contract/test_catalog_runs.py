@@ -13,6 +13,9 @@ from ml_dash.errors import Code, MLDashError
 from ml_dash.messages import METRICS
 from ml_dashd.core.model import EVERYBODY, Scope
 from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
+from ml_dashd.edge.mongo import Mongo
+from ml_dashd.edge.mongo_schema import prepare
+from ml_dashd.edge.runs_mongo import MongoRuns
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Runs
@@ -21,9 +24,15 @@ KEY = RunKey("alice", "cv", "resnet", 1000)
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "mongodb"])
 async def runs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Runs]:
-    made = SqliteRuns(tmp_path / "runs.sqlite", NoFaults())
+    made: Runs
+    if request.param == "sqlite":
+        made = SqliteRuns(tmp_path / "runs.sqlite", NoFaults())
+    else:
+        mongo = Mongo(request.getfixturevalue("mongodb_url"))
+        await prepare(mongo)
+        made = MongoRuns(mongo)
     yield made
     await made.close()
 
@@ -112,6 +121,16 @@ async def test_a_value_takes_the_place_of_a_group_and_the_other_way_round(runs: 
     await runs.set_params(KEY, {"a.b": "1", "a.c": "1", "d": "1"}, 1, MIB)
     await runs.set_params(KEY, {"a": "2", "d.e": "2"}, 2, MIB)
     assert await runs.params(KEY) == {"a": "2", "d.e": "2"}
+
+
+async def test_parameters_that_were_set_since(runs: Runs) -> None:
+    """What another catalog has not heard of yet."""
+    await runs.set_params(KEY, {"lr": "1", "opt.name": "2"}, 1, MIB)
+    heard_ms = (await record(runs)).updated_ms
+    assert await runs.params(KEY, heard_ms) == {}
+    await runs.set_params(KEY, {"lr": "1", "opt": "3", "late": "4"}, 1, MIB)
+    assert await runs.params(KEY, heard_ms) == {"opt": "3", "late": "4"}
+    assert await runs.params(KEY, 0) == {"lr": "1", "opt": "3", "late": "4"}
 
 
 async def test_too_many_parameters_change_nothing(runs: Runs) -> None:

@@ -34,6 +34,7 @@ CANCEL = "finish.before_cancelled"
 RUNS = ("runs.before_commit", "runs.after_commit")
 """Of test_kill_rows.py."""
 COPY = ("copies.copied", "copies.before_repin", "copies.after_repin")
+LEASE = ("lease.copied", "lease.repinned")
 SEAL = ("seal.written", "seal.done")
 DUPLICATE = ("duplicate.before_copy", "duplicate.after_copy", "duplicate.before_verified")
 DUPLICATE_IN_PARTS = (
@@ -42,7 +43,9 @@ DUPLICATE_IN_PARTS = (
 PRUNE = ("prune.before_delete", "prune.after_delete")
 RECLAIM = ("reclaim.before_delete", "reclaim.after_delete", "reclaim.after_noted")
 SUPERSEDE = ("supersede.before_drop", "supersede.after_drop")
-ELSEWHERE = (*DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE)
+INBOX = ("inbox.adopted", "inbox.removed")
+"""tests/scenario/test_inbox.py"""
+ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE)
 """What tests/crash/test_kill_changes.py kills it at."""
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",
@@ -51,8 +54,8 @@ RULES = {
     "rule 2": ("upload.before_begin", "upload.after_begin", "upload.before_part"),
     "rule 3": ("upload.after_part", "upload.part_journaled"),
     "rule 4": ("upload.before_completing", "upload.before_complete", "upload.after_complete"),
-    "rule 5": ("upload.before_put", "upload.after_put", "upload.before_verified",
-               "batch.before_put", "batch.after_put", "batch.before_verified",
+    "rule 5": ("single.before_put", "single.after_put", "upload.before_verified",
+               "batch.before_verified",
                "local.before_rename", "local.after_rename"),
     "rule 6": ("finish.before_catalog", "finish.after_catalog", "catalog.before_commit", "catalog.after_commit"),
     "rule 7": ("finish.before_release",),
@@ -87,7 +90,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
 def test_every_point_in_the_code_belongs_to_a_rule() -> None:
     """The list is read from the code; each case below fails unless its point was met."""
     named = (point for points in RULES.values() for point in points)
-    assert sorted([CANCEL, *COPY, *SEAL, *RUNS, *ELSEWHERE, *named]) == fault_points()
+    assert sorted([CANCEL, *COPY, *LEASE, *SEAL, *RUNS, *ELSEWHERE, *named]) == fault_points()
 
 
 @pytest.mark.slow
@@ -186,6 +189,38 @@ def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("point", LEASE)
+def test_killed_while_a_writer_waits(point: str, tmp_path: Path) -> None:
+    """The kernel lets him go on. Once the journal has the copy, that is what is stored; before, the file fails."""
+    source = tmp_path / "big.bin"
+    sha256 = make_file(source, SIZE)
+    store = Folder(tmp_path / "store")
+    store.root.mkdir()
+    gate = store.root / ".ml-dash-tmp"
+    gate.touch()
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
+        daemon.kill()
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon), daemon.experiment().run as exp:
+            result = exp.files.upload(source, to="big.bin", protect="lease")
+            assert result["pin"] == "lease"
+            source.write_bytes(b"overwritten")
+        gate.unlink()
+        with daemon.experiment().run as exp:
+            (found,) = exp.files().list()
+            if point == "lease.copied":
+                with pytest.raises(MLDashError) as ended:
+                    found.wait(60)
+                assert ended.value.code is Code.SOURCE_CHANGED
+            else:
+                found.wait(60)
+                assert_whole(daemon, exp, {"big.bin": sha256})
+            eventually(lambda: daemon.spool() == [])
+        assert source.read_bytes() == b"overwritten"
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("store", "size"), [("local", MIB), ("swift", SIZE)], indirect=["store"])
 @pytest.mark.parametrize("point", SEAL)
 def test_killed_while_it_puts_an_archive_right(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
@@ -213,7 +248,7 @@ def test_killed_while_it_puts_an_archive_right(store: StoreUnderTest, size: int,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["local", "swift"], indirect=True)
-@pytest.mark.parametrize(("size", "point"), [(MIB, "upload.after_put"), (SIZE, "upload.after_complete")])
+@pytest.mark.parametrize(("size", "point"), [(MIB, "single.after_put"), (SIZE, "upload.after_complete")])
 def test_a_stored_object_goes_with_its_file(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
     """Killed when the store had it and the journal did not; then the source changed, and there was no way to tell."""
     make_file(tmp_path / "a.bin", size)

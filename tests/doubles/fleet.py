@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from ml_dash.errors import Code
 from ml_dashd.core import lease
 from ml_dashd.core.ids import node_of
 from ml_dashd.core.lease import Answer, Claim, LapsedError, Lease, LeasedIds, Node, Place
+from ml_dashd.ports import JournalError
 
 
 class Numbers:
@@ -22,12 +25,14 @@ class Numbers:
 
     def take(self, number: int, claim: Claim) -> Node | None:
         node = self.nodes.get(number)
+        if node is not None and node.token == claim.token:
+            return node
         if not lease.may_take(node, claim, self.now_ms):
             return None
         self.nodes[number] = lease.take(node, number, claim, self.now_ms)
         return self.nodes[number]
 
-    def renew(self, number: int, known: set[str], claim: Claim) -> tuple[Answer, Node | None]:
+    def renew(self, number: int, known: Collection[str], claim: Claim) -> tuple[Answer, Node | None]:
         node = self.nodes.get(number)
         said = lease.answer(node, known, claim, self.now_ms)
         if node is None or said is not Answer.KEPT:
@@ -37,6 +42,31 @@ class Numbers:
 
     def taken(self, claim: Claim) -> list[int]:
         return [number for number, node in self.nodes.items() if not lease.may_take(node, claim, self.now_ms)]
+
+
+class FakeLeases:
+    """The `Leases` of ports.py on that table; it passes the contract suite that MongoDB's passes."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers = numbers
+
+    async def taken(self, claim: Claim) -> list[int]:
+        return self._there().taken(claim)
+
+    async def take(self, number: int, claim: Claim) -> Node | None:
+        return self._there().take(number, claim)
+
+    async def renew(self, number: int, known: Collection[str], claim: Claim) -> tuple[Answer, Node | None]:
+        return self._there().renew(number, known, claim)
+
+    async def nodes(self, after: int, limit: int) -> list[Node]:
+        there = self._there()
+        return [there.nodes[number] for number in sorted(there.nodes) if number > after][:limit]
+
+    def _there(self) -> Numbers:
+        if self.numbers.away:
+            raise JournalError("the catalog is away", Code.CATALOG_UNREACHABLE)
+        return self.numbers
 
 
 @dataclass

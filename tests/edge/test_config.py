@@ -20,6 +20,7 @@ GOOD = f"""
 [daemon]
 socket = "/run/x/socket"
 state_dir = "/var/lib/x"
+inbox = "/var/spool/x"
 drain_timeout = 5
 idle_timeout = 1.5
 max_connections = 7
@@ -51,12 +52,16 @@ quota = 1_000_000_000
 warm_bytes = 2_000_000_000
 copy_below = 0
 copy_after = 1.5
+lease_max_delay = 1.5
 supersede = ["last.pt", "**/latest.pt"]
 [limits]
 memory = 67_108_864
 threads = 64
 connections = 256
 bandwidth = 65_536
+nice = 5
+io_class = "idle"
+uncached_from = 1048576
 [retention]
 keep_last = 3
 keep_tags = ["best"]
@@ -157,6 +162,8 @@ REFUSED = [
     ("[store]\nendpoint_url = 'http://minio:port'", "store.endpoint_url is 'http://minio:port'", "https://host:port"),
     ("[store]\nendpoint_url = 'http://:9000'", "store.endpoint_url is 'http://:9000'", "https://host:port"),
     ("[catalog]\nurl = 'mysql://db/x'", "catalog.url is 'mysql://db/x'", "sqlite:///file"),
+    ("[catalog]\nurl = 'mongodb://u:p@'", "catalog.url is 'mongodb://***@'", "mongodb://host,host/database?options"),
+    ("[catalog]\nurl = 'mongodb://host:27017/'", "catalog.url is 'mongodb://host:27017/'", "/database"),
     ("[catalog]\nurl = 'sqlite:catalog'", "catalog.url is 'sqlite:catalog'", "sqlite:///file"),
     ("[store]\nmode = '640'", "store.mode is '640'", 'octal mode such as "0640"'),
     ("[store]\nmode = '0o640'", "store.mode is '0o640'", 'octal mode such as "0640"'),
@@ -165,6 +172,7 @@ REFUSED = [
     ("[access]\nsocket_mode = 660", "access.socket_mode is 660", "text"),
     ("[daemon]\nsocket = 'run/socket'", "daemon.socket is 'run/socket'", "an absolute path"),
     ("[daemon]\nstate_dir = '~/state'", "daemon.state_dir is '~/state'", "an absolute path"),
+    ("[daemon]\ninbox = 'inbox'", "daemon.inbox is 'inbox'", "an absolute path"),
     ("[store]\nca_bundle = 'ca.pem'", "store.ca_bundle is 'ca.pem'", "an absolute path"),
     ("[store]\nca_bundle = '/no/ca.pem'", "store.ca_bundle: /no/ca.pem: No such file", "a file of certificates"),
     ("[store]\nca_bundle = '/proc/self/maps'", "store.ca_bundle: /proc/self/maps holds no certificate", "in PEM"),
@@ -269,7 +277,7 @@ def test_every_key_arrives():
     assert (config.daemon.drain_timeout, config.daemon.idle_timeout) == (5.0, 1.5)
     assert type(config.daemon.drain_timeout) is float
     assert (config.daemon.max_connections, config.daemon.log_level, config.daemon.log_format) == (7, "debug", "json")
-    assert config.daemon.peer_timeout == 2.0
+    assert (config.daemon.peer_timeout, config.daemon.inbox) == (2.0, "/var/spool/x")
     assert (config.bucket, config.key_prefix) == ("bucket", "some/prefix/")
     assert (config.store.endpoint_url, config.store.region) == ("https://[::1]:9000", "eu-north-1")
     assert (config.store.addressing, config.store.profile) == ("path", "uploads")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.core.overwrite import CopySpeed
 from ml_dashd.edge.system import NoFaults, Pool, SystemClock
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
@@ -28,7 +29,7 @@ class Files:
     async def get(self, ids: Sequence[int]) -> list[Job]:
         return [self.jobs[each] for each in ids]
 
-    def copy(self, job: Job) -> Pin:
+    def copy(self, job: Job, in_time: Callable[[], bool] | None = None) -> Pin:
         if job.record.size_bytes > BELOW:
             self.gate.wait(30)
         return Pin(PinKind.COPY, f"{job.id}.copy")
@@ -36,7 +37,7 @@ class Files:
     async def settle(self, pin: Pin, file_id: int) -> None:
         return
 
-    async def repin(self, job: Job, pin: Pin) -> None:
+    async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
         self.copied.append(job.id)
         self.jobs[job.id] = replace(job, pin=pin)
         self.changed.set()
@@ -65,6 +66,7 @@ def copies_of(files: Files, disk: Pool) -> Copies:
         after_s=0.0,
         sending=lambda _: False,
         kept=_kept,
+        speed=CopySpeed(),
     )
 
 

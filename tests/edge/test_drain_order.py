@@ -15,11 +15,13 @@ from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import NoFaults, NoMeter, SystemClock
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.circuit import Breaker
+from ml_dashd.flow.outbox import Outbox
 from ml_dashd.flow.worker import Worker
 from ml_dashd.ports import Handed
 
 MIB = 1 << 20
-SMALL, LARGE = 1000, 100 * MIB
+SMALL, LARGE = 5 * MIB, 100 * MIB
+"""Smaller ones go many together (flow/batch.py)."""
 
 
 class Uploads:
@@ -55,6 +57,16 @@ class Uploads:
             await self._changed.wait_for(lambda: sorted(self._ends) == sorted(under_way))
 
 
+class Nowhere:
+    """Stands for the catalog, and for the end of files: none of these comes so far."""
+
+    async def get(self, ids: list[int]) -> list[FileRecord]:
+        return []
+
+    async def list_all(self, jobs: list[Job]) -> None:
+        raise AssertionError(jobs)
+
+
 class Queue:
     """A worker, its journal and what it uploads. Files are named by their ids."""
 
@@ -62,8 +74,9 @@ class Queue:
         self.journal = journal
         self.uploads = Uploads(journal)
         self.worker = Worker(  # type: ignore[arg-type]
-            journal, self.uploads, Batch, None, SystemClock(), NoMeter(), breaker=Breaker(journal, SystemClock())
-        )
+            journal, self.uploads, Batch, Nowhere(), SystemClock(), NoMeter(),
+            breaker=Breaker(journal, SystemClock()), outbox=Outbox(journal, Nowhere(), SystemClock()),
+        )  # fmt: skip
 
     async def take(self, number: int, size: int, priority: int = 0, experiment: str = "c") -> Job:
         record = FileRecord(number, 0, "a", "b", experiment, "", "d", size, "text/plain", 1, 1)
@@ -118,7 +131,7 @@ async def test_of_small_files_the_smallest_go_first_and_none_is_broken_off(tmp_p
         queue.worker.start()
         order = sorted(range(1, 3 * width + 1), key=lambda number: (SMALL - number % 7, -number))
         await queue.uploads.until(*order[:width])
-        await queue.take(999, 1)
+        await queue.take(999, SMALL - 99)
         queue.uploads.end(order[3])
         await queue.uploads.until(999, *(number for number in order[:width] if number != order[3]))
         assert queue.uploads.begun == [*order[:width], 999]

@@ -491,9 +491,21 @@ async def test_on_disk_is_noted_in_any_state(journal: SqliteJournal) -> None:
     for number, state in enumerate(State, start=1):
         before = await in_state(journal, state, number)
         assert not before.on_disk
-        await journal.mark_on_disk(number)
+        await journal.mark_on_disk(before)
         assert await journal.get([number]) == [replace(before, on_disk=True)]
-    await journal.mark_on_disk(999)
+    await journal.mark_on_disk(Job(record(999), Pin(PinKind.FD)))
+
+
+async def test_on_disk_is_not_noted_of_another_pin(journal: SqliteJournal) -> None:
+    """The link's bytes were synced; the copy that a writer waited for was not."""
+    linked, _ = await accept(journal, Job(record(2), Pin(PinKind.LINK, "2"), on_disk=True), key_of(2), None)
+    copy = Pin(PinKind.COPY, "2.lease")
+    await journal.repin(linked, copy, on_disk=False)
+    await journal.mark_on_disk(linked)
+    (now,) = await journal.get([2])
+    assert (now.pin, now.on_disk) == (copy, False)
+    await journal.mark_on_disk(now)
+    assert (await journal.get([2]))[0].on_disk
 
 
 async def test_parts_of_an_upload_that_is_gone_count_for_nothing(journal: SqliteJournal) -> None:

@@ -95,6 +95,8 @@ async def test_every_other_question_reads_an_index(
     await catalog.newer(100, EVERYBODY, 5)
     await catalog.newer(100, Scope(1000, frozenset({"bob"})), 5)
     assert len(await catalog.experiments()) == 2
+    for number in (3, 3000):  # all have one SHA-256
+        await catalog.commit([replace(record(number, f"models/{number}.pt"), revision=1)])
     await catalog.delete([1], 5)
     await catalog.prune([record(2, "models/2.pt")], 5)
     await catalog.reclaimed(gone, 100)

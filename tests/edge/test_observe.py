@@ -83,7 +83,7 @@ def busy(path: Path, journal: SqliteJournal) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observe, "ANSWER_S", 0.05)
+    monkeypatch.setattr(observe, "ANSWER_S", 0.5)  # what answers has the time to, beside other tests
 
 
 def observer(

@@ -805,8 +805,8 @@ def test_a_copy_of_what_is_written_to_without_a_trace_is_none(
     written(path)
     copy_range = cloning.copy_range
 
-    def write_after(descriptor: int, copy: int, size: int, source: str) -> None:
-        copy_range(descriptor, copy, size, source)
+    def write_after(descriptor: int, copy: int, size: int, source: str, in_time: None) -> None:
+        copy_range(descriptor, copy, size, source, in_time)
         mapping[0] ^= 1
 
     monkeypatch.setattr(pin, "copy_range", write_after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -29,8 +30,8 @@ class Server:
         self.ended = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def start(self) -> Origin:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def start(self, bytes_at_once: int = 32 * 1024 * 1024) -> Origin:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=bytes_at_once)
         return Origin("127.0.0.1", self._server.sockets[0].getsockname()[1], None)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,7 +39,7 @@ class Server:
         self._writers.append(writer)
         try:
             while True:
-                self.asked.append(await reader.readuntil(b"body"))
+                self.asked.append(await self._request(reader))
                 self.came.set()
                 say = self.says.pop(0)
                 if isinstance(say, bytes):
@@ -49,6 +50,12 @@ class Server:
             self.ended.set()
         finally:
             writer.close()
+
+    async def _request(self, reader: asyncio.StreamReader) -> bytes:
+        """A request, to the word with which each of them ends."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+        return head + await reader.readexactly(size)
 
     def end_all(self) -> None:
         for writer in self._writers:
@@ -235,3 +242,93 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
 def test_no_header_can_be_two() -> None:
     with pytest.raises(ValueError, match="line"):
         request("PUT", "/", {"content-type": "a\r\nx-amz-acl: public-read"}, b"")
+
+
+BULK = bytes(range(256)) * 32 * 1024
+"""8 MiB: more than the buffers of both ends hold."""
+HEAD = request("PUT", "/b/k", {"host": "h", "content-length": str(len(BULK) + 4)})
+
+
+async def in_pieces() -> AsyncIterator[memoryview]:
+    for start in range(0, len(BULK), 1024 * 1024):
+        yield memoryview(BULK)[start : start + 1024 * 1024]
+        await asyncio.sleep(0)
+    yield memoryview(b"body")
+
+
+async def test_a_body_in_pieces_arrives_whole_at_a_server_that_takes_its_time(server: Server) -> None:
+    origin, lines = await server.start(bytes_at_once=64 * 1024), Lines(100)
+    server.says = [OK, OK]
+    for _ in range(2):
+        assert (await lines.ask(origin, HEAD, in_pieces)).status == 200
+    assert server.asked == [HEAD + BULK + b"body"] * 2
+    assert server.connections == 1
+    lines.close()
+
+
+async def test_a_body_goes_from_its_start_where_the_kept_connection_has_ended(server: Server) -> None:
+    origin, lines = await server.start(), Lines(100)
+    server.says = [OK, OK]
+    await lines.ask(origin, ASKED)
+    server.end_all()
+    assert (await lines.ask(origin, HEAD, in_pieces)).status == 200
+    assert server.asked == [ASKED, HEAD + BULK + b"body"]
+    lines.close()
+
+
+@asynccontextmanager
+async def peer_that(
+    begins: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[Origin]:
+    """A server that does that with a connection, and then nothing until the test is over."""
+    over, ended = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await begins(reader, writer)
+        await over.wait()
+        writer.transport.abort()
+        ended.set()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield Origin("127.0.0.1", listening.sockets[0].getsockname()[1], None)
+    over.set()
+    await ended.wait()
+    listening.close()
+
+
+@pytest.mark.parametrize(("status", "taken"), [(b"503 Slow Down", True), (b"403 Forbidden", True), (b"200 OK", False)])
+async def test_an_answer_to_half_a_body_is_a_refusal_or_nothing(status: bytes, taken: bool) -> None:
+    """The server reads no further: nobody waits until it does, and the connection serves no other request."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(HEAD) + 1000)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+
+    lines = Lines(100)
+    async with peer_that(refuse) as origin, asyncio.timeout(30):
+        if taken:
+            assert (await lines.ask(origin, HEAD, in_pieces)).status == int(status[:3])
+        else:
+            with pytest.raises(ConnectionError, match="before it had the whole body"):
+                await lines.ask(origin, HEAD, in_pieces)
+        await asyncio.sleep(0)  # the transport tells of its end in the loop's next turn
+        assert not lines._all
+
+
+async def test_whoever_gives_up_a_body_that_nobody_takes_ends_its_connection() -> None:
+    begun = asyncio.Event()
+
+    async def take_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        begun.set()
+
+    lines = Lines(100)
+    async with peer_that(take_nothing) as origin:
+        asking = asyncio.create_task(lines.ask(origin, HEAD, in_pieces))
+        await begun.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0)  # as above
+        assert not lines._all

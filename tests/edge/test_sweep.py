@@ -40,7 +40,7 @@ async def test_an_object_that_may_not_be_removed_keeps_no_row_back(tmp_path: Pat
             await journal.advance(job, State.CANCELLED)
         finish = Finish(
             journal=journal, store=cast("Store", store), catalog=unused, pins=unused, threads=disk, bell=Bell(),
-            clock=clock, faults=NoFaults(), meter=unused,
+            clock=clock, faults=NoFaults(), meter=unused, outbox=unused,
         )  # fmt: skip
         await Sweep(journal, finish, clock).once(clock.now_ms() + 1)
         assert store.deleted == ["files/2", "files/3"]

@@ -240,6 +240,24 @@ def test_an_id_from_elsewhere_takes_nobodys_place(
     assert listed(owner, place) == [record.id]
 
 
+def test_a_lease_is_on_the_daemons_own_users_files_alone(
+    users: Callable[[int], User], daemon: DaemonProcess, open_folder: Path
+) -> None:
+    """The kernel grants it to a file's owner. The pin says what holds, and the log why."""
+    place = m.Place(namespace="held", project="cv", experiment=secrets.token_hex(4))
+    pins = {}
+    for uid in (DAEMON, OWNER):
+        source = open_folder / "everybody" / secrets.token_hex(8)
+        source.write_bytes(bytes(100_000))
+        os.chown(source, uid, uid)
+        file = m.Described(place=place, to="best.pt")
+        upload = m.Upload(request=6, key=secrets.token_bytes(16), file=file, source=source.name, protect="lease")
+        pins[uid] = users(uid).expect(m.Accepted, upload, source).record.pin
+    assert pins.pop(DAEMON) == "lease"
+    assert pins.pop(OWNER) in ("link", "fd")
+    assert "it belongs to another user" in daemon.log()
+
+
 def test_a_sample_is_of_the_callers_own_files_however_many_others_there_are(
     daemon: DaemonProcess, users: Callable[[int], User]
 ) -> None:
@@ -302,10 +320,13 @@ def test_who_may_drain_and_examine(users: Callable[[int], User], role: str) -> N
     else:
         assert_refused(answer, Code.ACCESS_DENIED, f"uid {uid} may not drain")
     examined = users(uid).ask(m.Examine(request=2))
+    nodes = users(uid).ask(m.ListNodes(request=3))
     if isinstance(answer, m.Drained):
         assert isinstance(examined, m.Examined)
+        assert isinstance(nodes, m.Nodes)
     else:
         assert_refused(examined, Code.ACCESS_DENIED, f"uid {uid} may not examine")
+        assert_refused(nodes, Code.ACCESS_DENIED, f"uid {uid} may not list the nodes")
 
 
 def test_nothing_is_deleted_where_one_file_may_not_be(users: Callable[[int], User], place: m.Place) -> None:

@@ -55,6 +55,18 @@ def test_handoff_gives_figures(tmp_path: Path) -> None:
     assert all(each["seconds"] > 0 for each in found["acks"])
 
 
+def test_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
+    found = figures("fleet.py", tmp_path, "--url", mongodb_url, "--documents", "2000")
+    assert all(each["records_per_second"] > 0 for each in found["commits"])
+    listed = {each["call"]: each["listed"] for each in found["lists"]}
+    assert listed["list(), first page"] == 500
+    assert listed['newest of "models/7.pt"'] == 1
+    for each in found["lists"]:
+        assert 0 < each["p50_ms"] <= each["p99_ms"]
+        assert each["keys"] >= each["listed"]
+        assert all("IXSCAN" in plan for plan in each["plan"])
+
+
 def test_catalog_gives_figures(tmp_path: Path) -> None:
     found = figures("catalog.py", tmp_path)["catalog"]
     listed = {(each["files"], each["call"]): each["listed"] for each in found}
@@ -88,6 +100,21 @@ def test_blocking_gives_figures_of_every_saver_and_size(torch: Path, tmp_path: P
         assert each["rounds"] == 2
         assert min(each["first_ms"], each["seconds_ms"]) > 0
         assert ("with_flush_ms" in each) == (each["who"] in ("ml-dash 0.11", "async_save"))
+
+
+def test_interference_gives_figures(tmp_path: Path) -> None:
+    found = figures("interference.py", tmp_path, "--size", "20M")
+    assert found["size_bytes"] == 20 << 20
+    assert [each["beside"] for each in found["interference"] if each["loop"] == "numpy"] == [
+        "alone",
+        "default settings",
+        "not stepping back",
+    ]
+    for each in found["interference"]:
+        assert each["steps"] >= 1
+        assert 0 < each["p50_ms"] <= each["p99_ms"]
+        assert min(each["slower_p50"], each["slower_p99"], each["slower_mean"]) > 0
+        assert (each["mb_per_s"] is None) == (each["beside"] == "alone")
 
 
 def test_peers_give_figures_and_a_picture_once_every_byte_is_verified(tmp_path: Path) -> None:

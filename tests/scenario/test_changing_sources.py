@@ -45,7 +45,7 @@ STAGES = {
     "fd": UNREAD + READ,
     "reflink": OF_ITS_OWN,
     "copy": OF_ITS_OWN,
-    "inline": ("accept.journaled", "batch.before_put", "finish.before_catalog"),
+    "inline": ("accept.journaled", "single.before_put", "finish.before_catalog"),
 }
 
 

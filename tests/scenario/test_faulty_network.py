@@ -75,7 +75,11 @@ def test_every_file_arrives_once_and_right(
     expected = {name: make_file(tmp_path / name, size, seed) for seed, (name, size) in enumerate(SIZES.items())}
     with FaultProxy(request.getfixturevalue(server).endpoint, script) as proxy:
         store = Bucket(request.getfixturevalue(server), endpoint=proxy.endpoint)
-        with DaemonProcess(tmp_path / "daemon", store, settings) as daemon:
+        daemon = DaemonProcess(tmp_path / "daemon", store, settings)
+        if not full_size:  # what takes a minute as it is shipped
+            daemon.module = ["tests.doubles.impatient"]
+            daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        with daemon:
             idle = Counter(measured(daemon).descriptors)
             hand_over(daemon, tmp_path, expected)
             assert {action for action, _ in proxy.injected} == {type(rule.action).__name__ for rule in script.rules}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import random
 import secrets
@@ -17,7 +18,7 @@ import pytest
 from ml_dash import Experiment
 from ml_dash import messages as m
 from tests.doubles.raw_client import RawClient
-from tests.doubles.users import PLACE, put
+from tests.doubles.users import PLACE
 from tests.harness import DaemonProcess, Folder, eventually, make_file
 from tests.measured import Measured, measured
 
@@ -35,6 +36,8 @@ PAGES = 1200
 """Files after which SQLite's page caches, 2 MB each, are full."""
 GIVES_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """What is freed goes back to the kernel at once, so that what stays is what is held."""
+PATIENCE = "peer_timeout = 1.0\n"
+"""Some connections that break off are open until then: by default half a minute."""
 SLOPE = 0.01
 """The growth over all that is measured that is no leak."""
 
@@ -101,7 +104,12 @@ class Round:
         for file_id in taken:
             held.files(file_id=file_id).delete()
         self.gate.unlink()
-        held.files.save_json({}, to="first.json").wait(timeout=120)  # after which nobody waits for a better time
+        held.files.save_json({}, to="first.json")
+        with RawClient(self.daemon.socket).greet() as client:  # in a drain nobody waits for a better time
+            client.send(m.encode(m.Drain(request=1, deadline_ms=120_000)))
+            while isinstance(answer := client.reply(), m.Progress):
+                pass
+            assert isinstance(answer, m.Drained)
         mine = f"experiment = '{held.prefix.rsplit('/')[-1]}'"
         ended = f"SELECT state, count(*) FROM files WHERE {mine} GROUP BY state ORDER BY state"
         each = self.size // 10
@@ -152,7 +160,7 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
     print(f"seed {seed}")
     settings = f"part_size = {PART}\n[limits]\nmemory = {32 * MIB}\n[spool]\ncopy_below = {COPIED}\n"
     (tmp_path / "store").mkdir()
-    daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), settings)
+    daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), settings, PATIENCE)
     daemon.environment |= GIVES_BACK
     with daemon:
         idle = measured(daemon).descriptors
@@ -186,6 +194,12 @@ def growth(sizes: Sequence[int]) -> float:
     return statistics.median(slopes) * (len(sizes) - 1) / statistics.median(sizes)
 
 
+def small(number: int) -> m.Content:
+    file = m.Described(place=PLACE, to=f"small/{number}", metadata='{"a": 1}')
+    content = b"weights"
+    return m.Content(key=secrets.token_bytes(16), file=file, content=content, sha256=hashlib.sha256(content).digest())
+
+
 def warm_up(daemon: DaemonProcess, folder: Path) -> None:
     """Uses every buffer, which are mapped as they are needed and kept, and fills the page caches."""
     make_file(folder / "large.bin", 8 * PART)
@@ -193,8 +207,8 @@ def warm_up(daemon: DaemonProcess, folder: Path) -> None:
         for number in range(4):
             exp.files.upload(folder / "large.bin", to=f"{number}.bin")
         with RawClient(daemon.socket).greet() as client:
-            for number in range(PAGES):
-                file = m.Described(place=PLACE, to=f"small/{number}", metadata='{"a": 1}')
-                client.ask(m.Accepted, put(file, b"weights"))
+            for start in range(0, PAGES, m.MANY):
+                files = tuple(small(number) for number in range(start, min(PAGES, start + m.MANY)))
+                client.ask(m.AcceptedMany, m.PutMany(request=1, files=files))
         exp.files.flush(timeout=120)
         exp.files.delete("**")

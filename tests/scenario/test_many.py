@@ -14,6 +14,8 @@ from tests.harness import Bucket, DaemonProcess, Folder, assert_whole, eventuall
 from tests.servers.s3server import S3Server
 
 FILES = 300
+FEWER = 70
+"""More than one of the daemon's chunks, for a server in pure Python, which takes half a second a file beside others."""
 MIB = 1 << 20
 
 
@@ -28,9 +30,11 @@ def folder_of(path: Path, count: int) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("server", ["local", "localstack"])
-def test_a_folder_goes_up_whole_and_in_its_order(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_folder_goes_up_whole_and_in_its_order(
+    server: str, tmp_path: Path, request: pytest.FixtureRequest, full_size: bool
+) -> None:
     store = Folder(tmp_path / "store") if server == "local" else Bucket(request.getfixturevalue(server))
-    files = folder_of(tmp_path / "source", FILES)
+    files = folder_of(tmp_path / "source", FILES if server == "local" or full_size else FEWER)
     with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
         results = exp.files("set").upload_many(files, tags=["shard"], priority=3)
         assert [(one["filename"], one["path"]) for one in results] == [(Path(name).name, "/set/data") for name in files]

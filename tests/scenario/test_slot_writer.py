@@ -189,7 +189,7 @@ def test_a_daemon_that_is_killed_at_the_commit_costs_nothing(daemon: DaemonProce
 
 def test_a_daemon_that_does_not_come_back_is_an_error_that_says_so(daemon: DaemonProcess, monkeypatch) -> None:
     monkeypatch.setattr("ml_dash.persistence.RECONNECT_S", 0.5)
-    with daemon.experiment(wait=False).run as exp:
+    with daemon.experiment(wait=False, exit_wait=0.5).run as exp:
         exp.files().list()
         with pytest.raises(MLDashError) as raised:
             save(exp, in_pieces(content_of(3 * MIB), lambda at: daemon.kill() if at == PIECE * 12 else None))

@@ -75,7 +75,7 @@ def test_what_was_committed_is_stored_though_its_client_is_gone(daemon: DaemonPr
     eventually(lambda: daemon.spool() == [])
 
 
-@pytest.mark.parametrize("point", ["accept.pinned", "accept.journaled", "upload.before_put", "finish.before_release"])
+@pytest.mark.parametrize("point", ["accept.pinned", "accept.journaled", "single.before_put", "finish.before_release"])
 def test_a_save_outlives_kill_9_of_the_daemon(daemon: DaemonProcess, tmp_path: Path, point: str) -> None:
     expected = make_file(tmp_path / "best.pt", MIB + 5)
     daemon.kill()

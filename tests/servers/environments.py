@@ -23,20 +23,21 @@ class EnvironmentUnavailableError(RuntimeError):
     """A server's pinned packages could not be installed here; the message holds pip's own words."""
 
 
-def server_python(name: str, cache: Path = _CACHE, pins: Path = _PINS) -> Path:
+def server_python(name: str, cache: Path = _CACHE, pins: Path = _PINS, on: Path | None = None) -> Path:
     """Return the interpreter of server `name`'s environment, which is built first where there is none.
 
-    The file {name}.txt in the folder `pins` says what is in it.
+    The file {name}.txt in the folder `pins` says what is in it; with `on`, the interpreter of another of these
+    environments, also what that one has.
     Safe to call from several processes at once, and after a build that was cut off at any point.
     """
     pins = pins / f"{name}.txt"
-    root = cache / f"{name}-{_fingerprint(pins)}"
+    root = cache / f"{name}-{_fingerprint(pins, on)}"
     if not _ready(root):
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _ready(root):  # another process may have built it while this one waited
-                _build(name, root, pins, lock.fileno())
+                _build(name, root, pins, lock.fileno(), on)
     return _python(root)
 
 
@@ -46,6 +47,14 @@ def torch_python() -> Path:
     Raises EnvironmentUnavailableError where there is none: a build for CUDA without its libraries, say.
     """
     return server_python("torch")
+
+
+def frameworks_python() -> Path:
+    """Return the interpreter of the environment with Lightning and transformers, on that with torch: it is large.
+
+    Raises EnvironmentUnavailableError as `torch_python` does.
+    """
+    return server_python("frameworks", on=torch_python())
 
 
 def library_path(folder: Path) -> str:
@@ -62,9 +71,10 @@ def library_path(folder: Path) -> str:
     return f"{_PINS.parents[1] / 'client'}:{installed}"
 
 
-def _fingerprint(pins: Path) -> str:
-    # Wheels are built for one version of Python, so the version is part of the identity.
-    identity = f"{sys.implementation.cache_tag} {platform.machine()}\n".encode() + pins.read_bytes()
+def _fingerprint(pins: Path, on: Path | None) -> str:
+    # Wheels are built for one version of Python, so the version is part of the identity; so is what lies below.
+    below = "" if on is None else f" {on.parents[1].name}"
+    identity = f"{sys.implementation.cache_tag} {platform.machine()}{below}\n".encode() + pins.read_bytes()
     return hashlib.sha256(identity).hexdigest()[:12]
 
 
@@ -81,10 +91,17 @@ def _ready(root: Path) -> bool:
     return _marker(root).exists() and _python(root).exists()
 
 
-def _build(name: str, root: Path, pins: Path, lock: int) -> None:
+def _packages(root: Path) -> Path:
+    (packages,) = root.glob("lib/python*/site-packages")
+    return packages
+
+
+def _build(name: str, root: Path, pins: Path, lock: int, on: Path | None) -> None:
     # Without its marker, what lies here is an interrupted build.
     shutil.rmtree(root, ignore_errors=True)
     _run(name, lock, sys.executable, "-m", "venv", str(root))
+    if on is not None:
+        (_packages(root) / "below.pth").write_text(f"{_packages(on.parents[1])}\n")
     pip = (str(_python(root)), "-I", "-m", "pip", "--disable-pip-version-check")
     # The pins are the whole closure; resolving again could only differ. Wheels only: a compiler that is
     # not there fails late and unreadably.

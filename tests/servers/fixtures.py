@@ -14,7 +14,7 @@ import pytest
 from tests.doubles.s3_double import S3Double
 from tests.servers.ceph import Ceph
 from tests.servers.debian import NotInstallableError
-from tests.servers.environments import EnvironmentUnavailableError, server_python, torch_python
+from tests.servers.environments import EnvironmentUnavailableError, frameworks_python, torch_python
 from tests.servers.localstack import LocalStack
 from tests.servers.mongodb import MongoDB
 from tests.servers.s3server import S3Server
@@ -90,7 +90,7 @@ def torch() -> Path:
 def frameworks() -> Path:
     """A Python that has torch, Lightning and transformers; where they can't be installed, those who ask skip."""
     try:
-        return server_python("frameworks")
+        return frameworks_python()
     except EnvironmentUnavailableError as reason:
         last = str(reason).strip().splitlines()[-1]
         pytest.skip(f"no frameworks (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu has torch): {last}")

@@ -31,10 +31,14 @@ class MongoError(RuntimeError):
 
 
 class MongoDB:
-    """A replica set whose members live below one directory; data outlive kill(). Ports stay the same."""
+    """A replica set whose members live below one directory; data outlive kill(). Ports stay the same.
 
-    def __init__(self, state: Path, members: int = 1) -> None:
+    `secured`: it asks for users, of whom the first may be made on loopback by anybody.
+    """
+
+    def __init__(self, state: Path, members: int = 1, *, secured: bool = False) -> None:
         self.state = state.resolve()
+        self._secured = secured
         self.ports = free_ports(members)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._guards: dict[int, subprocess.Popen[bytes]] = {}
@@ -98,6 +102,12 @@ class MongoDB:
             "--setParameter", "diagnosticDataCollectionEnabled=false", "--setParameter", "ttlMonitorSleepSecs=1",
             "--logpath", str(self.state / f"{port}.log"), "--logappend",
         ]  # fmt: skip
+        if self._secured:
+            key = self.state / "key"
+            key.unlink(missing_ok=True)
+            key.touch(0o600)
+            key.write_text("the members know each other by this")
+            command += ["--auth", "--keyFile", str(key)]
         quiet: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.DEVNULL,

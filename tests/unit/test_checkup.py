@@ -182,5 +182,8 @@ def test_commits_are_judged_by_their_median(seconds: list[float], verdict: Verdi
 def test_hand_offs_and_hashes() -> None:
     assert checkup.intake_check(None).verdict is OK
     assert checkup.intake_check(Trouble(Code.DISK_FULL, "full", "free space")).hint == "free space"
+    assert checkup.node_check(7, 7200.0, None).found == "7; without the catalog it lasts for another 2 h"
+    lapsed = checkup.node_check(7, 0.0, Trouble(Code.CATALOG_UNREACHABLE, "no node number is held", "mend it"))
+    assert (lapsed.verdict, lapsed.found) == (BAD, "CATALOG_UNREACHABLE: no node number is held")
     assert checkup.hashing_check(openssl=True, bytes_per_s=1.7e9).found == "SHA-256 by OpenSSL, 1.70 GB/s on a thread"
     assert checkup.hashing_check(openssl=False, bytes_per_s=3e8).failed

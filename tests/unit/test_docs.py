@@ -50,6 +50,7 @@ def _messages() -> str:
             messages.Origin,
             messages.Record,
             messages.Count,
+            messages.Limits,
             messages.Check,
             messages.Refusal,
             messages.NewRow,
@@ -269,7 +270,8 @@ def _plain(value: Any) -> Any:
 def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
     stages = (
-        "pin|accept|settle|copies|seal|journal|catalog|runs|upload|batch|local|finish|duplicate|prune|reclaim|supersede"
+        "pin|accept|settle|copies|lease|seal|journal|catalog|runs|upload|single|batch|local|finish|duplicate|prune"
+        "|reclaim|supersede|inbox"
     )
     named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()

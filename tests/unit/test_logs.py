@@ -171,7 +171,7 @@ def untouched() -> Iterator[None]:
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
 def test_the_level_is_the_daemons_own(level: str) -> None:
     stream = io.StringIO()
-    logs.set_up(level, "json", stream)
+    logs.set_up(level, "json", logging.StreamHandler(stream))
     names = ("debug", "info", "warning", "error")
     for name in names:
         getattr(logging.getLogger("ml_dashd.flow"), name)("file_stored")
@@ -186,7 +186,7 @@ def test_the_level_is_the_daemons_own(level: str) -> None:
 @pytest.mark.usefixtures("untouched")
 def test_what_python_would_print_is_an_event_too() -> None:
     stream = io.StringIO()
-    logs.set_up("info", "json", stream)
+    logs.set_up("info", "json", logging.StreamHandler(stream))
     thread = threading.Thread(target=lambda: 1 / 0)
     thread.start()
     thread.join()

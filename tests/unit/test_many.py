@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ml_dash import messages as m
 from ml_dash import wire
+from ml_dash.errors import MLDashError
 from ml_dash.many import Basket, read_small
 
 PLACE = m.Place(namespace="alice", project="cv", experiment="resnet")
@@ -31,8 +32,16 @@ described = st.builds(
 contents = st.one_of(st.binary(max_size=300), st.integers(0, m.INLINE_BYTES).map(bytes))
 
 
+def never(failure: MLDashError, _: m.Content) -> m.Record:
+    """The daemon is there."""
+    raise failure
+
+
 class Daemon:
     """Takes what is sent, as the wire would."""
+
+    silent_s: float | None = None
+    lost_s = 0.0
 
     def __init__(self) -> None:
         self.messages: list[m.PutMany] = []
@@ -51,7 +60,7 @@ class Daemon:
 @given(st.lists(st.tuples(described, contents), max_size=30))
 def test_every_message_fits_and_every_file_is_in_one(files: list[tuple[m.Described, bytes]]):
     daemon = Daemon()
-    basket = Basket(daemon)  # type: ignore[arg-type]
+    basket = Basket(daemon, None, never)  # type: ignore[arg-type]
     ids = [record.id for file, content in files for record in basket.add(file, content)]
     ids += [record.id for record in basket.empty()]
     assert ids == list(range(len(files)))
@@ -63,7 +72,7 @@ def test_every_message_fits_and_every_file_is_in_one(files: list[tuple[m.Describ
 
 def test_a_message_holds_as_many_as_the_protocol_allows():
     daemon = Daemon()
-    basket = Basket(daemon)  # type: ignore[arg-type]
+    basket = Basket(daemon, None, never)  # type: ignore[arg-type]
     for number in range(2 * m.MANY + 1):
         list(basket.add(m.Described(place=PLACE, to=f"{number}"), b""))
     list(basket.empty())

@@ -35,8 +35,9 @@ def test_only_verified_is_done():
     assert {old for old, new in MOVES if new is State.DONE} == {State.VERIFIED}
 
 
-def test_no_verified_object_is_sent_again_or_failed():
-    assert set(TRANSITIONS[State.VERIFIED]) == {State.DONE, State.CANCELLED}
+def test_no_verified_object_is_sent_again():
+    """One fails only where another file has its id."""
+    assert set(TRANSITIONS[State.VERIFIED]) == {State.DONE, State.CANCELLED, State.FAILED}
 
 
 def test_only_a_retry_leaves_failed_for_the_queue():

@@ -130,6 +130,20 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
             0,
         ),
         (m.Brought(request=31, new=1), 0),
+        (m.FindHanded(request=31, key=KEY), 0),
+        (m.ListNodes(request=32, cursor="500", everything=True), 0),
+        (
+            m.Nodes(
+                request=32,
+                nodes=(
+                    m.NodeRecord(number=16_383, host="gpu-1", held=True, mine=True, until_ms=2, seen_ms=1),
+                    m.NodeRecord(number=0, host="", held=False),
+                ),
+                shared=True,
+                cursor="16383",
+            ),
+            0,
+        ),
         (
             m.Experiments(
                 request=26, experiments=(RUN,), cursor="[]", params="{}", metrics=(m.Metric(name="train", rows=7),)
@@ -254,6 +268,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
                 failed=(RECORD,),
                 moving=(LEAST_RECORD,),
                 bytes_per_second=1 << 30,
+                limits=m.Limits(threads=4, nice=10, io_class="low", uncached_from=1 << 26, bandwidth=0),
             ),
             0,
         ),

@@ -15,6 +15,7 @@ from ml_dash.cli import (
     draining,
     fetching,
     folders,
+    nodes,
     oldnames,
     parser,
     pushing,
@@ -57,16 +58,19 @@ def put(options: Namespace) -> int:
             metadata=options.metadata,
             durability=options.durability,
             snapshot=options.snapshot,
+            protect=options.protect,
             priority=options.priority,
             supersede=options.supersede,
         )
         if options.wait:
-            waiting.show_until_stored(waiting.at_ids(connection, [int(result["id"])]), None, "bytes", show.path(result))
+            ids = [int(result["id"])]
+            waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", show.path(result))
             result.refresh()
     if options.json:
         show.one(show.plain(result))
     else:
-        print(f"{result['id']}  {show.path(result)}  {show.plain(result)['state']}")
+        known = show.plain(result)
+        print(f"{known['id'] or 'in the inbox'}  {show.path(known)}  {known['state']}")
     return 0
 
 
@@ -229,6 +233,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "wait": wait,
     "drain": drain,
     "doctor": doctor,
+    "nodes": nodes.nodes,
     "experiments": experiments,
     "params": params,
     "metrics": metrics,

@@ -130,6 +130,7 @@ def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outco
             outcome.refuse,
             durability=options.durability,
             snapshot=options.snapshot,
+            protect=options.protect,
             priority=options.priority,
             supersede=options.supersede,
             **described,

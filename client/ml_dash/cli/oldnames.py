@@ -18,8 +18,8 @@ def upload(options: Namespace) -> int:
     if (folder / HOME).is_dir() or options.folder is None:
         return pushing.push(options)
     words = {"file": str(folder), "to": options.target, "description": None, "tags": [], "metadata": None}
-    words |= {"include": [], "exclude": [], "durability": "", "snapshot": "", "priority": 0, "supersede": False}
-    words |= {"wait": True}
+    words |= {"include": [], "exclude": [], "durability": "", "snapshot": "", "protect": "", "priority": 0}
+    words |= {"supersede": False, "wait": True}
     return folders.put(Namespace(**vars(options) | words))
 
 

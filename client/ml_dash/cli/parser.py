@@ -56,6 +56,10 @@ EXAMPLES = {
   ml-dash doctor                                   what is wrong, and what to do about it
   ml-dash doctor --socket /run/ml-dash/ml-dashd.sock
   ml-dash doctor --json | jq '.checks[] | select(.verdict == "bad")'""",
+    "nodes": """\
+  ml-dash nodes                                    the daemons that share the catalog
+  ml-dash nodes --all                              those, too, whose leases are over
+  ml-dash nodes --json | jq -r '.[].host'""",
     "experiments": """\
   ml-dash experiments                              all that a run was begun of, and how they fare
   ml-dash experiments alice/cv
@@ -130,6 +134,10 @@ def _doctor(_: Parser) -> None:
     """It has no arguments of its own."""
 
 
+def _nodes(parser: Parser) -> None:
+    parser.add_argument("--all", action="store_true", help="those, too, whose leases are over")
+
+
 def _status(_: Parser) -> None:
     """It has no arguments of its own."""
 
@@ -146,6 +154,9 @@ def _put(parser: Parser) -> None:
     parser.add_argument("--priority", metavar="N", type=int, default=0, help="-100 to 100; higher goes first")
     parser.add_argument("--supersede", action="store_true", help="drop older versions that are not stored yet")
     parser.add_argument("--snapshot", choices=("copy",), default="", help="copy: it may be overwritten at once")
+    parser.add_argument(
+        "--protect", choices=("lease",), default="", help="lease: whoever opens it to write waits while it is copied"
+    )
     arguments.add_folder_options(parser)
 
 
@@ -230,6 +241,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "drain": ("send the most valuable files first, until the deadline; list what is left", _drain),
     "doctor": ("look for all that may be wrong: store, credentials, permissions, disks, limits", _doctor),
     **arguments.COMMANDS,
+    "nodes": ("list the daemons that share the catalog, with their numbers and leases", _nodes),
     "experiments": ("list experiments, and how their runs fare", _experiments),
     "params": ("print what an experiment was run with", _params),
     "metrics": ("print the rows of metrics; with --json --follow, one JSON document a row", _metrics),

@@ -10,7 +10,7 @@ from typing import Any
 from ml_dash import wording
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
-from ml_dash.messages import Record, StatusReport
+from ml_dash.messages import Limits, Record, StatusReport
 from ml_dash.result import FileResult, iso_time, to_dict
 
 
@@ -58,6 +58,7 @@ def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
         "oldestAt": iso_time(answer.oldest_ms),
         "files": {count.state: {"files": count.files, "sizeBytes": count.size_bytes} for count in answer.counts},
         "superseded": answer.superseded_files,
+        "limits": _limits(answer.limits),
         "blocked": [troubled(record) for record in answer.blocked],
         "failed": [troubled(record) for record in answer.failed],
         "error": _error(answer) if answer.error_code else None,
@@ -73,8 +74,12 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     yield f"spool    {show.size(answer.spool_bytes)} in {answer.state_dir}"
     oldest = "nothing" if answer.oldest_ms is None else f"the oldest for {show.duration(_since(answer.oldest_ms))}"
     yield f"waiting  {oldest}"
+    if answer.limits is not None:
+        yield f"polite   {_politeness(answer.limits)}"
     if answer.error_code:
-        yield f"\nNOTHING IS TAKEN IN NOW\n  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
+        later = answer.error_code.startswith("CATALOG_")
+        what = "STORED FILES WAIT TO BE LISTED" if later else "NOTHING IS TAKEN IN NOW"
+        yield f"\n{what}\n  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
     if answer.counts:
         yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
     for count in answer.counts:
@@ -86,6 +91,27 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
             yield f"\n{title}:"
         for record in records:
             yield from trouble(record)
+
+
+def _limits(limits: Limits | None) -> dict[str, Any] | None:
+    """None of a daemon of an earlier release, which does not say."""
+    if limits is None:
+        return None
+    return {
+        "threads": limits.threads,
+        "nice": limits.nice,
+        "ioClass": limits.io_class,
+        "uncachedFrom": limits.uncached_from,
+        "bandwidth": limits.bandwidth,
+    }
+
+
+def _politeness(limits: Limits) -> str:
+    cached = (
+        f"files from {show.size(limits.uncached_from)} on past the page cache" if limits.uncached_from else "cached"
+    )
+    cap = f"at most {show.size(limits.bandwidth)}/s" if limits.bandwidth else "no cap on bandwidth"
+    return f"{limits.threads} threads, nice {limits.nice}, I/O {limits.io_class}, {cached}, {cap}"
 
 
 def trouble(record: Record) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import TypeVar, cast
 
 from ml_dash import wire
 from ml_dash.errors import Code, ProtocolError, error
+from ml_dash.messages.inbox import FindHanded
+from ml_dash.messages.nodes import NODES, ListNodes, NodeRecord, Nodes
 from ml_dash.messages.parts import (
     INLINE_BYTES,
     KIB,
@@ -36,6 +38,7 @@ from ml_dash.messages.replies import (
     Examined,
     Failed,
     Fetched,
+    Limits,
     Page,
     Progress,
     Pruned,
@@ -103,6 +106,7 @@ __all__ = [
     "MANY",
     "METRICS",
     "NAME_CHARACTERS",
+    "NODES",
     "PARAMS_BYTES",
     "PRIORITIES",
     "REPLIES",
@@ -138,15 +142,20 @@ __all__ = [
     "Failed",
     "Fetch",
     "Fetched",
+    "FindHanded",
     "Get",
     "GrowSlot",
     "Hello",
+    "Limits",
     "List",
     "ListExperiments",
+    "ListNodes",
     "LogRows",
     "Message",
     "Metric",
     "NewRow",
+    "NodeRecord",
+    "Nodes",
     "OpenExperiment",
     "Origin",
     "Page",
@@ -196,14 +205,14 @@ REQUESTS: dict[int, type[Message]] = {
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
         Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune, Retry, Verify, EndRun, SetParams, LogRows,
-        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows,
+        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows, ListNodes, FindHanded,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows, Brought,
+        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows, Brought, Nodes,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

@@ -11,13 +11,17 @@ from ml_dash.schema import Max
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome(Message):
-    """The answer to Hello: the version that both use from here on."""
+    """The answer to Hello: the version that both use from here on.
+
+    `inbox` is the folder for files while the daemon is down; "" where there is none.
+    """
 
     kind: ClassVar[int] = 64
     version: int
     daemon: Name
     embedded: bool
     store: Name
+    inbox: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,17 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How far the daemon steps back for others, in a StatusReport: the settings of its table [limits]."""
+
+    threads: int
+    nice: int
+    io_class: Name
+    uncached_from: int
+    bandwidth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport(Message):
     """How the daemon is doing. `blocked` and `failed` are samples, newest first; `moving` are the largest under way.
 
@@ -158,6 +173,7 @@ class StatusReport(Message):
     moving: Annotated[tuple[Record, ...], Max(32)] = ()
     bytes_per_second: int = 0
     superseded_files: int = 0
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

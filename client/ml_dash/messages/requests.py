@@ -49,6 +49,7 @@ class Upload(Message):
     durability: Name = ""
     snapshot: Name = ""
     origin: Origin | None = None
+    protect: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -286,6 +286,13 @@ def intake_check(trouble: Trouble | None) -> Check:
     return bad("hand-offs", f"{trouble.code}: {trouble.message}", trouble.hint)
 
 
+def node_check(number: int, left_s: float, trouble: Trouble | None) -> Check:
+    """The node number, where the catalog is shared: without one no file can be taken in."""
+    if trouble is not None:
+        return bad("node number", f"{trouble.code}: {trouble.message}", trouble.hint)
+    return ok("node number", f"{number}; without the catalog it lasts for another {left_s / 3600:.0f} h")
+
+
 def hashing_check(openssl: bool, bytes_per_s: float) -> Check:
     """Python's own SHA-256 takes five times as long as OpenSSL's."""
     found = f"SHA-256 by {'OpenSSL' if openssl else 'Python itself'}, {bytes_per_s / 1e9:.2f} GB/s on a thread"

@@ -80,7 +80,7 @@ class Circuits:
         circuit.failures += 1
         if circuit.trouble is None and circuit.failures >= least:
             circuit.trouble = trouble
-            circuit.next_s = now_s + _pause_s(1, jitter)
+            circuit.next_s = now_s + pause_s(1, jitter)
         return closed
 
     def answered(self, experiment: Experiment) -> list[Extent]:
@@ -101,7 +101,7 @@ class Circuits:
         if self.is_open(extent):
             circuit = self._circuits[extent]
             circuit.probes += 1
-            circuit.next_s = now_s + _pause_s(circuit.probes + 1, jitter)
+            circuit.next_s = now_s + pause_s(circuit.probes + 1, jitter)
 
     def hasten(self, now_s: float) -> None:
         """All open circuits are probed now."""
@@ -122,5 +122,6 @@ def codes_of(extent: Extent) -> tuple[Code, ...]:
     return _CODES_OF_THE_STORE if extent is None else _CODES_OF_AN_EXPERIMENT
 
 
-def _pause_s(probe: int, jitter: float) -> float:
-    return max(PROBE_FLOOR_S, min(PROBE_CAP_S, backoff_ms(probe + 1, 1.0) / 1000) * jitter)
+def pause_s(probe: int, jitter: float, cap_s: float = PROBE_CAP_S) -> float:
+    """How long after a probe, 1 the first, the next one comes: with full jitter, up to ever more seconds."""
+    return max(PROBE_FLOOR_S, min(cap_s, backoff_ms(probe + 1, 1.0) / 1000) * jitter)

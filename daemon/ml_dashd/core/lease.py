@@ -53,6 +53,8 @@ class Claim:
     place: Place
     now_ms: int
     """By its own clock."""
+    host: str = ""
+    """What people call the machine: shown, and nothing is decided by it."""
 
     @property
     def ceiling_ms(self) -> int:
@@ -70,6 +72,7 @@ class Node:
     ceiling_ms: int
     until_ms: int
     seen_ms: int
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ def may_take(node: Node | None, claim: Claim, now_ms: int) -> bool:
 def take(node: Node | None, number: int, claim: Claim, now_ms: int) -> Node:
     """The number, taken; the interval begins where the last holder's ends."""
     floor_ms = 0 if node is None else node.ceiling_ms
-    return Node(number, claim.token, claim.place, floor_ms, claim.ceiling_ms, now_ms + LEASE_MS, now_ms)
+    until_ms = now_ms + LEASE_MS
+    return Node(number, claim.token, claim.place, floor_ms, claim.ceiling_ms, until_ms, now_ms, claim.host)
 
 
 def answer(node: Node | None, known: Collection[str], claim: Claim, now_ms: int) -> Answer:
@@ -137,6 +141,7 @@ def renew(node: Node, claim: Claim, now_ms: int) -> Node:
         ceiling_ms=max(node.ceiling_ms, claim.ceiling_ms),
         until_ms=max(node.until_ms, now_ms + LEASE_MS),
         seen_ms=now_ms,
+        host=claim.host,
     )
 
 
@@ -180,8 +185,8 @@ class LeasedIds:
         """The number is another's. Idempotent."""
         self._lease = None
 
-    def next(self, now_ms: int, boottime_ms: int) -> int:
-        """An id above all earlier ones. Raises LapsedError."""
+    def check(self, now_ms: int, boottime_ms: int) -> None:
+        """Raises LapsedError where no id may be made now."""
         lease = self._lease
         if lease is None:
             raise LapsedError("no node number is held")
@@ -190,6 +195,10 @@ class LeasedIds:
         # A full millisecond borrows one at most from what follows.
         if max(now_ms, time_of(self._source.latest) + 1) > lease.ceiling_ms:
             raise LapsedError(f"the clock is past the time for which node number {lease.number} is held")
+
+    def next(self, now_ms: int, boottime_ms: int) -> int:
+        """An id above all earlier ones. Raises LapsedError."""
+        self.check(now_ms, boottime_ms)
         return self._source.next(now_ms)
 
     def pass_over(self, file_id: int) -> None:

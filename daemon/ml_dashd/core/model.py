@@ -116,6 +116,11 @@ class FileRecord:
         return f"{self.prefix}/{self.filename}" if self.prefix else self.filename
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """What no later word changes: of one id, two that differ in it are two files."""
+        return self.owner_uid, self.key, self.sha256
+
+    @property
     def group(self) -> Experiment:
         """The experiment that it belongs to; those take turns."""
         return self.namespace, self.project, self.experiment

@@ -20,7 +20,7 @@ class Lane(StrEnum):
     LARGE = "large"
 
 
-WIDTH = {Lane.INLINE: 512, Lane.SMALL: 16, Lane.LARGE: 4}
+WIDTH = {Lane.INLINE: 512, Lane.SMALL: 48, Lane.LARGE: 4}
 """Files of a lane that are under way at once; the memory and the connections they share have their own bounds."""
 
 SPARE = {Lane.INLINE: 0, Lane.SMALL: 0, Lane.LARGE: 4}

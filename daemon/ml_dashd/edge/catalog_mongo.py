@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
 from ml_dashd.core.spans import Span, spans
 from ml_dashd.edge.mongo import Document, Mongo
 from ml_dashd.edge.mongo_records import ORDER, amended, document, in_scope, index, question, read_record, said
 from ml_dashd.edge.mongo_schema import FILES
+from ml_dashd.ports import TakenError
 
+if TYPE_CHECKING:
+    from pymongo import UpdateOne
+
+IDENTITY = ("owner_uid", "key", "sha256")
+"""FileRecord.identity"""
+DUPLICATE_KEY = 11000
+BY_ID = "_id_"
+"""The index of ids: by SHA-256 there may be a million files without a byte."""
 LEAST_KEYS = 8
 """Keys that are read to see which path comes next, where each has many versions."""
 
@@ -81,21 +90,49 @@ class MongoCatalog:
     # ---- writes
 
     async def _commit(self, records: Sequence[FileRecord]) -> list[int]:
+        """What is inserted is whole; of what is there the words may be older, or it is another file."""
         from pymongo import UpdateOne  # noqa: PLC0415 optional
 
-        writes: list[UpdateOne] = []
+        writes = []
         for record in records:
             made = document(record)
-            writes.append(UpdateOne({"_id": made.pop("_id")}, {"$setOnInsert": made}, upsert=True))
-            if record.revision:
-                older = {"_id": record.id, "listed": True, "revision": {"$lt": record.revision}}
-                writes.append(UpdateOne(older, {"$set": said(record)}))
-        if not writes:
+            mine = {name: made.pop(name) for name in ("_id", *IDENTITY)}
+            writes.append(UpdateOne(mine, {"$setOnInsert": made}, upsert=True, hint=BY_ID))
+        if not writes or await self._upsert(writes) == len(records):
             return []
-        result = await self._files.bulk_write(writes)
-        if result.upserted_count == len(records):
-            return []
-        return await self._gone([record.id for record in records], {})
+        updates = [
+            UpdateOne(
+                {**_mine(record), "listed": True, "revision": {"$lt": record.revision}},
+                {"$set": said(record)},
+                hint=BY_ID,
+            )
+            for record in records
+            if record.revision
+        ]
+        if updates:
+            await self._files.bulk_write(updates, ordered=False)
+        return await self._checked(records)
+
+    async def _upsert(self, writes: Sequence[UpdateOne]) -> int:
+        """How many were inserted. An id that is there with another identity is refused by the index of ids."""
+        from pymongo.errors import BulkWriteError  # noqa: PLC0415 optional
+
+        try:
+            return (await self._files.bulk_write(writes, ordered=False)).upserted_count
+        except BulkWriteError as refused:
+            if any(each["code"] != DUPLICATE_KEY for each in refused.details["writeErrors"]):
+                raise
+            return -1
+
+    async def _checked(self, records: Sequence[FileRecord]) -> list[int]:
+        """Those of these that are deleted. Raises TakenError where an id is another file's."""
+        there = await self._find({"_id": {"$in": [record.id for record in records]}}, [("_id", 1)], len(records))
+        mine = {record.id: record.identity for record in records}
+        others = [found for found in there if found.identity != mine[found.id]]
+        gone = [found.id for found in there if found.deleted_ms is not None and found.identity == mine[found.id]]
+        if others:
+            raise TakenError(others, gone)
+        return gone
 
     async def _delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         await self._files.update_many({"_id": {"$in": list(ids)}, "listed": True}, _deletion(at_ms, ""))
@@ -190,6 +227,10 @@ class MongoCatalog:
             later = {"reclaimable": True, "deleted_ms": {"$gt": at_ms, "$lt": before_ms}}
             found += await self._find(later, order, limit - len(found))
         return found
+
+
+def _mine(record: FileRecord) -> Document:
+    return {"_id": record.id, **{name: getattr(record, name) for name in IDENTITY}}
 
 
 def _deletion(at_ms: int, mark: str) -> Document:

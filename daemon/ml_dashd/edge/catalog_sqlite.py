@@ -17,7 +17,7 @@ from ml_dashd.edge.amending import amend, later_word
 from ml_dashd.edge.database import LOCKED_S, Database, open_database
 from ml_dashd.edge.listing import ENDING, read_selection
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders, read_record, record_values, scope_where
-from ml_dashd.ports import Faults, JournalError
+from ml_dashd.ports import Faults, JournalError, TakenError
 
 log = logging.getLogger("ml_dashd.catalog")
 
@@ -78,6 +78,8 @@ MIGRATIONS = [
     """,
 ]
 _LISTED = "deleted_ms IS NULL"
+_SAME = "excluded.owner_uid = files.owner_uid AND excluded.key = files.key AND excluded.sha256 = files.sha256"
+"""FileRecord.identity"""
 
 
 class SqliteCatalog:
@@ -91,18 +93,23 @@ class SqliteCatalog:
     async def commit(self, records: Sequence[FileRecord]) -> list[int]:
         rows = [record_values(record) for record in records]
         # A repeated commit finds its own row, and leaves alone what may have changed in it since.
-        later = f"{later_word()} WHERE excluded.revision > files.revision AND files.deleted_ms IS NULL"
+        later = f"{later_word()} WHERE excluded.revision > files.revision AND files.deleted_ms IS NULL AND {_SAME}"
         statement = f"{insert('files', rows[0], len(rows))} {later}"
         values = [value for row in rows for value in row.values()]
-        ids = [record.id for record in records]
+        mine = {record.id: record.identity for record in records}
 
-        def work(connection: sqlite3.Connection) -> list[int]:
+        def work(connection: sqlite3.Connection) -> list[FileRecord]:
             if connection.execute(statement, values).rowcount == len(rows):
                 return []
-            there = f"SELECT id FROM files WHERE id IN ({marks(ids)}) AND deleted_ms IS NOT NULL"
-            return [row["id"] for row in connection.execute(there, ids)]
+            there = f"SELECT * FROM files WHERE id IN ({marks(list(mine))}) ORDER BY id"
+            return [read_record(row) for row in connection.execute(there, list(mine)).fetchall()]
 
-        return await self._database.call(work)
+        there = await self._database.call(work)
+        others = [found for found in there if found.identity != mine[found.id]]
+        gone = [found.id for found in there if found.deleted_ms is not None and found.identity == mine[found.id]]
+        if others:
+            raise TakenError(others, gone)
+        return gone
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
         return await self._records(f"SELECT * FROM files WHERE id IN ({marks(ids)})", ids)

@@ -32,8 +32,10 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import TRANSITIONS, State
+from ml_dashd.edge import numbering
 from ml_dashd.edge.amending import amend
 from ml_dashd.edge.database import Database
+from ml_dashd.edge.deferred import WAITS, defer, hold_deferred
 from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.listing import read_selection
@@ -72,6 +74,7 @@ _SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET valu
 _HIGH_WATER = """
 SELECT max(
     coalesce((SELECT max(id) FROM files), 0),
+    coalesce((SELECT max(id) FROM numbers), 0),
     coalesce((SELECT CAST(value AS INTEGER) FROM settings WHERE name = 'high_water'), 0)
 )
 """
@@ -134,6 +137,8 @@ class SqliteJournal:
         values = changed_columns(changes) | {"updated_ms": now}
         if to is not None:
             values["state"] = to
+        if to is State.QUEUED:  # it may have waited for the catalog
+            values["lane"] = self._lane_of(job.pin.kind, job.record.size_bytes)
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         # A checksum that somebody was told is never replaced by another.
         same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
@@ -155,8 +160,8 @@ class SqliteJournal:
 
         return await self._database.call(work)
 
-    async def repin(self, job: Job, pin: Pin) -> None:
-        values = pin_columns(pin) | {"on_disk": True, "updated_ms": self._clock.now_ms()}
+    async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
+        values = pin_columns(pin) | {"on_disk": on_disk, "updated_ms": self._clock.now_ms()}
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         where = f"id = :_id AND pin_kind = :_kind AND {_LISTED} AND NOT cancel_requested"
         bound = values | {"_id": job.id, "_kind": job.pin.kind}
@@ -167,9 +172,11 @@ class SqliteJournal:
 
         await self._database.call(work)
 
-    async def mark_on_disk(self, file_id: int) -> None:
+    async def mark_on_disk(self, job: Job) -> None:
         await self._database.call(
-            lambda connection: connection.execute("UPDATE files SET on_disk = 1 WHERE id = ?", (file_id,)).close()
+            lambda connection: connection.execute(
+                "UPDATE files SET on_disk = 1 WHERE id = ? AND pin_kind = ?", (job.id, job.pin.kind)
+            ).close()
         )
 
     async def set_sha256(self, file_id: int, sha256: str) -> None:
@@ -221,6 +228,20 @@ class SqliteJournal:
             SentPart(row["number"], row["size_bytes"], row["etag"], row["checksum"], read_crc(row["crc64nvme"]))
             for row in rows
         ]
+
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        jobs = await self._jobs("WHERE owner_uid = ? AND request_key = ?", (owner_uid, key))
+        return jobs[0] if jobs else None
+
+    async def numbers(self, keys: Sequence[numbering.Key]) -> dict[numbering.Key, int]:
+        return await self._database.call(lambda connection: numbering.read(connection, keys))
+
+    async def number(self, ids: Mapping[numbering.Key, int]) -> None:
+        now = self._clock.now_ms()
+        await self._database.call(lambda connection: numbering.write(connection, ids, now), spare=True)
+
+    async def forget_numbers(self, before_ms: int) -> None:
+        await self._database.call(lambda connection: numbering.forget(connection, before_ms))
 
     async def content(self, job: Job) -> bytes:
         found = await self.contents([job.id])
@@ -345,6 +366,15 @@ class SqliteJournal:
         where, values = held(extent, skip)
         jobs = await self._jobs(f"WHERE {where}", values)
         return jobs[0] if jobs else None
+
+    async def defer(self, ids: Sequence[int], until_ms: int, trouble: Trouble) -> None:
+        await self._database.call(lambda connection: defer(connection, ids, until_ms, trouble))
+
+    async def deferred(self, after: int, limit: int) -> list[Job]:
+        return await self._jobs(f"WHERE {WAITS} AND id > ? ORDER BY id LIMIT ?", (after, limit))
+
+    async def hold_deferred(self, until_ms: int, trouble: Trouble) -> None:
+        await self._database.call(lambda connection: hold_deferred(connection, until_ms, trouble))
 
     async def next_due_ms(self, now_ms: int) -> int | None:
         (row,) = await self._rows(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ml_dash.errors import TABLE, Code, MLDashError, error
 from ml_dashd.core.model import Trouble
@@ -47,9 +47,14 @@ _FULL = {14031, 12501}
 class Mongo:
     """A client of one database. Made without a connection: a server that is away is found so by the first call."""
 
-    def __init__(self, url: str) -> None:
-        """Takes a catalog.url. Raises CONFIG for one that PyMongo refuses, MISSING_LIBRARY without PyMongo."""
+    def __init__(self, url: str, prepare: Callable[[Mongo], Awaitable[None]] | None = None) -> None:
+        """Takes a catalog.url, and what is to be done in the database, by `run`, before the first call.
+
+        Raises CONFIG for a URL that PyMongo refuses, MISSING_LIBRARY without PyMongo.
+        """
         self.place = place(url)
+        self._prepare = prepare
+        self._preparing: asyncio.Task[None] | None = None
         self._client = _connect(url)
         self._trouble: Trouble | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -67,6 +72,28 @@ class Mongo:
         return self.database[name]
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """`run`, once the database is prepared, whenever it is reached. Raises JournalError with CONFIG, too."""
+        try:
+            if self._prepare is not None:
+                await self._be_prepared(self._prepare)
+        except BaseException:
+            work.close()
+            raise
+        return await self.run(work)
+
+    async def _be_prepared(self, prepare: Callable[[Mongo], Awaitable[None]]) -> None:
+        """Whoever comes while it is tried shares the outcome."""
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.create_task(_whole(prepare(self)))
+            self._preparing.add_done_callback(self._ended)
+        try:
+            await asyncio.shield(self._preparing)
+        except MLDashError as refused:
+            self._trouble = Trouble(refused.code, refused.message, refused.hint)
+            raise JournalError(refused.message, refused.code) from None
+        self._prepare = None
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of an operation, or of several; it runs to its end though its caller be cancelled.
 
         Raises JournalError with CATALOG_UNREACHABLE, CATALOG_DENIED or CATALOG_FULL; then the outcome may be unknown,
@@ -106,6 +133,10 @@ class Mongo:
         return named(failure, self.place)
 
 
+async def _whole(work: Awaitable[None]) -> None:
+    await work
+
+
 def place(url: str) -> str:
     """A catalog.url for people: the hosts and the database, without user, password and options."""
     parts = urlsplit(url)
@@ -114,10 +145,8 @@ def place(url: str) -> str:
 
 def named(failure: Exception, where: str) -> JournalError | None:
     """PyMongo's exception as a JournalError that names the place; None for what no operator could mend."""
-    from pymongo import errors  # noqa: PLC0415 optional
-
     code = _code(failure)
-    if code in _DENIED or isinstance(failure, errors.ConfigurationError):
+    if code in _DENIED:
         kind = Code.CATALOG_DENIED
     elif code in _FULL:
         kind = Code.CATALOG_FULL
@@ -132,7 +161,13 @@ def _is_away(failure: Exception) -> bool:
     """Whether it may be there again by itself: no connection, no primary, no majority, too slow."""
     from pymongo import errors  # noqa: PLC0415 optional
 
-    away = (errors.ConnectionFailure, errors.WTimeoutError, errors.ExecutionTimeout, errors.WaitQueueTimeoutError)
+    away = (
+        errors.ConfigurationError,  # a name that DNS does not have now
+        errors.ConnectionFailure,
+        errors.WTimeoutError,
+        errors.ExecutionTimeout,
+        errors.WaitQueueTimeoutError,
+    )
     if isinstance(failure, away):
         return True
     details: Mapping[str, Any] = getattr(failure, "details", None) or {}
@@ -172,14 +207,28 @@ def _connect(url: str) -> AsyncMongoClient[Document]:
     except ImportError:
         what = f"the catalog {place(url)} needs PyMongo, which is not installed"
         raise error(Code.MISSING_LIBRARY, what, MISSING_HINT) from None
-    options: dict[str, Any] = {
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an option that PyMongo would drop, such as a mistyped tls
+            client: AsyncMongoClient[Document] = AsyncMongoClient(url, **_options(url))
+        client.get_default_database()
+    except (PyMongoError, ValueError, Warning) as refused:
+        raise bad_url(url, str(refused)) from None
+    return client
+
+
+def _options(url: str) -> dict[str, Any]:
+    """What the URL does not say otherwise, and what it may not: how durable a write is, and what is read."""
+    fixed: dict[str, Any] = {
         "w": "majority",
         "journal": True,
-        "wTimeoutMS": WRITE_MS,
         "readConcernLevel": "majority",
         "readPreference": "primary",
         "retryWrites": True,
         "retryReads": True,
+    }
+    usual: dict[str, Any] = {
+        "wTimeoutMS": WRITE_MS,
         "serverSelectionTimeoutMS": SELECTION_MS,
         "connectTimeoutMS": CONNECT_MS,
         "socketTimeoutMS": SOCKET_MS,
@@ -188,14 +237,8 @@ def _connect(url: str) -> AsyncMongoClient[Document]:
         "waitQueueTimeoutMS": SELECTION_MS,
         "appname": "ml-dashd",
     }
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # an option that PyMongo would drop, such as a mistyped tls
-            client: AsyncMongoClient[Document] = AsyncMongoClient(url, **options)
-        client.get_default_database()
-    except (PyMongoError, ValueError, Warning) as refused:
-        raise bad_url(url, str(refused)) from None
-    return client
+    named = {name.lower() for name in parse_qs(urlsplit(url).query)}
+    return fixed | {name: value for name, value in usual.items() if name.lower() not in named}
 
 
 def bad_url(url: str, why: str) -> MLDashError:

@@ -30,24 +30,33 @@ INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
         "by_sha256": (("sha256",), {}),
         "deleted": (("reclaimable", "deleted_ms", "_id"), {"partialFilterExpression": _IS_RECLAIMABLE}),
     },
+    EXPERIMENTS: {"by_place": ((*_EXPERIMENT, "owner_uid"), {"unique": True})},
+    METRICS: {"by_name": (("experiment", "name"), {"unique": True})},
+    ROWS: {
+        "by_position": (("metric", "position"), {"unique": True}),
+        "once": (("metric", "writer", "number"), {"unique": True}),
+    },
 }
 
 
 async def prepare(mongo: Mongo) -> None:
     """Brings the database up to date. Idempotent, by several daemons at once, too.
 
-    Raises CONFIG for a database of a newer release, and JournalError as `Mongo.call` does.
+    Raises CONFIG for a database of a newer release, or a server without transactions, and JournalError as `Mongo.run`
+    does.
     """
-    found = await mongo.call(mongo.collection(SCHEMA).find_one({"_id": "version"}))
+    hello = await mongo.run(mongo.database.command("hello"))
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        what = f"the catalog {mongo.place} is a server that is no replica set"
+        raise error(Code.CONFIG, what, "start mongod with --replSet, and call rs.initiate() once; docs/fleet.md")
+    found = await mongo.run(mongo.collection(SCHEMA).find_one({"_id": "version"}))
     if found is not None and found["number"] > VERSION:
         raise _newer(mongo, found["number"])
     for collection, indexes in INDEXES.items():
         models = [_model(name, keys, options) for name, (keys, options) in indexes.items()]
-        await mongo.call(mongo.collection(collection).create_indexes(models))
+        await mongo.run(mongo.collection(collection).create_indexes(models))
     # The number only rises, whoever comes last.
-    await mongo.call(
-        mongo.collection(SCHEMA).update_one({"_id": "version"}, {"$max": {"number": VERSION}}, upsert=True)
-    )
+    await mongo.run(mongo.collection(SCHEMA).update_one({"_id": "version"}, {"$max": {"number": VERSION}}, upsert=True))
 
 
 def _newer(mongo: Mongo, number: int) -> MLDashError:

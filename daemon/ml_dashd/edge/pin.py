@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.cloning import changed, copy_range, disk_error, link, reflink
 from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
 from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
+from ml_dashd.edge.leases import Leases
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.seal import seal
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
@@ -33,8 +34,9 @@ from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.ports import Faults, NotAnArchiveError, Source
 
-_OURS = re.compile(r"[0-9]+(\.copy)?")
-"""The names that pins have in the spool: a file's id, and what was copied of it in the background."""
+_OURS = re.compile(r"[0-9]+(\.copy|\.lease)?")
+"""The names that pins have in the spool: a file's id, and what was copied of it in the background, or for a writer who
+waited."""
 COPIES_LEAVE_BYTES = 10 * 1024**3
 """Copies in the background leave so much of the disk to the trainer, or a tenth of it, and half of the quota."""
 _TORN_READS = 3
@@ -44,7 +46,8 @@ _TORN_READS = 3
 class SpoolPins:
     """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system.
 
-    `keeper` is where held descriptors outlive this process, if there is such a place.
+    `keeper` is where held descriptors outlive this process, if there is such a place. Sources of `uncached_from` bytes
+    and more leave the page cache alone, 0 for none; slots stay in memory for the next save.
     """
 
     def __init__(
@@ -55,11 +58,15 @@ class SpoolPins:
         room: Room | None = None,
         keeper: Systemd | None = None,
         budget: DescriptorBudget | None = None,
+        *,
+        uncached_from: int = 0,
     ) -> None:
+        self._uncached_from = uncached_from
         self._keeper = keeper or Systemd({})
         self._pools = list(pools)
         self._budget = budget or DescriptorBudget()
         self._budget.count(lambda: len(self._held))
+        self._leases = Leases(self._budget)
         self._slots = slots
         self._room = room or Room()
         self._faults = faults
@@ -151,9 +158,19 @@ class SpoolPins:
         """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
         return str(file_id) if pool is self._pools[0] else str(pool / str(file_id))
 
-    def _copy(self, descriptor: int, name: str, source: str, *, spare: bool = False) -> str:
+    def _copy(
+        self,
+        descriptor: int,
+        name: str,
+        source: str,
+        *,
+        spare: bool = False,
+        in_time: Callable[[], bool] | None = None,
+    ) -> str:
+        """`in_time`: until then a lease keeps writers away."""
         path = self._pools[0] / name
-        before, tells = fingerprint(descriptor), tells_of_writes(descriptor, PinKind.LINK)
+        before = fingerprint(descriptor)
+        tells = in_time is not None or tells_of_writes(descriptor, PinKind.LINK)
         self._room.take(str(path), before.size_bytes, spare=spare)
         try:
             copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -164,7 +181,7 @@ class SpoolPins:
         try:
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
-            copy_range(descriptor, copy, before.size_bytes, source)
+            copy_range(descriptor, copy, before.size_bytes, source, in_time)
             # Where no time tells of a write, both are read and compared: the copy is of one content.
             same = tells or crc64_of_range(copy, 0, before.size_bytes) == crc64_of_range(
                 descriptor, 0, before.size_bytes
@@ -178,15 +195,49 @@ class SpoolPins:
             os.close(copy)
         return name
 
-    def copy(self, job: Job) -> Pin:
+    def lease(self, job: Job) -> str | None:
+        try:
+            descriptor = self._open(job)
+            try:
+                self._look_for_room(job)
+                if (refusal := self._leases.take(descriptor, job.id)) is None:
+                    if fingerprint(descriptor).same_content(_baseline(job)):
+                        return None
+                    self._leases.let_go(job.id)
+                    refusal = "it was written to since it was handed over"
+                return refusal
+            finally:
+                os.close(descriptor)
+        except (OSError, MLDashError) as failure:
+            return str(failure)
+
+    def _look_for_room(self, job: Job) -> None:
+        """Whether a copy would find room if it were made now; none is set aside."""
+        path = str(self._pools[0] / f"{job.id}.lease")
+        self._leave_room(job.record.size_bytes)
+        self._room.take(path, job.record.size_bytes, spare=True)
+        self._room.give_back(path)
+
+    def leased(self, file_id: int) -> bool:
+        return self._leases.holds(file_id)
+
+    def wanted(self) -> list[int]:
+        return self._leases.asked_for()
+
+    def unlease(self, file_id: int) -> None:
+        self._leases.let_go(file_id)
+
+    def copy(self, job: Job, in_time: Callable[[], bool] | None = None) -> Pin:
         source = self._open(job)
         try:
             if not fingerprint(source).same_content(_baseline(job)):
                 raise changed(job.pin.source)
             self._leave_room(job.record.size_bytes)
-            name = self._copy(source, f"{job.id}.copy", job.pin.source, spare=True)
+            name = f"{job.id}.copy" if in_time is None else f"{job.id}.lease"
+            self._copy(source, name, job.pin.source, spare=True, in_time=in_time)
             pin = Pin(PinKind.COPY, name, job.pin.source)
-            if not fingerprint(source).same_content(_baseline(job)):
+            kept = in_time is None or self._leases.stands(job.id)
+            if not kept or not fingerprint(source).same_content(_baseline(job)):
                 self.release(pin, job.id)
                 raise changed(job.pin.source)
         finally:
@@ -251,7 +302,8 @@ class SpoolPins:
         if job.pin.kind is PinKind.INLINE:
             return InlineSource(content)
         self._room.note(self._path(job.pin), failed=job.state is State.FAILED)
-        source = FileSource(self._open(job), job)
+        large = 0 < self._uncached_from <= job.record.size_bytes
+        source = FileSource(self._open(job), job, uncached=large and job.pin.kind is not PinKind.SLOT)
         try:
             source.check()
             if job.pin.kind is PinKind.SLOT:
@@ -289,6 +341,8 @@ class SpoolPins:
             sync_folder(folder)
 
     def release(self, pin: Pin, file_id: int) -> None:
+        if pin.kind in (PinKind.LINK, PinKind.FD):
+            self._leases.let_go(file_id)
         if pin.kind is PinKind.SLOT:
             self._room.note(self._path(pin), failed=False)  # it may be kept, for the next save
             self._slots.release(pin.name)
@@ -364,6 +418,7 @@ class SpoolPins:
 
     def close(self) -> None:
         """Closes what is held."""
+        self._leases.close()
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()

@@ -60,7 +60,11 @@ MIGRATIONS = [
     CREATE UNIQUE INDEX metric_rows_once ON metric_rows (metric, writer, number);
     CREATE TABLE syncs (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
     INSERT INTO syncs VALUES (1, 0);
+    """,
+    # What was set since another catalog has heard of it.
     """
+    ALTER TABLE params ADD COLUMN changed_ms INTEGER NOT NULL DEFAULT 0;
+    """,
 ]
 _MINE = "namespace = ? AND project = ? AND experiment = ? AND owner_uid = ?"
 _METRIC = f"name = ? AND experiment = (SELECT id FROM experiments WHERE {_MINE})"
@@ -130,15 +134,14 @@ class SqliteRuns:
             if (merged := laid_over(values, old)) == old:
                 return
             check_params(merged, most_bytes)
-            _set_params(connection, number, old, merged)
-            _touch(connection, number, at_ms)
+            _set_params(connection, number, old, merged, _touch(connection, number, at_ms))
 
         await self._database.call(work, spare=True)
 
-    async def params(self, key: RunKey) -> dict[str, str]:
+    async def params(self, key: RunKey, since_ms: int | None = None) -> dict[str, str]:
         def work(connection: sqlite3.Connection) -> dict[str, str]:
             found = connection.execute(f"SELECT id FROM experiments WHERE {_MINE}", _place(key)).fetchone()
-            return {} if found is None else _params(connection, found["id"])
+            return {} if found is None else _params(connection, found["id"], -1 if since_ms is None else since_ms)
 
         return await self._database.call(work, soon=True)
 
@@ -167,8 +170,8 @@ class SqliteRuns:
             if kept == here and merged == old:
                 return False
             check_params(merged, most_bytes)
-            _set_params(connection, number, old, merged)
             updated_ms = kept.updated_ms if here is None else max(kept.updated_ms, here.updated_ms + 1)
+            _set_params(connection, number, old, merged, updated_ms)
             connection.execute(
                 "UPDATE experiments SET status = ?, error = ?, host = ?, user = ?, created_ms = ?, started_ms = ?,"
                 " updated_ms = ?, ended_ms = ?, readme = ?, tags = ?, bindrs = ?, metadata = ? WHERE id = ?",
@@ -269,25 +272,29 @@ def _ensure(connection: sqlite3.Connection, key: RunKey, at_ms: int) -> int:
     return int(made.lastrowid or 0)
 
 
-def _touch(connection: sqlite3.Connection, number: int, at_ms: int) -> None:
-    """It has changed: its time rises even where the clock does not, so that a tree knows."""
-    connection.execute(
-        "UPDATE experiments SET updated_ms = max(?, updated_ms + 1) WHERE id = ?", (at_ms, number)
-    ).close()
+def _touch(connection: sqlite3.Connection, number: int, at_ms: int) -> int:
+    """It has changed: its time, which is returned, rises even where the clock does not, so that a tree knows."""
+    (row,) = connection.execute(
+        "UPDATE experiments SET updated_ms = max(?, updated_ms + 1) WHERE id = ? RETURNING updated_ms", (at_ms, number)
+    ).fetchall()
+    return int(row["updated_ms"])
 
 
-def _params(connection: sqlite3.Connection, number: int) -> dict[str, str]:
-    found = connection.execute("SELECT name, value FROM params WHERE experiment = ? ORDER BY name", (number,))
-    return {row["name"]: row["value"] for row in found}
+def _params(connection: sqlite3.Connection, number: int, since_ms: int = -1) -> dict[str, str]:
+    statement = "SELECT name, value FROM params WHERE experiment = ? AND changed_ms > ? ORDER BY name"
+    return {row["name"]: row["value"] for row in connection.execute(statement, (number, since_ms))}
 
 
-def _set_params(connection: sqlite3.Connection, number: int, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def _set_params(
+    connection: sqlite3.Connection, number: int, old: Mapping[str, str], new: Mapping[str, str], at_ms: int
+) -> None:
     """Puts parameters in the place of those that there are."""
     gone = old.keys() - new.keys()
     connection.executemany("DELETE FROM params WHERE experiment = ? AND name = ?", [(number, name) for name in gone])
     connection.executemany(
-        "INSERT INTO params VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-        [(number, name, value) for name, value in new.items() if old.get(name) != value],
+        "INSERT INTO params VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET value = excluded.value, changed_ms = excluded.changed_ms",
+        [(number, name, value, at_ms) for name, value in new.items() if old.get(name) != value],
     )
 
 

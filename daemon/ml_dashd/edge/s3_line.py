@@ -1,15 +1,15 @@
-"""HTTP/1.1 for small requests: one write, one answer, on a connection that is kept.
+"""HTTP/1.1 for what is stored: one request, one answer, on a connection that is kept.
 
-aiohttp takes 0.17 ms of CPU for a request whose body is at hand, this takes 0.02: of thousands of small files that is
-most of what sending them costs. What needs more than that (a proxy, a body in pieces, an answer to be streamed) is
-aiohttp's.
+aiohttp takes 0.17 ms of CPU for a request whose body is at hand, and 0.4 for one of 1 MiB; this takes 0.02 and 0.1: of
+thousands of small files that is most of what sending them costs. What needs more than that (a proxy, an answer to be
+streamed) is aiohttp's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 import aiohappyeyeballs
@@ -26,6 +26,10 @@ FIRST_FINAL = 200
 """What is below is said before the answer."""
 
 
+Pieces = Callable[[], AsyncIterator[memoryview]]
+"""A body that follows its request piece by piece; from its start each time it is called."""
+
+
 class Reply(NamedTuple):
     """An answer; names of headers are in lower case. Of a content that is too long the start."""
 
@@ -34,8 +38,8 @@ class Reply(NamedTuple):
     content: bytes
 
 
-def request(method: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """A whole request, as it goes out. Raises ValueError where a header would be two."""
+def request(method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    """A request as it goes out, with as much of its body as is given. Raises ValueError where a header would be two."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers):
         raise ValueError("a header holds a line's end")
@@ -55,26 +59,45 @@ class Line(asyncio.Protocol):
         self._content = b""
         self._unframed = False
         self._transport: asyncio.Transport
+        self._full: asyncio.Future[None] | None = None
+        """While the transport takes no more: until it does, or nobody wants it to."""
         self.idle_since = 0.0
         self.usable = True
         """Whether another request may follow."""
         self.silent = True
         """Whether nothing has come of the answer, and it ended: then the request may be repeated elsewhere."""
 
-    async def ask(self, request: bytes) -> Reply:
+    async def ask(self, request: bytes, pieces: Pieces | None = None) -> Reply:
         """Raises ConnectionError where the connection ends first, or says nothing. Whoever gives up ends it."""
-        self._answer = self._loop.create_future()
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._answer = answer
         self.silent = True
         self._transport.write(request)
-        # asyncio.timeout takes four times as long.
-        patience = self._loop.call_later(DATA_READ_TIMEOUT_S, self._give_up)
         try:
-            return await self._answer
+            if pieces is not None:
+                await self._stream(pieces(), answer)
+            # asyncio.timeout takes four times as long.
+            patience = self._loop.call_later(DATA_READ_TIMEOUT_S, self._give_up)
+            try:
+                return await answer
+            finally:
+                patience.cancel()
         except BaseException:
+            answer.cancel()  # nobody waits for it any more
             self.abort()
             raise
-        finally:
-            patience.cancel()
+
+    async def _stream(self, pieces: AsyncIterator[memoryview], answer: asyncio.Future[Reply]) -> None:
+        """Gives a body to the transport as fast as it takes it. An answer that comes first is a refusal, or nothing."""
+        async for piece in pieces:
+            if answer.done():
+                self.abort()  # the rest of the body would be taken for the next request
+                if answer.exception() is None and answer.result().status == FIRST_FINAL:
+                    raise ConnectionError("the server has answered before it had the whole body")
+                return
+            self._transport.write(piece)
+            if self._full is not None:
+                await self._full
 
     def close(self) -> None:
         """Ends it in good order."""
@@ -91,6 +114,14 @@ class Line(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
+    def pause_writing(self) -> None:
+        self._full = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        full, self._full = self._full, None
+        if full is not None and not full.done():
+            full.set_result(None)
+
     def data_received(self, data: bytes) -> None:
         self.silent = False
         try:
@@ -104,6 +135,7 @@ class Line(asyncio.Protocol):
         if exc is None and self._unframed:
             self.on_message_complete()
         self._fail(exc or ConnectionError("the server has hung up"))
+        self.resume_writing()
 
     def _give_up(self) -> None:
         self.silent = False
@@ -139,6 +171,7 @@ class Line(asyncio.Protocol):
             self.abort()  # nobody has asked
         else:
             self._answer.set_result(Reply(status, self._headers, self._content))
+            self.resume_writing()  # one that answers too early may never take the rest
 
 
 class Lines:
@@ -151,7 +184,7 @@ class Lines:
         self._idle: list[Line] = []
         self._tidying: asyncio.TimerHandle | None = None
 
-    async def ask(self, origin: Origin, request: bytes) -> Reply:
+    async def ask(self, origin: Origin, request: bytes, pieces: Pieces | None = None) -> Reply:
         """Sends an idempotent request. Raises StoreError where no connection comes about, ConnectionError later.
 
         A server may end a kept connection in the moment in which it is used: then the request goes on another.
@@ -162,11 +195,11 @@ class Lines:
         while self._idle:
             line = self._idle.pop()
             try:
-                return await self._ask(line, origin, request)
+                return await self._ask(line, origin, request, pieces)
             except ConnectionError:
                 if not line.silent:
                     raise
-        return await self._ask(await self._connect(origin), origin, request)
+        return await self._ask(await self._connect(origin), origin, request, pieces)
 
     def close(self) -> None:
         """Ends all connections. What is asked afterwards begins new ones. Idempotent."""
@@ -174,8 +207,8 @@ class Lines:
         for line in [*self._all]:
             line.close()
 
-    async def _ask(self, line: Line, origin: Origin, request: bytes) -> Reply:
-        reply = await line.ask(request)
+    async def _ask(self, line: Line, origin: Origin, request: bytes, pieces: Pieces | None) -> Reply:
+        reply = await line.ask(request, pieces)
         if line.usable and origin == self._origin:  # it may have turned out to be elsewhere meanwhile
             self._keep(line)
         else:

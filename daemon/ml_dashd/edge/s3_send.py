@@ -1,4 +1,4 @@
-"""The data path to S3: objects and parts, signed here, sent and fetched by aiohttp; small ones go by s3_line.py.
+"""The data path to S3: objects and parts, signed here, sent by s3_line.py; by aiohttp through a proxy, and fetched.
 
 aiobotocore, which makes all other calls, takes 0.9 ms of CPU a request before the first byte leaves. Credentials and
 the endpoint are botocore's own.
@@ -61,10 +61,15 @@ class Sender:
         way, target, signed = await self._sign("PUT", key, query, headers)
         signed["content-length"] = str(len(body))
         try:
-            if direct and way.proxy is None:
+            if way.proxy is not None:
+                answer = await self._put_by_session(way, target, signed, body, direct=direct)
+            elif direct:
                 answer = await self._lines.ask(way.origin, request("PUT", target, signed, bytes(body)))
             else:
-                answer = await self._put_by_session(way, target, signed, body, direct=direct)
+                async with asyncio.timeout(None) as limit:
+                    answer = await self._lines.ask(
+                        way.origin, request("PUT", target, signed), lambda: _slices(body, limit, self._throttle)
+                    )
         except StoreError as failure:
             raise StoreError(failure.fault, redact(f"{what}: {failure.message}")) from failure
         except Exception as failure:
@@ -174,8 +179,9 @@ async def _replied(answer: aiohttp.ClientResponse) -> Reply:
 
 
 async def _slices(body: memoryview, limit: asyncio.Timeout, throttle: Throttle) -> AsyncIterator[memoryview]:
-    """A pooled buffer as aiohttp takes it without a copy; each piece that was taken moves the limit on."""
+    """A pooled buffer as the transport takes it without a copy; each piece that was taken moves the limit on."""
     loop = asyncio.get_running_loop()
+    limit.reschedule(loop.time() + STALL_S)
     for start in range(0, len(body), throttle.slice_bytes):
         piece = body[start : start + throttle.slice_bytes]
         if throttle.capped:

@@ -146,3 +146,20 @@ CREATE INDEX files_superseded ON files (superseded_by) WHERE superseded_by IS NO
 -- ---- step 9: a file that comes from elsewhere keeps the time at which it was changed last
 
 ALTER TABLE files ADD COLUMN said_ms INTEGER;
+
+-- ---- step 10: verified files that wait for the catalog are in a lane of their own, `outbox`
+
+-- In the order of their ids.
+CREATE INDEX files_outbox ON files (id) WHERE lane = 'outbox' AND state = 'VERIFIED';
+
+-- ---- step 11: ids of files that were left in the inbox
+
+-- A file keeps the id that it got when it was first seen, and is found by its key for a month.
+CREATE TABLE numbers (
+    owner_uid   INTEGER NOT NULL,
+    request_key BLOB    NOT NULL,
+    id          INTEGER NOT NULL,
+    at_ms       INTEGER NOT NULL,
+    PRIMARY KEY (owner_uid, request_key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX numbers_by_id ON numbers (id);

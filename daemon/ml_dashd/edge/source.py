@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 
@@ -11,6 +10,8 @@ from awscrt import checksums as crt
 from ml_dash.errors import Code, error
 from ml_dashd.core.model import Fingerprint, Job, PinKind
 from ml_dashd.edge.handed import file_system
+from ml_dashd.edge.leases import has_writers
+from ml_dashd.edge.politeness import Reader
 from ml_dashd.ports import Feedable
 
 READ_STEP = 4 * 1024 * 1024
@@ -50,8 +51,9 @@ class FileSource:
     Only `preadv` with offsets: the descriptor's own offset is shared with the client.
     """
 
-    def __init__(self, descriptor: int, job: Job) -> None:
+    def __init__(self, descriptor: int, job: Job, *, uncached: bool = False) -> None:
         self._descriptor = descriptor
+        self._reader = Reader(descriptor, uncached=uncached)
         self._tells = tells_of_writes(descriptor, job.pin.kind)
         self._baseline = job.pin.fingerprint
         self._name = job.pin.source or job.record.path
@@ -80,7 +82,7 @@ class FileSource:
     def _fill(self, offset: int, piece: memoryview) -> None:
         done = 0
         while done < len(piece):
-            count = os.preadv(self._descriptor, [piece[done:]], offset + done)
+            count = self._reader.into(piece[done:], offset + done)
             if count == 0:
                 raise error(Code.SOURCE_CHANGED, f"{self._name} became shorter while it was on its way")
             done += count
@@ -94,21 +96,7 @@ def tells_of_writes(descriptor: int, kind: PinKind) -> bool:
     """
     if kind in (PinKind.COPY, PinKind.REFLINK):
         return True
-    return kind is not PinKind.SLOT and file_system(descriptor) not in IN_MEMORY and not _has_writers(descriptor)
-
-
-def _has_writers(descriptor: int) -> bool:
-    """Whether somebody has the file open, or mapped, to write to it; True where the kernel does not say.
-
-    It grants a read lease only where nobody has. The lease is given back at once: whoever opens the file in this very
-    moment waits for that, and the signal by which the kernel asks for it is ignored (edge/system.py).
-    """
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return True
-    return False
+    return kind is not PinKind.SLOT and file_system(descriptor) not in IN_MEMORY and not has_writers(descriptor)
 
 
 def crc64_of_range(descriptor: int, offset: int, size: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.plan import PART_BYTES
+from ml_dashd.edge.politeness import WITHOUT, Politeness, step_back
 from ml_dashd.ports import SyncRefusedError
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ def raise_descriptor_limit() -> None:
 
 
 def ignore_lease_signals() -> None:
-    """Leases are asked for to learn something, and given back at once: nobody has to tell us that one is in the way."""
+    """Until the loop listens to them, no lease is held for longer than it takes to learn that it was granted."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
@@ -111,11 +112,11 @@ async def breathe() -> None:
 class Pool:
     """Threads of our own: reads, hashes and fsyncs never wait behind name look-ups in the loop's default pool.
 
-    Lean, because every hand-off goes through it. `nice` lets others go first.
+    Lean, because every hand-off goes through it. With `politeness` others go first.
     """
 
-    def __init__(self, workers: int, name: str, nice: int = 0) -> None:
-        self._nice = os.getpriority(os.PRIO_PROCESS, 0) + nice
+    def __init__(self, workers: int, name: str, politeness: Politeness = WITHOUT) -> None:
+        self._politeness = politeness
         self._queue: SimpleQueue[_Task | Strand | None] = SimpleQueue()
         self._closed = False
         self._threads = [Thread(target=self._serve, name=f"{name}-{number}", daemon=True) for number in range(workers)]
@@ -154,7 +155,7 @@ class Pool:
         self._queue.put(task)
 
     def _serve(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, self._nice)  # on Linux it is the thread's own
+        step_back(self._politeness)
         while (task := self._queue.get()) is not None:
             if isinstance(task, Strand):
                 task.drain()

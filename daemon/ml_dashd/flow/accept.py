@@ -13,23 +13,24 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
-from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.schedule import LINGER_S
 from ml_dashd.flow.arrivals import Arrivals
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
-from ml_dashd.ports import Clock, Faults, Handed, Journal, JournalError, Meter, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, JournalError, Meter, Pins, Session, Slots, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
+PROTECT = ("", "lease")
 PINS = (3, 64)
 """Files being pinned at once, of one user and of all: a file system that hangs leaves others one of four threads."""
 COPIES = (2, 3)
@@ -54,13 +55,14 @@ class Accept:
         threads: Threads,
         disk: Threads,
         meter: Meter,
-        ids: IdSource,
+        ids: Ids,
         bell: Bell,
         clock: Clock,
         faults: Faults,
         settle: Settle,
         health: Health,
         copies: Copies,
+        overwrites: Overwrites,
         supersede: Supersede,
         arrivals: Arrivals,
         policy: Policy,
@@ -78,6 +80,7 @@ class Accept:
         self._settle = settle
         self._health = health
         self._copies = copies
+        self._overwrites = overwrites
         self._supersede = supersede
         self._arrivals = arrivals
         self._policy = policy
@@ -94,6 +97,7 @@ class Accept:
         self._copying = Turns(*COPIES)
         self._closing = asyncio.Event()
         self._syncing: set[asyncio.Task[None]] = set()
+        self._lingering: asyncio.Task[None] | None = None
 
     async def close(self, patience_s: float) -> None:
         """Takes nothing more; what is being written to disk may be finished, the rest is not begun."""
@@ -104,10 +108,15 @@ class Accept:
             task.cancel()
         await asyncio.gather(*self._syncing, return_exceptions=True)
 
-    async def upload(self, session: Session, message: Upload, descriptor: int) -> Job:
-        """Takes an open file. Idempotent by the message's key."""
-        self._check(message.durability, message.snapshot)
-        record = self._describe(session, message.file)
+    async def upload(
+        self, session: Session, message: Upload, descriptor: int, numbered: tuple[int, int] | None = None
+    ) -> Job:
+        """Takes an open file. Idempotent by the message's key.
+
+        `numbered` are the id and the time of one that was handed over before: in milliseconds since 1970, UTC.
+        """
+        self._check(message.durability, message.snapshot, message.protect)
+        record = self._describe(session, message.file, numbered)
         if message.origin is None:
             return await self._take(record, message, descriptor)
         record = self._arrivals.name(record, message.origin)
@@ -119,7 +128,10 @@ class Accept:
         job = Job(_sized(record, size, content), pin, priority=message.file.priority, said_ms=said_ms)
         if message.origin is None:  # what is pushed from elsewhere is its whole history
             job = replace(job, supersedes=self._supersedes(message.file, record))
-        return await self._keep(job, content, message.key, message.durability)
+        kept = await self._keep(job, content, message.key, message.durability)
+        if message.protect:
+            await self._overwrites.protect(kept)
+        return kept
 
     async def _pin(self, record: FileRecord, message: Upload, descriptor: int) -> tuple[Pin, bytes | None, int]:
         """Pins the source; where there is no descriptor left to hold it with, it is copied."""
@@ -243,7 +255,7 @@ class Accept:
         self._copies.add(job)
         await self._supersede.run([job])
         if not job.on_disk:
-            self._sync_later(job)
+            self.sync_later(job)
         return job
 
     async def _settle_first(self, pin: Pin, file_id: int) -> None:
@@ -256,7 +268,7 @@ class Accept:
             what = f"{pin.source or 'the spool'} can't be synced now: {failure}"
             raise error(Code.RETRY_LATER, what, "it is tried again; see the daemon's log") from failure
 
-    def _sync_later(self, job: Job) -> None:
+    def sync_later(self, job: Job) -> None:
         """Starts the write-back; `on_disk` is noted when it is done."""
         task = asyncio.create_task(self._sync(job), name=f"sync {job.id}")
         self._syncing.add(task)
@@ -264,7 +276,7 @@ class Accept:
 
     async def _sync(self, job: Job) -> None:
         """Until it is on stable storage: a file keeps its ack of "memory" while the disk can't be asked, or refuses."""
-        await self._clock.sleep(LINGER_S)
+        await self._linger()
         told = False
         while (failure := await self._bring_to_disk(job)) is not None:
             if not told:
@@ -274,6 +286,12 @@ class Accept:
             if _code_of(failure) is Code.DISK_FAILED or await self._is_closing(SYNC_AGAIN_S):
                 break
         self._bell.ring()
+
+    async def _linger(self) -> None:
+        """Those that come within one LINGER_S go on together: they share the sync of their folder, and the commit."""
+        if self._lingering is None or self._lingering.done():
+            self._lingering = asyncio.create_task(self._clock.sleep(LINGER_S), name="linger")
+        await asyncio.shield(self._lingering)
 
     async def _bring_to_disk(self, job: Job) -> Exception | None:
         """What kept the source, or its note, from stable storage; None where nothing did, or the file is given up."""
@@ -290,7 +308,7 @@ class Accept:
             return None  # a descriptor does not outlive a reboot, wherever its bytes are
         try:
             await self._settle.entry(job.pin)
-            await self._journal.mark_on_disk(job.id)
+            await self._journal.mark_on_disk(job)
             await self._supersede.run([replace(job, on_disk=True)])
         except Exception as failure:  # noqa: BLE001 as above
             return failure
@@ -311,7 +329,7 @@ class Accept:
     def _waits_for_disk(self, durability: str) -> bool:
         return (durability or self._durability) == "disk"
 
-    def _check(self, durability: str, snapshot: str) -> None:
+    def _check(self, durability: str, snapshot: str, protect: str = "") -> None:
         if self._closing.is_set():
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         self._health.check()
@@ -319,19 +337,24 @@ class Accept:
             raise error(Code.INVALID_ARGUMENT, f"durability={durability!r}", 'use "memory" or "disk"')
         if snapshot not in SNAPSHOT:
             raise error(Code.INVALID_ARGUMENT, f"snapshot={snapshot!r}", 'use "copy", or leave it out')
+        if protect not in PROTECT:
+            raise error(Code.INVALID_ARGUMENT, f"protect={protect!r}", 'use "lease", or leave it out')
 
     def _supersedes(self, file: Described, record: FileRecord) -> bool:
         return self._supersede.asked(record, by_caller=file.supersede)
 
-    def _describe(self, session: Session, file: Described) -> FileRecord:
+    def _describe(self, session: Session, file: Described, numbered: tuple[int, int] | None = None) -> FileRecord:
         """The record of a new file, its names checked."""
         place = file.place
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
         self._policy.check_write(session.uid, namespace)
         prefix, filename = names.place(place.prefix, file.to)
-        now = self._clock.now_ms()
+        if numbered is None:
+            now = self._clock.now_ms()
+            numbered = self._ids.next(now), now
+        file_id, now = numbered
         record = FileRecord(
-            id=self._ids.next(now),
+            id=file_id,
             owner_uid=session.uid,
             namespace=namespace,
             project=project,

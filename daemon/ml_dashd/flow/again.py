@@ -20,8 +20,9 @@ from ml_dashd.ports import Journal, Pins, Session, Superseded, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
-HOPELESS = (Code.SOURCE_CHANGED, Code.SOURCE_LOST, Code.DISK_FAILED)
-"""Of these failures nothing is left that could be sent: what the disk could not keep may read as anything."""
+HOPELESS = (Code.SOURCE_CHANGED, Code.SOURCE_LOST, Code.DISK_FAILED, Code.ID_TAKEN)
+"""Of these failures nothing is left that could be sent: what the disk could not keep may read as anything. With another
+file's id nothing can be listed."""
 
 Refused = tuple[Job, Trouble]
 

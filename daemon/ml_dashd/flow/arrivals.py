@@ -11,9 +11,9 @@ from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code, error
 from ml_dash.messages import Origin
-from ml_dashd.core.ids import IdSource, time_of
+from ml_dashd.core.ids import time_of
 from ml_dashd.core.model import FileRecord, Job
-from ml_dashd.ports import Catalog, Clock, Journal
+from ml_dashd.ports import Catalog, Clock, Ids, Journal, JournalError
 
 AHEAD_MS = 3_600_000
 """How far an id, or a time, may be in the future: clocks differ, and ids that are given out here come after it."""
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Arrivals:
     """Decides whether a file may come with the id that it had elsewhere."""
 
-    def __init__(self, journal: Journal, catalog: Catalog, ids: IdSource, clock: Clock) -> None:
+    def __init__(self, journal: Journal, catalog: Catalog, ids: Ids, clock: Clock) -> None:
         self._journal = journal
         self._catalog = catalog
         self._ids = ids
@@ -60,7 +60,10 @@ class Arrivals:
 
     async def _known(self, record: FileRecord) -> Job | None:
         jobs = await self._journal.get([record.id])
-        stored = await self._catalog.get([record.id])
+        try:
+            stored = await self._catalog.get([record.id])
+        except JournalError:  # another file of that id is then found when this one is listed (flow/finish.py)
+            stored = []
         if not jobs and not stored:
             return None
         known = Job.stored(stored[0]) if stored else jobs[0]

@@ -1,30 +1,30 @@
-"""Files whose bytes the journal holds, many at a time: one commit, one look into the journal, serves them all.
+"""Small files, many at a time: one commit, one look into the journal, serves them all.
 
 Each goes the way of flow/upload.py: its key is journaled before it is sent (rule 2), its object is verified by the
-store's own answer (rule 5), and the catalog comes after that (rule 6). Such a file's source can't change.
+store's own answer (rule 5), and the catalog comes after that (rule 6).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_dash.errors import Code, error
-from ml_dashd.core.checksum import digest
 from ml_dashd.core.model import Algorithm, Job, PinKind
-from ml_dashd.core.schedule import Lane
+from ml_dashd.core.plan import MIB
+from ml_dashd.core.retry import StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.finish import Finish
-from ml_dashd.flow.pace import Pace
-from ml_dashd.flow.upload import as_fault
-from ml_dashd.flow.verify import Verify
-from ml_dashd.ports import Faults, Journal, Meter, Store
+from ml_dashd.flow.single import Single
+from ml_dashd.ports import Faults, Journal, Store
 
-CHUNK = 64
-"""Files that share their commits. Several chunks are under way at once, so the line is busy while one is committed."""
+TOGETHER_BYTES = 4 * MIB
+"""The largest file that goes with others: of larger ones the commits are a small part, and each can be taken back."""
+CHUNK, CHUNK_BYTES = 64, 16 * MIB
+"""Files that share their commits, and their bytes. Several chunks are under way at once, so that the line is busy while
+one is committed."""
 SENDERS = 16
 """Requests of one chunk that are under way at once."""
 SETTLE_S = 0.05
@@ -44,30 +44,44 @@ class Batch:
         store: Store,
         finish: Finish,
         checksums: Checksums,
-        verify: Verify,
-        pace: Pace,
+        single: Single,
         faults: Faults,
-        meter: Meter,
     ) -> None:
         self._journal = journal
         self._store = store
         self._finish = finish
         self._checksums = checksums
-        self._verifier = verify
-        self._pace = pace
+        self._single = single
         self._faults = faults
-        self._meter = meter
 
     @staticmethod
     def takes(job: Job) -> bool:
         """Whether a file can go this way from where it stands."""
         here = job.state in (State.QUEUED, State.SENDING) and not job.cancel_requested
-        return here and job.pin.kind is PinKind.INLINE
+        return here and job.pin.kind is not PinKind.OBJECT and job.record.size_bytes <= TOGETHER_BYTES
+
+    @staticmethod
+    def chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """Parts files in those that go together, in their order."""
+        chunk: list[Job] = []
+        size_bytes = 0
+        for job in jobs:
+            if chunk and (len(chunk) == CHUNK or size_bytes + job.record.size_bytes > CHUNK_BYTES):
+                yield chunk
+                chunk, size_bytes = [], 0
+            chunk.append(job)
+            size_bytes += job.record.size_bytes
+        if chunk:
+            yield chunk
 
     async def run(self, jobs: Sequence[Job]) -> list[Stumble]:
         """Takes files to their end; returns those that stumbled. Raises what keeps all of them from going on."""
-        algorithm = await self._checksums.algorithm()
-        contents = await self._journal.contents([job.id for job in jobs])
+        try:
+            algorithm = await self._checksums.algorithm()
+        except StoreError as away:
+            return [(job, await self._single.reason(job, away)) for job in jobs]
+        inline = [job.id for job in jobs if job.pin.kind is PinKind.INLINE]
+        contents = await self._journal.contents(inline) if inline else {}
         jobs = await self._begin(jobs, algorithm)
         stumbled: list[Stumble] = []
         try:
@@ -111,24 +125,11 @@ class Batch:
 
     async def _put(self, job: Job, contents: Mapping[int, bytes]) -> dict[str, Any]:
         """Stores one file and returns what the journal is to note of it."""
-        record = job.record
-        if (content := contents.get(job.id)) is None:
-            raise error(Code.SOURCE_LOST, f"the journal no longer has the content of {record.path} (file {job.id})")
-        sha256, sent = hashlib.sha256(content).hexdigest(), digest(memoryview(content), job.algorithm)
-        if sha256 != record.sha256:
-            raise error(Code.SOURCE_CHANGED, f"{record.path} is not what was handed over: the journal's disk fails")
-        self._faults.at("batch.before_put")
-        try:
-            async with (
-                self._pace.turn(job, Lane.SMALL, len(content)) as deadline_s,
-                asyncio.timeout(deadline_s),
-            ):
-                evidence = await self._store.put(job.target, memoryview(content), sent)
-        except TimeoutError as late:
-            raise as_fault(late, f"put {record.key}") from None
-        self._faults.at("batch.after_put")
-        self._meter.sent(record.size_bytes)
-        return await self._verifier.changes(job, evidence, sent, sha256)
+        content = contents.get(job.id, b"")
+        if job.pin.kind is PinKind.INLINE and job.id not in contents:
+            path = job.record.path
+            raise error(Code.SOURCE_LOST, f"the journal no longer has the content of {path} (file {job.id})")
+        return await self._single.put(job, content)
 
     async def _settle(self, wave: Sequence[tuple[Job, dict[str, Any]]]) -> None:
         """Lists what is proved; what was deleted meanwhile is taken back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import merge
@@ -19,7 +19,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.sources import open_source, sha256_of
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.worker import Worker
-from ml_dashd.ports import Catalog, Clock, Journal, Pins, Session, Threads
+from ml_dashd.ports import Catalog, Clock, Journal, JournalError, Pins, Session, Threads
 
 LOOK_AGAIN_S = 0.05
 """A waiting request looks at the journal at most this often, however often the bell rings."""
@@ -136,12 +136,25 @@ class Browse:
         """The files of these ids; those that are not known, or that the caller may not read, are left out."""
         async with self._looks.of(session.uid):
             jobs = {job.id: job for job in await self._journal.get(ids)}
-            stored = {record.id: Job.stored(record) for record in await self._catalog.get(ids)}
+            stored = {record.id: Job.stored(record) for record in await self._listed(ids, jobs)}
         stored |= {
             one: _withdrawn(stored[one], job) for one, job in jobs.items() if one in stored and job.cancel_requested
         }
         seen = (stored.get(one) if one in stored and _is_over(jobs.get(one)) else jobs.get(one) for one in ids)
         return [each for each in seen if each is not None and self._may(Right.READ, session, each)]
+
+    async def _listed(self, ids: Sequence[int], jobs: Mapping[int, Job]) -> list[FileRecord]:
+        """What the catalog has of these.
+
+        Of what is on its way the journal knows all; and while the catalog is away, of what was stored here lately.
+        """
+        over = [one for one in ids if _is_over(jobs.get(one))]
+        try:
+            return await self._catalog.get(over) if over else []
+        except JournalError:
+            if any(one not in jobs for one in over):
+                raise
+            return []
 
     async def find(self, session: Session, file_id: int, right: Right) -> Seen:
         """A file that is there, and to which the caller may do that. Raises UNKNOWN_FILE or ACCESS_DENIED."""
@@ -190,7 +203,10 @@ class Browse:
         if unless_stored:  # what was stored in this moment stays
             mine = [job.id for job in cancelled] + [seen.id for seen in found if seen.state is State.CANCELLED]
         else:
-            await self._catalog.delete(mine, now)
+            # Who ends a file that was on its way takes it back by itself (flow/finish.py).
+            on_their_way = {job.id for job in cancelled}
+            if stored := [one for one in mine if one not in on_their_way]:
+                await self._catalog.delete(stored, now)
         self._bell.ring()
         return mine, now
 
@@ -359,7 +375,7 @@ def _withdrawn(seen: Seen, job: Job) -> Seen:
 
 
 def _is_over(job: Job | None) -> bool:
-    return job is None or job.state not in UNFINISHED
+    return job is None or job.state in (State.DONE, State.CANCELLED)
 
 
 def _reached(seen: Seen, until: str) -> bool:

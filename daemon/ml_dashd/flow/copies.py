@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import Job, Pin
+from ml_dashd.core.overwrite import CopySpeed
 from ml_dashd.core.schedule import copy_delay_s
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
@@ -54,7 +55,8 @@ class _Due:
 class Copies:
     """Copies one small file after the other, and beside them one large file after the other.
 
-    `sending` says whether a file is being sent now; `kept` is told of those that outlive a reboot from now on.
+    `sending` says whether a file is being sent now; `kept` is told of those that outlive a reboot from now on; `speed`
+    of what the disk was found to take.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Copies:
         after_s: float,
         sending: Callable[[int], bool],
         kept: Callable[[Sequence[Job]], Awaitable[None]],
+        speed: CopySpeed,
     ) -> None:
         self._journal = journal
         self._pins = pins
@@ -83,6 +86,7 @@ class Copies:
         self._after = after_s
         self._sending = sending
         self._kept = kept
+        self._speed = speed
         self._small, self._large = _Due(clock), _Due(clock)
 
     def add(self, job: Job) -> None:
@@ -120,7 +124,9 @@ class Copies:
 
     async def _copy(self, job: Job) -> None:
         try:
+            begun = self._clock.monotonic()
             pin = await self._disk.run(self._pins.copy, job)
+            self._speed.note(job.record.size_bytes, self._clock.monotonic() - begun)
             await self._take_over(job, pin)
         except Superseded:
             return

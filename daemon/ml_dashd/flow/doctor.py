@@ -15,11 +15,12 @@ from ml_dash.errors import MLDashError
 from ml_dashd.core import checkup
 from ml_dashd.core.checksum import combine, digest
 from ml_dashd.core.checkup import Check
-from ml_dashd.core.model import Algorithm, Evidence, Target
+from ml_dashd.core.model import Algorithm, Evidence, Target, Trouble
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.flow.checksums import Checksums
-from ml_dashd.flow.health import Health
+from ml_dashd.flow.health import Health, listed_later
+from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.ports import Catalog, Clock, Examiner, Journal, JournalError, Machine, Pins, Store, Threads
 
@@ -54,6 +55,7 @@ class Doctor:
         threads: Threads,
         health: Health,
         clock: Clock,
+        number: NodeNumber | None,
         quota_bytes: int,
         named: bool,
     ) -> None:
@@ -68,6 +70,7 @@ class Doctor:
         self._threads = threads
         self._health = health
         self._clock = clock
+        self._number = number
         self._quota_bytes = quota_bytes
         self._named = named
 
@@ -78,10 +81,24 @@ class Doctor:
             *await self._step("disks", lambda: self._threads.run(self._machine.disks)),
             *await self._step("spool quota", self._examine_quota),
             *await self._step("journal", self._examine_journal),
-            checkup.intake_check(self._health.trouble()),
+            checkup.intake_check(self._refusing()),
             *await self._step("catalog", self._examine_catalog),
+            *self._examine_number(),
             *await self._step("limits", lambda: self._threads.run(self._machine.limits)),
         ]
+
+    def _refusing(self) -> Trouble | None:
+        """Why files are not taken in; what keeps them from being listed has a line of its own."""
+        trouble = self._health.trouble()
+        return None if listed_later(trouble) else trouble
+
+    def _examine_number(self) -> list[Check]:
+        """Of a fleet's node."""
+        number = self._number
+        if number is None:
+            return []
+        held = 0 if number.lease is None else number.lease.number
+        return [checkup.node_check(held, number.left_s(), number.trouble())]
 
     async def _step(
         self, name: str, work: Callable[[], Awaitable[list[Check]]], seconds: float = STEP_S

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Job, Pin, PinKind, Target, Trouble
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Target, Trouble
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
-from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Threads
+from ml_dashd.flow.outbox import AwayError, Outbox
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Superseded, TakenError, Threads
 
 T = TypeVar("T")
 
 log = logging.getLogger("ml_dashd.flow")
+
+SAVE_AGAIN = "save it again; a copy of this machine's state folder gives out the same ids: give each its own"
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:
@@ -51,6 +55,7 @@ class Finish:
         clock: Clock,
         faults: Faults,
         meter: Meter,
+        outbox: Outbox,
     ) -> None:
         self._journal = journal
         self._store = store
@@ -61,25 +66,53 @@ class Finish:
         self._clock = clock
         self._faults = faults
         self._meter = meter
+        self._outbox = outbox
         self._cleaning: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         """One hand a file: a deletion that is on its way must not meet the object of its next try."""
         self._complained: set[Code] = set()
         """What the log has been told of: one line a cause, not one a file."""
 
     async def commit(self, jobs: Sequence[Job]) -> None:
+        """`list_all`; while the catalog is away, the outbox keeps the files, and does so later."""
+        try:
+            if (trouble := self._outbox.trouble) is not None:
+                raise AwayError(trouble)  # noqa: TRY301 as the catalog itself would say it
+            await self.list_all(jobs)
+        except AwayError as away:
+            await self._outbox.put(jobs, away.trouble)
+
+    async def list_all(self, jobs: Sequence[Job]) -> None:
         """Lists verified files (rule 6), lets their sources go (rule 7), and tells who waits (rule 8).
 
-        One of which something else is said meanwhile is listed again, with that; one that was deleted in the catalog,
-        by whoever knew it before, is taken back.
+        One of which something else is said meanwhile is listed again, with that; one that was deleted is taken back,
+        be it here, or in the catalog by whoever knew it before; one whose id another file has fails. Raises AwayError.
         """
+        deleted = [job for job in jobs if job.cancel_requested]
+        jobs = [job for job in jobs if not job.cancel_requested]
         while jobs:
             self._faults.at("finish.before_catalog")
-            gone = set(await self._catalog.commit([job.listed for job in jobs]))
+            gone, others = await self._commit(jobs)
             self._faults.at("finish.after_catalog")
-            left = await _whole(self._end([job for job in jobs if job.id not in gone]))
-            for job in [job for job in jobs if job.id in gone]:
-                await self.discard(job)
+            left = await _whole(self._end([job for job in jobs if job.id not in gone and job.id not in others]))
+            deleted += [job for job in jobs if job.id in gone]
+            for job in [job for job in jobs if job.id in others]:
+                await self._refuse(job, others[job.id])
             jobs = await self._amended(left)
+        for job in deleted:
+            await self._take_back(job)
+
+    async def _commit(self, jobs: Sequence[Job]) -> tuple[set[int], dict[int, FileRecord]]:
+        """The ids of those that were deleted, and the files that have the ids of others."""
+        try:
+            return set(await self._outbox.ask(self._catalog.commit([job.listed for job in jobs]))), {}
+        except TakenError as taken:
+            return set(taken.gone), {record.id: record for record in taken.others}
+
+    async def _refuse(self, job: Job, other: FileRecord) -> None:
+        """Its id is another file's, as where a machine was copied while it ran. What that one has is not touched."""
+        what = f"{job.record.path}: another file has the id {job.id}, and this one can't be listed"
+        with suppress(Superseded):  # by another hand
+            await self.fail(job, Trouble(Code.ID_TAKEN, what, SAVE_AGAIN), owns_key=other.key != job.record.key)
 
     async def _amended(self, ids: Sequence[int]) -> list[Job]:
         """Those that are to be listed otherwise; the others have come to their end meanwhile."""
@@ -96,20 +129,21 @@ class Finish:
             self._meter.stored(job.record.size_bytes)
         _log_stored(done)
         deleted = [job.id for job in done if job.cancel_requested]
-        if deleted:  # in the moment in which they were listed
-            await self._catalog.delete(deleted, self._clock.now_ms())
         self._bell.ring()
         self._faults.at("finish.after_notify")
+        if deleted:  # in the moment in which they were listed; else, in a day, by the sweep
+            await self._outbox.ask(self._catalog.delete(deleted, self._clock.now_ms()))
         ended = {job.id for job in done}
         return [job.id for job in jobs if job.id not in ended]
 
-    async def fail(self, job: Job, trouble: Trouble) -> None:
+    async def fail(self, job: Job, trouble: Trouble, *, owns_key: bool = True) -> None:
         """Gives a file up. A source that is still whole stays pinned, so that it can be tried again.
 
-        One that is not is let go; of a slot, which is another save's by then, the journal is told first.
+        One that is not is let go; of a slot, which is another save's by then, the journal is told first. Where the key
+        is another file's, what the store has there stays.
         """
         lost = trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST)
-        failed = await _whole(self._fail(job, trouble, lost=lost))
+        failed = await _whole(self._fail(job, trouble, {} if owns_key else {"key": None, "part_size": 0}, lost=lost))
         if failed.cancel_requested:  # deleted in this moment: back to the queue, which discards it
             await self._journal.advance(failed, State.QUEUED)
             return
@@ -124,8 +158,9 @@ class Finish:
         except StoreError as later:
             log.info("clean_postponed", extra={"id": job.id, "error": later})
 
-    async def _fail(self, job: Job, trouble: Trouble, *, lost: bool) -> Job:
-        changes: dict[str, Any] = {"pin": Pin(PinKind.NONE)} if lost and job.pin.kind is PinKind.SLOT else {}
+    async def _fail(self, job: Job, trouble: Trouble, changes: dict[str, Any], *, lost: bool) -> Job:
+        if lost and job.pin.kind is PinKind.SLOT:
+            changes = {**changes, "pin": Pin(PinKind.NONE)}
         failed = await self._journal.advance(
             job, State.FAILED, trouble=trouble, blocked=False, upload_id=None, **changes
         )
@@ -157,13 +192,23 @@ class Finish:
         await self._journal.note(job, key=None, part_size=0)
 
     async def discard(self, job: Job) -> None:
-        """Takes back a file that was deleted on its way, or gave way to a newer one: nothing of it stays anywhere."""
+        """Takes back a file that was deleted on its way, or gave way to a newer one: nothing of it stays anywhere.
+
+        One that may be listed waits in the outbox while the catalog is away.
+        """
+        try:
+            await self._take_back(job)
+        except AwayError as away:
+            await self._outbox.put([job], away.trouble)
+
+    async def _take_back(self, job: Job) -> None:
         if job.record.key is not None:
             if job.part_size:
                 await self.abort_all(job)
             await self._store.delete(job.record.key)
         now = self._clock.now_ms()
-        await self._catalog.delete([job.id], now)  # it may have been listed in the moment in which it was deleted
+        if job.state is State.VERIFIED:  # it may have been listed in the moment in which it was deleted
+            await self._unlist(job, now)
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release([job])
@@ -173,6 +218,12 @@ class Finish:
             self._meter.superseded()
         log.info("file_cancelled", extra={"id": job.id, "path": job.record.path})
         self._bell.ring()
+
+    async def _unlist(self, job: Job, now_ms: int) -> None:
+        """Not the file of another, which has its id."""
+        there = await self._outbox.ask(self._catalog.get([job.id]))
+        if [found for found in there if found.identity == job.record.identity]:
+            await self._outbox.ask(self._catalog.delete([job.id], now_ms))
 
     async def abort_all(self, job: Job) -> None:
         """Aborts the file's multipart upload, and those too that a crash kept out of the journal."""

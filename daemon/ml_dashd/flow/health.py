@@ -7,6 +7,7 @@ more until the daemon is started again, which an operator does once the disk is 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Trouble
@@ -14,16 +15,27 @@ from ml_dashd.ports import Catalog, Journal, Runs
 
 log = logging.getLogger("ml_dashd.flow")
 
+_OF_OTHERS = (Code.CATALOG_UNREACHABLE, Code.CATALOG_DENIED, Code.CATALOG_FULL, Code.CONFIG)
+"""A catalog of a fleet that takes nothing: files are taken in, and sent, and wait to be listed."""
 READ_ONLY = "nothing is taken in until the daemon is restarted on a disk that works; what it has goes on"
+
+
+def listed_later(trouble: Trouble | None) -> bool:
+    """Whether files are taken in and stored all the same."""
+    return trouble is not None and trouble.code in _OF_OTHERS
 
 
 class Health:
     """The daemon's own disk."""
 
-    def __init__(self, journal: Journal, catalog: Catalog, runs: Runs) -> None:
+    def __init__(
+        self, journal: Journal, catalog: Catalog, runs: Runs, number: Callable[[], Trouble | None] = lambda: None
+    ) -> None:
+        """`number` says why no id can be made (flow/lease.py)."""
         self._journal = journal
         self._catalog = catalog
         self._runs = runs
+        self._number = number
         self._failed: Trouble | None = None
 
     def trouble(self) -> Trouble | None:
@@ -40,11 +52,11 @@ class Health:
         A file needs no parameters and no rows: what troubles those is only shown.
         """
         trouble = self._of_files()
-        if trouble is not None and trouble.code is not Code.DISK_FULL:
+        if trouble is not None and trouble.code is not Code.DISK_FULL and not listed_later(trouble):
             raise error(trouble.code, trouble.message, trouble.hint)
 
     def _of_files(self) -> Trouble | None:
-        return self._failed or self._journal.trouble() or self._catalog.trouble()
+        return self._failed or self._journal.trouble() or self._number() or self._catalog.trouble()
 
     def disk_failed(self, what: str) -> MLDashError:
         """Notes that the spool's disk has refused a sync; returns the error to raise. Only a restart takes it back."""

@@ -141,3 +141,10 @@ class FairBuffers:
         else:
             self._buffers.discard(buffer)
         self._gate.leave(lane, len(buffer))
+
+
+def as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
+    """A request that took too long, in the store's words."""
+    if isinstance(failure, StoreError):
+        return failure
+    return StoreError(Fault.TRANSIENT, f"{what} took too long")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ml_dashd.core.model import FileRecord
 from ml_dashd.core.retry import Fault, StoreError
-from ml_dashd.ports import Catalog, Clock, Faults, Journal, Store
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, JournalError, Store
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -41,7 +41,7 @@ class Reclaim:
         while True:
             try:
                 await self.once()
-            except StoreError as failure:
+            except (StoreError, JournalError) as failure:
                 log.info("reclaim_postponed", extra={"error": failure})
             except Exception:
                 log.exception("reclaim_failed")

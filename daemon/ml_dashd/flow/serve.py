@@ -25,6 +25,8 @@ from ml_dashd.flow.drain import MAX_DRAIN_MS, Drain, Seen
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.health import Health
+from ml_dashd.flow.inbox import Adoption, unknown
+from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.turns import Turns
@@ -57,6 +59,7 @@ class Identity:
     store: str
     state_dir: str
     started_ms: int
+    inbox: str = ""
 
 
 class Serve:
@@ -77,7 +80,10 @@ class Serve:
         audit: Audit,
         again: Again,
         sending: Callable[[], Sending],
+        limits: m.Limits,
         experiments: Experiments,
+        nodes: Nodes,
+        inbox: Adoption | None,
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -103,6 +109,8 @@ class Serve:
         self._audit = audit
         self._again = again
         self._sending = sending
+        self._inbox = inbox
+        self._limits = limits
         self._stop = stop
         self._journal = journal
         self._pins = pins
@@ -133,7 +141,9 @@ class Serve:
             m.Prune: self._prune_versions,
             m.Retry: self._retry,
             m.Verify: self._verify,
+            m.FindHanded: self._find_handed,
             **experiments.answers,
+            **nodes.answers,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -160,7 +170,12 @@ class Serve:
             )
         me = self._identity
         return m.Welcome(
-            request=message.request, version=VERSION, daemon=me.version, embedded=me.embedded, store=me.store
+            request=message.request,
+            version=VERSION,
+            daemon=me.version,
+            embedded=me.embedded,
+            store=me.store,
+            inbox=me.inbox,
         ), ()
 
     # ---- hand-off
@@ -181,10 +196,20 @@ class Serve:
     async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.commit(session, message))
 
+    async def _find_handed(self, session: Session, message: m.FindHanded, *_: Any) -> Reply:
+        """The caller's own alone: a key is looked up with the uid that the kernel states."""
+        if self._inbox is not None:
+            return self._accepted(message, await self._inbox.find(session.uid, message.key))
+        job = await self._journal.handed(session.uid, message.key)
+        if job is None:
+            raise unknown()
+        return self._accepted(message, job)
+
     def _accepted(self, message: m.Message, job: Job) -> Reply:
         return m.Accepted(request=message.request, record=self._record(job)), ()
 
     async def _request_slot(self, session: Session, message: m.RequestSlot, *_: Any) -> Reply:
+        self._health.check()  # before anything is written into it
         slot = await self._threads.run(self._slots.grant, session.number, message.size_bytes)
         granted = m.SlotGranted(request=message.request, slot=slot.number, capacity_bytes=slot.capacity_bytes)
         return granted, (() if slot.number in message.held else (slot.descriptor,))
@@ -279,6 +304,7 @@ class Serve:
             moving=self._samples(moving),
             bytes_per_second=int(self._sending().bytes_per_second),
             superseded_files=summary.superseded,
+            limits=self._limits,
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
@@ -382,7 +408,7 @@ class Serve:
             updated_ms=record.updated_ms,
             state=State.CANCELLED if cancelled else job.state,
             ack="disk" if job.on_disk else "memory",
-            pin=job.pin.kind,
+            pin="lease" if self._pins.leased(job.id) else job.pin.kind,
             description=record.description,
             tags=record.tags,
             bindrs=record.bindrs,

@@ -76,6 +76,13 @@ def changed(job: Job) -> MLDashError:
     return error(Code.SOURCE_CHANGED, f"{job.pin.source or job.record.path} was changed while it was on its way")
 
 
+def check_handed(job: Job, sha256: str) -> None:
+    """Raises SOURCE_CHANGED where the SHA-256 was known at the hand-off, and what was read has another."""
+    if job.record.sha256 not in (None, sha256):
+        name = job.pin.source or job.record.path
+        raise error(Code.SOURCE_CHANGED, f"{name} is not what was handed over")
+
+
 def _crc64_of(source: Source) -> int:
     digester = Digester(Algorithm.NONE)
     buffer = memoryview(bytearray(min(MIB, source.size_bytes)))

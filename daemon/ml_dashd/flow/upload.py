@@ -9,8 +9,8 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
-from ml_dash.errors import Code, error
 from ml_dashd.core import checksum
 from ml_dashd.core.checksum import Digest, Digester, has_part
 from ml_dashd.core.fair import Claim
@@ -23,8 +23,9 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.copying import Copier
 from ml_dashd.flow.finish import Finish
-from ml_dashd.flow.pace import FairBuffers, Pace
-from ml_dashd.flow.sources import changed, crc64_of, open_source, read_whole
+from ml_dashd.flow.pace import FairBuffers, Pace, as_fault
+from ml_dashd.flow.single import Single
+from ml_dashd.flow.sources import changed, check_handed, crc64_of, open_source
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Clock, Faults, Journal, Meter, Pins, Source, Store, Threads
 
@@ -49,6 +50,7 @@ class Uploader:
         finish: Finish,
         checksums: Checksums,
         verify: Verify,
+        single: Single,
         copier: Copier,
         bell: Bell,
         clock: Clock,
@@ -65,6 +67,7 @@ class Uploader:
         self._finish = finish
         self._checksums = checksums
         self._verifier = verify
+        self._single = single
         self._copier = copier
         self._bell = bell
         self._clock = clock
@@ -106,41 +109,18 @@ class Uploader:
             source.close()
 
     async def _algorithm(self, job: Job) -> Algorithm:
-        """The store's checksum. While the store is away, a source that was changed is told all the same."""
         try:
             return await self._checksums.algorithm()
-        except StoreError:
-            (await open_source(job, self._journal, self._pins, self._threads)).close()
-            raise
-
-    # ---- a file in one request
+        except StoreError as away:
+            raise await self._single.reason(job, away) from None
 
     async def _send_whole(self, job: Job, algorithm: Algorithm) -> Job:
-        size_bytes = job.record.size_bytes
+        """A file in one request. The small ones among them go many at a time, in the same steps (flow/batch.py)."""
         content = await self._journal.content(job) if job.pin.kind is PinKind.INLINE else b""
-        buffer = await self._buffers.take(size_bytes, Claim.of(Lane.SMALL, job))
-        clean = False
-        try:
-            digest, sha256 = await read_whole(job, content, self._pins, self._threads, buffer, algorithm)
-            _check_handed(job, sha256)
-            if job.state is State.QUEUED:
-                key = self._store.key(job.record)
-                job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
-            self._faults.at("upload.before_put")
-            try:
-                async with (
-                    self._pace.turn(job, Lane.SMALL, size_bytes) as deadline_s,
-                    asyncio.timeout(deadline_s),
-                ):
-                    evidence = await self._store.put(job.target, buffer, digest)
-            except TimeoutError as late:
-                raise as_fault(late, f"put {job.record.key}") from None
-            self._faults.at("upload.after_put")
-            self._meter.sent(size_bytes)
-            clean = True
-        finally:
-            self._buffers.give_back(buffer, clean=clean)
-        return await self._verify(job, evidence, digest, sha256)
+        if job.state is State.QUEUED:
+            key = self._store.key(job.record)
+            job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
+        return await self._verified(job, await self._single.put(job, content))
 
     # ---- a file in parts
 
@@ -277,10 +257,10 @@ class Uploader:
             raise failure or StoreError(Fault.TRANSIENT, "completed, but the store does not show the object yet")
         return evidence
 
-    # ---- what both have in common
-
     async def _verify(self, job: Job, evidence: Evidence, sent: Digest, sha256: str) -> Job:
-        changes = await self._verifier.changes(job, evidence, sent, sha256)
+        return await self._verified(job, await self._verifier.changes(job, evidence, sent, sha256))
+
+    async def _verified(self, job: Job, changes: dict[str, Any]) -> Job:
         self._faults.at("upload.before_verified")
         return await self._journal.advance(job, State.VERIFIED, **changes)
 
@@ -308,18 +288,12 @@ class Uploader:
         untouched = await self._threads.run(source.check)
         if not untouched and await crc64_of(source, self._threads) != read.crc64nvme:
             raise changed(job)
-        _check_handed(job, sha256)
+        check_handed(job, sha256)
 
 
 def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
     if earlier is not None and earlier.crc64nvme not in (None, digest.crc64nvme):
         raise changed(job)
-
-
-def _check_handed(job: Job, sha256: str) -> None:
-    if job.record.sha256 not in (None, sha256):
-        name = job.pin.source or job.record.path
-        raise error(Code.SOURCE_CHANGED, f"{name} is not what was handed over")
 
 
 def _whole(job: Job) -> Digest:
@@ -329,13 +303,6 @@ def _whole(job: Job) -> Digest:
 
 def _by_number(some: Sequence[SentPart]) -> dict[int, SentPart]:
     return {part.number: part for part in some}
-
-
-def as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
-    """A request that took too long, in the store's words."""
-    if isinstance(failure, StoreError):
-        return failure
-    return StoreError(Fault.TRANSIENT, f"{what} took too long")
 
 
 def _first(failures: ExceptionGroup[Exception]) -> Exception:

@@ -14,9 +14,10 @@ from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
 from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, SPARE, WIDTH, Lane
 from ml_dashd.core.states import State
-from ml_dashd.flow.batch import CHUNK, Batch
+from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.circuit import AT_ONCE, Breaker
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.outbox import Outbox
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.ports import Clock, Journal, JournalError, Meter, Superseded
 
@@ -41,6 +42,7 @@ class Worker:
         meter: Meter,
         *,
         breaker: Breaker,
+        outbox: Outbox,
     ) -> None:
         self._journal = journal
         self._uploader = uploader
@@ -49,6 +51,7 @@ class Worker:
         self._clock = clock
         self._meter = meter
         self._breaker = breaker
+        self._outbox = outbox
         self._running: dict[int, asyncio.Task[None]] = {}
         self._jobs: dict[int, Job] = {}
         """Those that run, as they were when they began."""
@@ -64,6 +67,7 @@ class Worker:
         self._lanes = [asyncio.create_task(self._lane(lane), name=f"lane {lane}") for lane in Lane]
         probing = self._breaker.run(self._begin_probe, self._running, self.wake)
         self._lanes.append(asyncio.create_task(probing, name="circuit"))
+        self._lanes.append(asyncio.create_task(self._outbox.run(self._finish.list_all), name="outbox"))
 
     def sending(self, file_id: int) -> bool:
         """Whether a file is under way now."""
@@ -86,8 +90,9 @@ class Worker:
                 await self._journal.note(job, not_before_ms=0, blocked=False, trouble=None)
 
     def hasten_probes(self) -> None:
-        """Files may go on: the store is asked now, where it was away."""
+        """Files may go on: store and catalog are asked now, where they were away."""
         self._breaker.hasten()
+        self._outbox.hasten()
         self.wake()
 
     async def cancel(self, jobs: list[Job]) -> None:
@@ -97,6 +102,8 @@ class Worker:
                 await self._journal.advance(job, State.QUEUED)
             elif (task := self._running.get(job.id)) is not None and task not in self._together:
                 task.cancel()
+        if any(job.state is State.VERIFIED for job in jobs):
+            self._outbox.hasten()
         self.wake()
 
     async def give_up(self, job: Job, failure: Exception) -> None:
@@ -111,6 +118,7 @@ class Worker:
         self._drains += 1
         self._breaker.hasten()
         await self._prepare(self._journal.hasten)
+        self._outbox.hasten()
 
     async def relax(self) -> None:
         """Ends what `hasten` began."""
@@ -155,9 +163,9 @@ class Worker:
             await self._fill_foremost(lane, mine, now)
         elif await self._fill_in_order(lane, mine, now):
             return
-        idle = not mine and not self._drains
+        room = len(mine) < WIDTH[lane]
         await self._pause(wake, now)
-        if idle:
+        if room and not self._drains:
             await self._clock.sleep(LINGER_S)
 
     async def _fill_in_order(self, lane: Lane, mine: set[int], now_ms: int) -> bool:
@@ -221,11 +229,10 @@ class Worker:
             return
 
     def _begin_all(self, jobs: Sequence[Job], mine: set[int], wake: asyncio.Event) -> None:
-        """Begins files: those whose bytes the journal holds many together, the others each by itself."""
+        """Begins files: the small ones many together, the others each by itself."""
         jobs = [job for job in jobs if job.id not in self._running]  # it may have become a probe
         together = [job for job in jobs if self._batch.takes(job)]
-        for start in range(0, len(together), CHUNK):
-            chunk = together[start : start + CHUNK]
+        for chunk in self._batch.chunks(together):
             task = self._begin(self._run_together(chunk), chunk, mine, wake)
             self._together.add(task)
             task.add_done_callback(self._together.discard)

@@ -1,0 +1,250 @@
+"""What a fleet asks of MongoDB: commits a second, and what lists take among a million documents.
+
+    python benchmarks/fleet.py [--quick] [--json] [--folder DIR] [--documents N] [--url mongodb://…/database]
+
+A mongod of the tests' own is started, with one member and its defaults but a cache of 256 MiB; or an empty database is
+named. The catalog's own module asks. First many writers commit, as many as nodes would at once; each record is of
+another file. Then the database is filled, and each list is timed; MongoDB's profiler says from which index each was
+answered, and how many keys and documents were read for it, and the benchmark fails where one scans the collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import rig
+from catalog import record
+from rig import percentile
+
+from ml_dashd.core.model import Selection
+from ml_dashd.edge.catalog_mongo import MongoCatalog
+from ml_dashd.edge.mongo import Mongo
+from ml_dashd.edge.mongo_schema import FILES, prepare
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.servers.mongodb import MongoDB
+
+FILL = 1000
+"""Records of a commit while the database is filled, by as many writers as WRITERS says."""
+WRITERS = 8
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many documents there are, how often a list is timed, and for how long writers commit, as how many."""
+
+    documents: int
+    calls: int
+    seconds: float
+    commits: tuple[tuple[int, int], ...] = ((1, 1), (16, 1), (64, 1), (16, 64), (4, 500))
+    """Writers, and records of each one's commits."""
+
+
+FULL = Plan(documents=1_000_000, calls=200, seconds=10.0)
+QUICK = Plan(documents=5_000, calls=3, seconds=0.1, commits=((1, 1), (4, 64)))
+
+
+def main() -> None:
+    parser = rig.parser("What a fleet asks of MongoDB.")
+    parser.add_argument("--documents", type=int, help="how many the lists are timed among")
+    parser.add_argument("--url", default="", help="an empty database of a replica set, in place of one's own")
+    options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
+    documents = options.documents or plan.documents
+    with rig.workplace(options.folder) as folder, database(folder, options.url) as url:
+        found = {"machine": rig.machine(folder), **asyncio.run(measured(url, plan, documents))}
+    print(json.dumps(found, indent=2)) if options.json else show_all(found)
+
+
+@contextmanager
+def database(folder: Path, url: str) -> Iterator[str]:
+    """The URL of an empty database, which is dropped afterwards."""
+    if url:
+        with pymongo.MongoClient[Any](url) as client:
+            if client.get_default_database().list_collection_names():
+                raise SystemExit(f"{url.rpartition('@')[2]} is not empty")
+            yield url
+            client.drop_database(client.get_default_database().name)
+        return
+    with MongoDB(folder / "mongodb") as server:
+        yield server.url(f"fleet_{secrets.token_hex(4)}")
+
+
+async def measured(url: str, plan: Plan, documents: int) -> dict[str, Any]:
+    mongo = Mongo(url)
+    await prepare(mongo)
+    catalog = MongoCatalog(mongo)
+    try:
+        commits = [await committing(catalog, plan, writers, size) for writers, size in plan.commits]
+        await mongo.call(mongo.collection(FILES).delete_many({}))
+        rig.tell(f"{documents:,} documents")
+        await fill(catalog, documents)
+        return {
+            "commits": commits,
+            "lists": [each async for each in listing(catalog, url, plan.calls, documents)],
+            "bytes": sizes(url),
+        }
+    finally:
+        await mongo.close()
+
+
+# ---- commits
+
+
+async def committing(catalog: MongoCatalog, plan: Plan, writers: int, size: int) -> dict[str, Any]:
+    """So many writers commit, one after the other each, for so long."""
+    rig.tell(f"{writers} writers, {size} records a commit")
+    took: list[float] = []
+    begun = time.monotonic()
+
+    async def write(writer: int) -> None:
+        number = (writer << 40) + secrets.randbits(16) * 1_000_000 + 1
+        while time.monotonic() - begun < plan.seconds:
+            started = time.monotonic()
+            await catalog.commit([record(number + at, 10**6, 0) for at in range(size)])
+            took.append((time.monotonic() - started) * 1e3)
+            number += size
+
+    await asyncio.gather(*map(write, range(1, writers + 1)))
+    seconds = time.monotonic() - begun
+    return {
+        "writers": writers,
+        "records": size,
+        "commits_per_second": len(took) / seconds,
+        "records_per_second": len(took) * size / seconds,
+        "p50_ms": percentile(took, 0.5),
+        "p99_ms": percentile(took, 0.99),
+    }
+
+
+async def fill(catalog: MongoCatalog, documents: int) -> None:
+    starts = iter(range(1, documents + 1, FILL))
+
+    async def write() -> None:
+        for start in starts:
+            end = min(start + FILL, documents + 1)
+            await catalog.commit([record(number, documents, number) for number in range(start, end)])
+
+    await asyncio.gather(*(write() for _ in range(WRITERS)))
+
+
+# ---- lists
+
+
+def questions() -> dict[str, Selection]:
+    """What a client's list asks the catalog for, by the call; the experiment is the one of `record`."""
+    namespace, project, experiment = rig.PREFIX.split("/")
+    all_of_them = Selection(namespace, project, experiment, limit=PAGE)
+
+    def asked(**changes: Any) -> Selection:
+        return Selection(namespace, project, experiment, limit=PAGE, **changes)
+
+    return {
+        "list(), first page": all_of_them,
+        'files("frames/7").list()': asked(prefix="frames/7"),
+        'list("**/*.json")': asked(pattern="**/*.json"),
+        'list("configs/*.json")': asked(prefix="configs", pattern="*.json"),
+        'newest of "models/7.pt"': Selection(
+            namespace, project, experiment, prefix="models/7.pt", pattern="", latest=True, limit=1
+        ),
+        'list("models/*", latest=True)': asked(prefix="models", pattern="*", latest=True),
+    }
+
+
+async def listing(catalog: MongoCatalog, url: str, calls: int, documents: int) -> Any:
+    for name, asked in questions().items():
+        found = await catalog.select(asked)
+        took = []
+        for _ in range(calls):
+            started = time.monotonic()
+            await catalog.select(asked)
+            took.append((time.monotonic() - started) * 1e3)
+        with profiled(url) as plans:
+            await catalog.select(asked)
+        yield {
+            "documents": documents,
+            "call": name,
+            "listed": len(found),
+            "p50_ms": percentile(took, 0.5),
+            "p99_ms": percentile(took, 0.99),
+            "plan": sorted({plan["planSummary"] for plan in plans}),
+            "keys": sum(plan.get("keysExamined", 0) for plan in plans),
+            "read": sum(plan.get("docsExamined", 0) for plan in plans),
+        }
+
+
+@contextmanager
+def profiled(url: str) -> Iterator[list[dict[str, Any]]]:
+    """What MongoDB says of each operation on files that was made meanwhile."""
+    plans: list[dict[str, Any]] = []
+    with pymongo.MongoClient[Any](url) as client:
+        base = client.get_default_database()
+        base.command("profile", 2)
+        try:
+            yield plans
+        finally:
+            base.command("profile", 0)
+        plans += base["system.profile"].find(
+            {"ns": f"{base.name}.{FILES}", "op": {"$in": ["query", "command", "getmore"]}}
+        )
+        base["system.profile"].drop()
+    scans = [plan for plan in plans if "COLLSCAN" in plan["planSummary"]]
+    if scans or not plans:
+        raise SystemExit(f"a list scans the collection: {scans}")
+
+
+def sizes(url: str) -> dict[str, float]:
+    """Bytes a document: as BSON, on disk, and of all indexes together."""
+    with pymongo.MongoClient[Any](url) as client:
+        said = client.get_default_database().command("collstats", FILES)
+    return {
+        "document": said["avgObjSize"],
+        "on_disk": said["storageSize"] / said["count"],
+        "indexes": said["totalIndexSize"] / said["count"],
+    }
+
+
+# ---- the tables
+
+
+def show_all(found: dict[str, Any]) -> None:
+    print(found["machine"])
+    rig.show(
+        "commits, each on the disk when it returns",
+        ["writers", "records each", "commits/s", "records/s", "p50 ms", "p99 ms"],
+        [
+            [str(each["writers"]), str(each["records"])]
+            + [f"{each[name]:,.0f}" for name in ("commits_per_second", "records_per_second")]
+            + [f"{each[name]:.1f}" for name in ("p50_ms", "p99_ms")]
+            for each in found["commits"]
+        ],
+    )
+    rig.show(
+        "milliseconds that a list takes",
+        ["", "documents", "lists", "p50", "p99", "keys", "read", "plan"],
+        [
+            [each["call"], f"{each['documents']:,}", str(each["listed"])]
+            + [f"{each[name]:.2f}" for name in ("p50_ms", "p99_ms")]
+            + [str(each["keys"]), str(each["read"]), ", ".join(each["plan"])]
+            for each in found["lists"]
+        ],
+    )
+    said = found["bytes"]
+    print(
+        f"a document: {said['document']:.0f} bytes, {said['on_disk']:.0f} on disk, {said['indexes']:.0f} in its indexes"
+    )
+
+
+if __name__ == "__main__":
+    rig.run(main)

@@ -1,0 +1,253 @@
+"""Files for a service that is down: they are left in its inbox, and it takes them in when it is back.
+
+The inbox is a folder. A file is written there under a name that means nothing yet, brought to the disk, and given its
+name; its message comes last, in the same way, and makes it whole. Who is killed before that has handed nothing over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ml_dash import messages as m
+from ml_dash.connection import Connection, now_ms
+from ml_dash.errors import Code, MLDashError, error
+from ml_dash.result import FileResult
+
+DOWN = frozenset({Code.DAEMON_UNAVAILABLE, Code.CONNECTION_LOST, Code.SHUTTING_DOWN})
+"""Failures after which the inbox is used, where there is one."""
+LARGEST_BYTES = 100_000_000_000
+MODE = 0o640
+"""The daemon reads it by its group, which the folder passes on."""
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
+FICLONE = 0x40049409
+"""linux/fs.h: share the blocks of another file."""
+_COPY_STEP = 64 * 1024 * 1024
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class LeftInInbox(FileResult):
+    """A file that lies in the inbox. Its `id` is known once the service has taken it in; reading it waits for that.
+
+    `repr` and `==` never wait, and show it as None until then.
+    """
+
+    def __init__(self, record: m.Record, connection: Connection, key: bytes) -> None:
+        super().__init__(record, connection)
+        dict.update(self, id=None, contentType=None)
+        self._key: bytes | None = key
+
+    def _identify(self, timeout: float | None = None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        look_s = FIRST_LOOK_S
+        while not self._is_identified():
+            if deadline is not None and time.monotonic() >= deadline:
+                what = f"{self._record.filename} still lies in the inbox: the service is down, or has not come to it"
+                raise error(Code.TIMEOUT, what)
+            time.sleep(look_s)  # noqa: TID251 nobody tells when a service comes back
+            look_s = min(2 * look_s, LONGEST_LOOK_S)
+
+    def _is_identified(self) -> bool:
+        key = self._key
+        if key is None:
+            return True
+        assert self._connection is not None  # noqa: S101 it was made with one
+        try:
+            found = self._connection.call(m.Accepted, lambda number: m.FindHanded(request=number, key=key), lost_s=0.0)
+        except MLDashError as failure:
+            if failure.code in DOWN or failure.code in (Code.TIMEOUT, Code.RETRY_LATER):
+                return False
+            raise
+        self._take_over(found.record)
+        self._key = None
+        return True
+
+
+class Inbox:
+    """The inbox of the service that a connection leads to."""
+
+    def __init__(self, connection: Connection, folder: Path) -> None:
+        self._connection = connection
+        self._folder = folder
+
+    def leave_copy(self, file: m.Described, key: bytes, source: str, descriptor: int) -> LeftInInbox:
+        """Leaves a copy of an open file: it may be changed and removed afterwards. Idempotent by the key.
+
+        Raises SOURCE_CHANGED where it is written to meanwhile, TOO_LARGE, DISK_FULL.
+        """
+
+        def write(out: BinaryIO) -> None:
+            before = os.fstat(descriptor)
+            _copy(descriptor, out.fileno(), before.st_size)
+            after = os.fstat(descriptor)
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                what = f"{source} was changed while it was copied to the inbox of a service that is down"
+                raise error(Code.SOURCE_CHANGED, what, "hand it over when nobody writes to it")
+
+        return self.leave(file, key, write, source)
+
+    def leave_bytes(self, file: m.Described, key: bytes, content: memoryview | bytes) -> LeftInInbox:
+        """Leaves content. Idempotent by the key. Raises as `leave_copy` does."""
+        return self.leave(file, key, lambda out: _write_all(out, content))
+
+    def leave(
+        self, file: m.Described, key: bytes, write: Callable[[BinaryIO], object], source: str = ""
+    ) -> LeftInInbox:
+        """Leaves what `write` writes."""
+        with self.writing(file, key, source) as (out, done):
+            write(out)
+        return done[0]
+
+    @contextmanager
+    def writing(
+        self, file: m.Described, key: bytes, source: str = ""
+    ) -> Iterator[tuple[BinaryIO, Sequence[LeftInInbox]]]:
+        """A file to write to; after the block, which may fail, the second has the result, or nothing is left of it."""
+        message = m.Upload(request=0, key=key, file=file, source=source or file.to)
+        name, done = key.hex(), list[LeftInInbox]()
+        with self._new(f"{name}.data") as data:
+            with os.fdopen(os.dup(data), "w+b") as out:  # which the caller may close
+                yield out, done
+            size = os.fstat(data).st_size
+            if size > LARGEST_BYTES:
+                raise error(Code.TOO_LARGE, f"{source or file.to} has {size} bytes")
+        try:
+            with self._new(f"{name}.message") as descriptor, os.fdopen(os.dup(descriptor), "wb") as out:
+                _write_all(out, m.encode(message, 1))
+        except BaseException:
+            with suppress(OSError):
+                (self._folder / f"{name}.data").unlink()
+            raise
+        self._connection.is_down = True
+        _say_once(self._connection, self._folder)
+        done.append(LeftInInbox(_record(file, size), self._connection, key))
+
+    @contextmanager
+    def _new(self, name: str) -> Iterator[int]:
+        """A new file, which gets its name once it is on the disk; nothing is left of one that fails."""
+        temporary = self._folder / f".{name}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with self._our_own():
+            descriptor = os.open(temporary, flags, MODE)
+        try:
+            with self._our_own():
+                os.fchmod(descriptor, MODE)  # whatever the umask is
+            try:
+                yield descriptor
+            except OSError as failure:
+                if failure.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(failure, MLDashError):
+                    raise self._named_failure(failure) from None
+                raise
+            with self._our_own():
+                os.fsync(descriptor)
+                temporary.rename(self._folder / name)
+                os.fsync(descriptor)  # its name, too: who may only write to the folder can't open it
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _our_own(self) -> Iterator[None]:
+        """What fails in here is the inbox's fault, not the caller's."""
+        try:
+            yield
+        except OSError as failure:
+            raise self._named_failure(failure) from None
+
+    def _named_failure(self, failure: OSError) -> MLDashError:
+        what = f"the inbox {self._folder} of the service, which is down: {failure.strerror}"
+        if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error(Code.DISK_FULL, what, "free space there, or start the service")
+        if isinstance(failure, PermissionError):
+            return error(Code.ACCESS_DENIED, what, "start the service, or ask its operator to let you write there")
+        return error(Code.DISK_FAILED, what, "start the service")
+
+
+def inbox_after(failure: MLDashError, connection: Connection) -> Inbox:
+    """Where to leave a file that could not be handed over. Raises the failure where there is no such place."""
+    folder = connection.inbox()
+    if failure.code not in DOWN or folder is None:
+        raise failure
+    return Inbox(connection, folder)
+
+
+def inbox_of_outage(connection: Connection) -> Inbox | None:
+    """The inbox, where the service has one and does not answer now; asked before much is written."""
+    folder = connection.inbox()
+    if folder is None:
+        return None
+    try:
+        connection.greet()
+    except MLDashError as failure:
+        return inbox_after(failure, connection)
+    return None
+
+
+def _say_once(connection: Connection, folder: Path) -> None:
+    if not connection.has_said_down:
+        connection.has_said_down = True
+        what = f"the service at {connection.endpoint.socket} is down: files wait in its inbox, {folder}"
+        print(f"ml-dash: {what}", file=sys.stderr)  # noqa: T201
+
+
+def _record(file: m.Described, size_bytes: int) -> m.Record:
+    """What is known of it before the service has seen it; the names are the caller's words."""
+    place, now = file.place, now_ms()
+    prefix, _, filename = f"{place.prefix}/{file.to}".strip("/").rpartition("/")
+    return m.Record(
+        id=0,
+        namespace=place.namespace,
+        project=place.project,
+        experiment=place.experiment,
+        path=f"/{prefix}",
+        filename=filename,
+        size_bytes=size_bytes,
+        content_type="",
+        created_ms=now,
+        updated_ms=now,
+        state="QUEUED",
+        ack="disk",
+        pin="inbox",
+        description=file.description,
+        tags=file.tags,
+        bindrs=file.bindrs,
+        metadata=file.metadata,
+    )
+
+
+def _copy(source: int, target: int, size_bytes: int) -> None:
+    """By blocks where the file system can share them, else within the kernel. Room is reserved before."""
+    with suppress(OSError):
+        fcntl.ioctl(target, FICLONE, source)
+        return
+    if size_bytes:
+        os.posix_fallocate(target, 0, size_bytes)
+    at = 0
+    while at < size_bytes and (count := _copy_some(source, target, min(_COPY_STEP, size_bytes - at), at)):
+        at += count
+    os.ftruncate(target, at)
+
+
+def _copy_some(source: int, target: int, count: int, at: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, at, at)
+    except OSError as failure:
+        if failure.errno not in _NO_COPY_RANGE:
+            raise
+    return os.pwrite(target, os.pread(source, min(count, 1 << 20), at), at)
+
+
+def _write_all(out: BinaryIO, content: memoryview | bytes) -> None:
+    view = memoryview(content).cast("B")
+    while view:
+        view = view[out.write(view) :]
