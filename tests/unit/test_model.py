@@ -56,3 +56,10 @@ def test_of_a_stored_file_nothing_is_kept_here() -> None:
     stored, gone = Job.stored(RECORD), Job.stored(RECORD, gone=True)
     assert (stored.record, stored.state, stored.pin, stored.on_disk) == (RECORD, State.DONE, Pin(PinKind.NONE), True)
     assert (stored.cancel_requested, gone.cancel_requested) == (False, True)
+
+
+def test_what_tells_two_files_of_one_id_apart():
+    one = FileRecord(7, 1000, "a", "b", "c", "", "d", 1, "text/plain", 1, 1, sha256="ab", key="files/7")
+    assert replace(one, revision=3, tags=("best",), deleted_ms=5).identity == one.identity
+    for other in (replace(one, owner_uid=1001), replace(one, key="files/8"), replace(one, sha256="cd")):
+        assert other.identity != one.identity
