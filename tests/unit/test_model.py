@@ -20,6 +20,12 @@ def test_a_records_path():
     assert replace(RECORD, prefix="").path == "c.pt"
 
 
+def test_what_is_said_of_a_file_makes_no_other_file_of_it():
+    stored = replace(RECORD, key="files/5", sha256="ab")
+    assert replace(stored, description="the best", revision=3, updated_ms=9).identity == stored.identity
+    assert len({stored.identity, RECORD.identity, replace(stored, owner_uid=1).identity}) == 3
+
+
 def test_a_job_has_its_records_id_and_starts_queued():
     job = Job(RECORD, Pin(PinKind.LINK))
     assert (job.id, job.state, job.on_disk, job.blocked) == (5, State.QUEUED, False, False)
