@@ -142,7 +142,7 @@ def test_kill_9_of_the_daemon_changes_no_byte(torch: Path, tmp_path: Path, point
 def test_the_examples_of_its_page_run(torch: Path, service: DaemonProcess, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     run(torch, tmp_path, service.socket, "-c", examples[0])
     assert run(torch, tmp_path, service.socket, "-c", examples[1]) == "['a', 'b']\n"
 
