@@ -20,6 +20,12 @@ def test_a_records_path():
     assert replace(RECORD, prefix="").path == "c.pt"
 
 
+def test_what_makes_two_files_of_one_id():
+    assert RECORD.identity == replace(RECORD, description="said later", revision=3).identity
+    for other in ({"owner_uid": 1}, {"key": "elsewhere"}, {"sha256": "ab" * 32}):
+        assert RECORD.identity != replace(RECORD, **other).identity
+
+
 def test_a_job_has_its_records_id_and_starts_queued():
     job = Job(RECORD, Pin(PinKind.LINK))
     assert (job.id, job.state, job.on_disk, job.blocked) == (5, State.QUEUED, False, False)
