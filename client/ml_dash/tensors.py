@@ -12,7 +12,6 @@ from ml_dash.background import Background
 from ml_dash.connection import new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import HandOff, Saved, path_of
-from ml_dash.inbox import Inbox
 from ml_dash.npz import Npz
 from ml_dash.result import FileResult
 from ml_dash.safe import SafeTensors
