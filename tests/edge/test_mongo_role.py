@@ -14,6 +14,7 @@ from ml_dash.errors import Code
 from ml_dashd.core.lease import Claim, Place
 from ml_dashd.core.model import EVERYBODY, Amendment, Selection
 from ml_dashd.core.runs import BroughtRow, NewRow, Opened, Row, RunStatus
+from ml_dashd.core.sets import SetSelection, SetState, Verdict
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.leases_mongo import MongoLeases
 from ml_dashd.edge.mongo import Mongo
@@ -22,6 +23,7 @@ from ml_dashd.edge.runs_mongo import MongoRuns
 from ml_dashd.ports import JournalError
 from tests.contract.test_catalog import EXPERIMENT, record
 from tests.contract.test_catalog_runs import KEY, MIB
+from tests.contract.test_catalog_sets import bring, key, share
 from tests.servers.mongodb import MongoDB
 
 PAGE = Path(__file__).parents[2] / "docs/fleet.md"
@@ -56,6 +58,7 @@ async def test_the_role_of_the_page_is_enough(tmp_path: Path, full_size: bool) -
             mongo = Mongo(url.replace("//", "//ml:right@"), prepare)
             await ask_everything(MongoCatalog(mongo), MongoRuns(mongo))
             await take_a_number(MongoLeases(mongo))
+            await ask_of_sets(MongoCatalog(mongo))
             with pytest.raises(JournalError) as refused:
                 await mongo.call(mongo.collection("files").delete_one({"_id": 1}))
             assert refused.value.code is Code.CATALOG_DENIED
@@ -91,3 +94,18 @@ async def ask_everything(catalog: MongoCatalog, runs: MongoRuns) -> None:
     await runs.shown(KEY, 99)
     await runs.rows_shown(KEY, "train", 1)
     await runs.behind()
+
+
+async def ask_of_sets(catalog: MongoCatalog) -> None:
+    shares = [share(rank, again=again) for again in range(2) for rank in range(2)]  # saved again: one is replaced
+    for number, each in enumerate(shares, start=100):
+        assert await bring(catalog, each, number) is Verdict.DELIVERED
+    (found, *_) = await catalog.sets.select(SetSelection(tuple(SetState)))
+    await catalog.sets.get(found.id)
+    await catalog.sets.holding(shares[-1].key)
+    await catalog.sets.members(key(), shares[-1].key)
+    await catalog.sets.files(found.id, 0, 9)
+    await catalog.sets.report(99, 99, 9)
+    await catalog.sets.strays(99, 9)
+    await catalog.sets.drop(found.id, 99)
+    await catalog.sets.abandon(99, 99, 9)
