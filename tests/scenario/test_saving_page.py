@@ -29,7 +29,7 @@ def test_every_example_runs(
         "any/config.json", "any/data.bin", "any/model.pt", "any/noise.png", "configs/config.json",
         "data/batch.npz", "data/data.bin", "data/more.npz",
         "frames/0.txt", "frames/1.txt", "frames/2.txt", "frames/last/0.txt", "models/best.pt",
-        "models/model.pt", "models/model.safetensors",
+        "models/model.pt", "models/model.pt", "models/model.safetensors",
         "notes/view.yaml", "plots/accuracy.pdf", "plots/loss.png", "samples/black.webp", "samples/noise.jpg",
         "samples/noise.png", "videos/rollout.mp4",
     ]  # fmt: skip
