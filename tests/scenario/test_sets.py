@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -351,6 +352,26 @@ def test_what_is_given_up_is_deleted(tmp_path: Path) -> None:
                 ck.wait(1)
             assert refused.value.code is Code.SET_INCOMPLETE
         assert "set_dropped" in daemon.log()
+
+
+def test_the_page_on_checkpoints(service: DaemonProcess, tmp_path: Path) -> None:
+    """Its example of several ranks, as torchrun would start it: each sees the whole set."""
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    (example,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "world_size" in one]
+    said = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "ML_DASH_SOCKET": str(service.socket)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", example],
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RANK": str(rank), **said},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=60)[0] for rank in ranks] == [b"step_1000 x.0 1000 2\n"] * 2
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert (tmp_path / "back1/rank1.pkl").exists()
+    assert not (tmp_path / "back1/rank0.pkl").exists()
 
 
 def test_the_launcher_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from ml_dash.errors import Code, MLDashError, error
 
 MAX_WORLD = 65_536
 """Ranks of a set: more than the largest jobs have that are known of."""
-MAX_FILES = 1_000_000
-"""Files of a set: they become visible in one transaction."""
+MAX_FILES = 100_000
+"""Files of a share: those of a set become visible in one transaction."""
 NAMED = 16
 """Missing ranks that a report names."""
 

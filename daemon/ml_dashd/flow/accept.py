@@ -349,7 +349,7 @@ class Accept:
         place = file.place
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
         self._policy.check_write(session.uid, namespace)
-        share = None if file.share is None else share_of(place, file.share)
+        share = None if file.share is None else share_of(place, file.share, session.uid)
         prefix, filename = names.place(place.prefix if share is None else share.name, file.to)
         if numbered is None:
             now = self._clock.now_ms()

@@ -15,7 +15,7 @@ from ml_dashd.core.sets import Delivery, SetKey, SetRecord, SetSelection, SetSta
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import PAGE_BYTES, answer_bytes
 from ml_dashd.flow.deliver import Deliver
-from ml_dashd.flow.shares import share_of
+from ml_dashd.flow.shares import key_of, share_of
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, JournalError, Session
 
@@ -93,6 +93,9 @@ class FileSets:
                 f"{message.files} files of rank {begun.share.rank} were handed over, and {len(ids)} of them are there"
             )
             raise error(Code.SET_INCOMPLETE, what)
+        if len(ids) > core.MAX_FILES:
+            what = f"rank {begun.share.rank} of {core.called(begun.key)} has {len(ids)} files"
+            raise error(Code.INVALID_ARGUMENT, what, f"at most {core.MAX_FILES}: put many into one")
         await self._deliver.add(Delivery(begun.key, begun.share, ids))
         return m.Done(request=message.request), ()
 
@@ -109,7 +112,7 @@ class FileSets:
         return tuple(sorted(found - gone))
 
     def _delivery(self, session: Session, message: m.OpenSet | m.EndShare) -> Delivery:
-        share = share_of(message.place, message.share)
+        share = share_of(message.place, message.share, session.uid)
         place = message.place
         experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
         self._policy.check_write(session.uid, experiment[0])
@@ -119,6 +122,8 @@ class FileSets:
 
     async def incomplete(self, session: Session) -> tuple[m.SetRecord, ...]:
         """The newest sets that are not complete, as far as the caller may read them; none where nobody can be asked."""
+        if self._catalog.trouble() is not None:
+            return ()
         scope = self._policy.scope(session.uid)
         selection = SetSelection((SetState.OPEN,), owner_uid=scope.owner_uid, namespaces=scope.namespaces, limit=SAMPLE)
         try:
@@ -128,7 +133,7 @@ class FileSets:
 
     async def _list(self, session: Session, message: m.ListSets, *_: Any) -> Reply:
         if message.share is not None:
-            return await self._wait(session, message, message.share.hex()), ()
+            return await self._wait(session, message, key_of(session.uid, message.share)), ()
         place, scope = message.place, self._policy.scope(session.uid)
         if message.cursor is not None and not (message.cursor.isascii() and message.cursor.isdigit()):
             raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Sets gave")

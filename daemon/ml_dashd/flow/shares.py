@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from ml_dash import messages as m
 from ml_dash.errors import Code, error
 from ml_dashd.core import names, sets
@@ -10,7 +12,17 @@ from ml_dashd.core.sets import Share
 KEY_BYTES = 16
 
 
-def share_of(place: m.Place, given: m.Share) -> Share:
+def key_of(uid: int, key: bytes) -> str:
+    """The key by which a user's share is known: nobody can take another's, though its files may be read by many.
+
+    Raises INVALID_ARGUMENT for one of the wrong length.
+    """
+    if len(key) != KEY_BYTES:
+        raise error(Code.INVALID_ARGUMENT, f"the share's key has {len(key)} bytes", f"it has {KEY_BYTES}")
+    return hashlib.sha256(b"%d " % uid + key).hexdigest()[: 2 * KEY_BYTES]
+
+
+def share_of(place: m.Place, given: m.Share, uid: int) -> Share:
     """A share as the core knows it: its set's name is below the experiment, not below the place."""
     parts = names.clean(place.prefix, "the prefix") + names.clean(given.name, "the set's name")
     if not given.name:
@@ -18,9 +30,7 @@ def share_of(place: m.Place, given: m.Share) -> Share:
     names.clean(given.attempt, "the attempt", Code.INVALID_ARGUMENT)
     if not given.attempt:
         raise error(Code.INVALID_ARGUMENT, "the attempt is empty", "leave it out, or pass the run's id")
-    if len(given.key) != KEY_BYTES:
-        raise error(Code.INVALID_ARGUMENT, f"the share's key has {len(given.key)} bytes", f"it has {KEY_BYTES}")
-    share = Share(given.key.hex(), "/".join(parts), given.attempt, given.rank, given.world_size)
+    share = Share(key_of(uid, given.key), "/".join(parts), given.attempt, given.rank, given.world_size)
     sets.check(share)
     return share
 
