@@ -50,61 +50,68 @@ def save(exp: Experiment, rank: int, name: str = "s", world_size: int = 2, **giv
         ck.save_blob(bytes(100_000), to=f"{rank}.bin")
 
 
-@pytest.mark.parametrize(
-    ("kind", "point"), [*(("local", point) for point in DELIVERY), ("s3_double", "sets.after_deliver")]
-)
+@pytest.mark.parametrize(("kind", "points"), [("local", DELIVERY), ("s3_double", ("sets.after_deliver",))])
 def test_killed_while_the_last_share_comes(
-    request: pytest.FixtureRequest, kind: str, point: str, tmp_path: Path
+    request: pytest.FixtureRequest, kind: str, points: tuple[str, ...], tmp_path: Path
 ) -> None:
+    """At each point, of a set of its own."""
     store = Folder(tmp_path / "store") if kind == "local" else Bucket(request.getfixturevalue(kind))
     with DaemonProcess(tmp_path / "daemon", store) as daemon, daemon.experiment().run as exp:
-        save(exp, 0)
+        for point in points:
+            save(exp, 0, point)
         exp.files.flush(60)
         assert seen(exp) == []
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
-        with revived(daemon):
-            save(exp, 1)
-        exp.files.flush(60)
-        assert seen(exp) == ["s/0.bin", "s/0.txt", "s/1.bin", "s/1.txt"]
-        assert len(exp.files.checkpoints()) == 1
+        for count, point in enumerate(points, start=1):
+            daemon.kill()
+            daemon.start(faults=f"{point}=kill")
+            with revived(daemon):
+                save(exp, 1, point)
+            exp.files.flush(60)
+            assert seen(exp, pattern=f"{point}/*") == [
+                f"{point}/{name}" for name in ("0.bin", "0.txt", "1.bin", "1.txt")
+            ]
+            assert len(exp.files.checkpoints()) == count
         assert exp.files.checkpoints(incomplete=True) == []
         assert daemon.rows("SELECT count(*) FROM shares") == [(0,)]
-        assert point in daemon.faults_met()
+        assert set(points) <= daemon.faults_met()
 
 
-@pytest.mark.parametrize("point", ["sets.before_drop", "sets.after_drop", "prune.before_set", "prune.after_set"])
-def test_killed_while_a_set_goes(point: str, tmp_path: Path) -> None:
+def test_killed_while_a_set_goes(tmp_path: Path) -> None:
+    """Deleted, or pruned: all of it is there, or nothing."""
+    points = ("sets.before_drop", "sets.after_drop", "prune.before_set", "prune.after_set")
     with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
-        for name in ("s", "s"):
-            for rank in range(2):
-                save(exp, rank, name)
-            exp.files.flush(60)
-        old = exp.files.checkpoints()[1]
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
-        with revived(daemon):
-            if point.startswith("sets"):
-                old.delete()
-            else:
-                exp.files.prune(keep_last=1)
-        assert seen(exp) == ["s/0.bin", "s/0.txt", "s/1.bin", "s/1.txt"]
-        assert [one.id for one in exp.files.checkpoints()] != [old.id]
-        assert point in daemon.faults_met()
+        for point in points:
+            for rank in (0, 1, 0, 1):  # and its next round
+                save(exp, rank, point)
+        exp.files.flush(60)
+        for point in points:
+            newest, old = exp.files(point).checkpoints()
+            daemon.kill()
+            daemon.start(faults=f"{point}=kill")
+            with revived(daemon):
+                if point.startswith("sets"):
+                    old.delete()
+                else:
+                    exp.files(point).prune(keep_last=1)
+            assert [one.id for one in exp.files(point).checkpoints()] == [newest.id]
+            assert len(exp.files(point).list(pending=True)) == 4
+        assert set(points) <= daemon.faults_met()
 
 
-@pytest.mark.parametrize("point", ["sets.before_clean", "sets.after_clean"])
-def test_killed_while_it_cleans(point: str, tmp_path: Path) -> None:
+def test_killed_while_it_cleans(tmp_path: Path) -> None:
     store = Folder(tmp_path / "store")
     settings = "delete_grace = 0\n[retention]\nincomplete_sets = 1\n"
+    points = ("sets.before_clean", "sets.after_clean")
     with DaemonProcess(tmp_path / "daemon", store, settings=settings) as daemon, daemon.experiment().run as exp:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
-        with revived(daemon):
-            save(exp, 0)
+        for point in points:
+            daemon.kill()
+            daemon.start(faults=f"{point}=kill")
+            with revived(daemon):
+                save(exp, 0, point)
+            exp.files.flush(60)
+        eventually(lambda: seen(exp, pending=True) == [])
         eventually(lambda: store.keys() == [])
-        assert seen(exp, pending=True) == []
-        assert point in daemon.faults_met()
+        assert set(points) <= daemon.faults_met()
 
 
 def test_killed_anywhere_ranks_and_daemon(tmp_path: Path, full_size: bool) -> None:

@@ -132,29 +132,29 @@ def test_four_ranks_make_one_checkpoint(node: DaemonProcess, run: Experiment, tm
     assert paths(run, pending=True) == []
 
 
-def test_a_rank_that_is_killed_or_raises_completes_nothing(node: DaemonProcess, run: Experiment) -> None:
+def test_a_rank_that_is_killed_or_raises_completes_nothing(service: DaemonProcess, exp: Experiment) -> None:
     """Its files stay pending; the next attempt is complete without them, and wins."""
-    assert end(start(node, [0, 1], prefix=run.prefix)) == [0, 0]
-    assert end(start(node, [2], prefix=run.prefix, way="die")) == [-9]
-    assert end(start(node, [3], prefix=run.prefix, way="raise")) == [1]
-    run.files.flush(30)
-    assert paths(run) == []
-    assert paths(run, pending=True) == ALL
-    assert end(start(node, range(4), prefix=run.prefix, restart=1)) == [0] * 4
-    run.files.flush(30)
-    found = run.files.latest_checkpoint()
+    assert end(start(service, [0, 1], prefix=exp.prefix)) == [0, 0]
+    assert end(start(service, [2], prefix=exp.prefix, way="die")) == [-9]
+    assert end(start(service, [3], prefix=exp.prefix, way="raise")) == [1]
+    exp.files.flush(30)
+    assert paths(exp) == []
+    assert paths(exp, pending=True) == ALL
+    assert end(start(service, range(4), prefix=exp.prefix, restart=1)) == [0] * 4
+    exp.files.flush(30)
+    found = exp.files.latest_checkpoint()
     assert found is not None
     assert found.attempt == "job7.1"
-    assert paths(run) == ALL
-    assert len(paths(run, pending=True)) == 16
-    (open_one,) = run.files.checkpoints(incomplete=True)
+    assert paths(exp) == ALL
+    assert len(paths(exp, pending=True)) == 16
+    (open_one,) = exp.files.checkpoints(incomplete=True)
     assert (open_one.attempt, open_one.missing) == ("job7.0", [2, 3])
-    assert end(start(node, [2, 3], prefix=run.prefix)) == [0, 0]  # the older attempt, complete after all
-    run.files.flush(30)
-    newest = run.files.latest_checkpoint()
+    assert end(start(service, [2, 3], prefix=exp.prefix)) == [0, 0]  # the older attempt, complete after all
+    exp.files.flush(30)
+    newest = exp.files.latest_checkpoint()
     assert newest is not None
     assert newest.attempt == "job7.1"
-    assert {one["checkpoint"]["attempt"] for one in run.files().list(latest=True)} == {"job7.1"}
+    assert {one["checkpoint"]["attempt"] for one in exp.files().list(latest=True)} == {"job7.1"}
 
 
 def test_a_rank_that_counts_others_is_refused(exp: Experiment) -> None:
