@@ -92,7 +92,7 @@ class Tensors(HandOff):
             except MLDashError as failure:
                 if not seal:
                     raise
-                inbox_after(failure, self._connection)
+                self._inbox_after(failure)
                 seal = False
             else:
                 return written.file

@@ -202,6 +202,22 @@ async def test_a_share_waits_for_all_its_files(nodes: Sequence[Node]) -> None:
         await node.ask(ALICE, m.EndShare(request=1, place=PLACE, share=share(0, again=1), files=3))
 
 
+async def test_a_rank_that_is_ahead_waits_for_the_round_before(nodes: Sequence[Node]) -> None:
+    """It saves again while another's first share is on its way: each round has what was saved for it."""
+    node = nodes[0]
+    await node.rank(share(0))
+    await node.settle()
+    slow = await node.save(share(1), listed=False)
+    await node.ask(ALICE, m.EndShare(request=1, place=PLACE, share=share(1), files=1))
+    await node.rank(share(0, again=1))
+    assert await listed(node) == []
+    await node.list(slow)
+    assert (await node.whole(share(0))).files == 2
+    await node.settle()
+    assert await listed(node) == [1, 2]
+    assert await listed(node, pending=True) == [1, 2, 3]
+
+
 async def test_a_file_that_is_deleted_breaks_its_share(nodes: Sequence[Node], caplog: pytest.LogCaptureFixture) -> None:
     node = nodes[0]
     one = share(0, 1)

@@ -103,15 +103,20 @@ class Deliver:
                 await self._bell.wait(rung, AGAIN_S)
 
     async def once(self) -> None:
-        """Delivers what can be; the shares of a rank in the order in which they were ended."""
-        held: set[tuple[object, int]] = set()
+        """Delivers what can be, the shares of a set in the order in which they were ended.
+
+        Else a rank that saves the set again could replace its share before another's first one is there. One that is
+        stuck holds up its own rank alone: the others are not to wait for it.
+        """
+        held: set[object] = set()
         for delivery in list(self._waiting.values()):
-            place = (delivery.key, delivery.share.rank)
-            if place not in held and not await self._one(delivery):
-                held.add(place)
+            if not held.isdisjoint((delivery.key, _place(delivery))):
+                continue
+            if not await self._one(delivery):
+                held.add(_place(delivery) if delivery.share.key in self._stuck else delivery.key)
 
     async def _one(self, delivery: Delivery) -> bool:
-        """Whether the next share of its rank may go."""
+        """Whether it waits no more."""
         jobs: list[Job] = []
         for start in range(0, len(delivery.ids), AT_ONCE):
             jobs += await self._journal.get(delivery.ids[start : start + AT_ONCE])
