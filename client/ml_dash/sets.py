@@ -27,13 +27,14 @@ from ml_dash.inbox import Inbox
 from ml_dash.launcher import attempt_of, rank_of
 from ml_dash.pages import pages
 from ml_dash.result import FileResult, iso_time
+from ml_dash.tensors import Tensors
 
 WAIT_MS = 30_000
 """One request's wait; longer waits ask again."""
 STEP = re.compile(r"([0-9]{1,18})$")
 
 
-class Checkpoint(HandOff):
+class Checkpoint(Tensors):
     """One rank's share of a set of files: every saver and `upload` work in its `with` block, and only there.
 
     When the block ends without an exception, the share is ended: the set is seen once every rank's is, and all files
@@ -138,11 +139,11 @@ class Checkpoint(HandOff):
     def _inbox_after(self, failure: MLDashError) -> Inbox:
         raise failure  # what lies in an inbox is no file yet: a share could be ended without it
 
+    def _may_go_on_behind(self) -> bool:
+        return False  # nothing of a share is behind its end: `background` saves at the call
+
     def _inbox_of_outage(self) -> Inbox | None:
         return None
-
-    def _may_go_on_behind(self) -> bool:
-        return False  # a share is ended with all that was saved in it
 
 
 class SavedCheckpoint:

@@ -132,6 +132,30 @@ def test_four_ranks_make_one_checkpoint(node: DaemonProcess, run: Experiment, tm
     assert paths(run, pending=True) == []
 
 
+def test_ranks_on_two_nodes_of_a_fleet(mongodb_url: str, tmp_path: Path) -> None:
+    """Two daemons with one catalog and one store; one of them is killed with a share in its journal."""
+    store, settings = Folder(tmp_path / "store"), f'[catalog]\nurl = "{mongodb_url}"\n'
+    with (
+        DaemonProcess(tmp_path / "a", store, settings=settings) as first,
+        DaemonProcess(tmp_path / "b", store, settings=settings) as second,
+        first.experiment().run as here,
+        second.experiment().run as there,
+    ):
+        assert end(start(first, [0, 1], prefix=here.prefix)) == [0, 0]
+        second.kill()
+        second.start(faults="sets.before_deliver=kill")
+        ranks = start(second, [2, 3], prefix=here.prefix)
+        second.wait_for_death()
+        assert paths(here) == []
+        second.start()
+        assert end(ranks) == [0, 0]
+        there.files.flush(30)
+        assert paths(here) == paths(there) == ALL
+        found = here.files.latest_checkpoint()
+        assert found is not None
+        assert len(found.download(tmp_path / "all")) == 8
+
+
 def test_a_rank_that_is_killed_or_raises_completes_nothing(service: DaemonProcess, exp: Experiment) -> None:
     """Its files stay pending; the next attempt is complete without them, and wins."""
     assert end(start(service, [0, 1], prefix=exp.prefix)) == [0, 0]
