@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Real
@@ -42,6 +43,19 @@ def open_source(source: str) -> int:
 def name_of(path: PathLike) -> str:
     """A file's own name."""
     return os.path.basename(text(path, "a path"))  # noqa: PTH119
+
+
+def distinct(named: Iterable[tuple[str, PathLike]]) -> list[tuple[str, PathLike]]:
+    """Names and the paths that get them. Raises where two would get one name: the later would hide the earlier."""
+    paths: dict[str, PathLike] = {}
+    pairs = [*named]
+    for name, path in pairs:
+        composed = unicodedata.normalize("NFC", text(name, "a name"))
+        if composed in paths:
+            what = f"{text(paths[composed], 'a path')} and {text(path, 'a path')} would both be {composed!r}"
+            raise error(Code.INVALID_ARGUMENT, what, "give each a name of its own")
+        paths[composed] = path
+    return pairs
 
 
 def content_of(source: str) -> bytes | None:

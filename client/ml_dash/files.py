@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from ml_dash import messages as m
+from ml_dash import wording
 from ml_dash.arguments import (
     PathLike,
     file_id_of,
@@ -213,7 +214,7 @@ class Files(FileSet):
         timeout = seconds_of(timeout, "timeout")
         waited = self.wait_all(timeout)
         if waited.pending:
-            raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout:g} s")
+            raise error(Code.TIMEOUT, f"{wording.files_are(waited.pending)} not stored after {timeout:g} s")
         if failed := self.failed_in_run(waited):
             raise failure_of(failed[0])
 
