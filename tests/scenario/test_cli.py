@@ -370,7 +370,7 @@ def test_a_closed_pipe_is_no_error(shell: Shell, words: tuple[str, ...]) -> None
         (("put", b"\xff.txt", "--prefix", PREFIX), 2, "INVALID_PATH"),
         (("get", "none", "--prefix", PREFIX), 1, "NO_MATCH"),
         (("get", "*.none", "--prefix", PREFIX), 1, "NO_MATCH"),
-        (("get", "a.txt", "--prefix", PREFIX, "-o", "a.txt/x"), 1, "NOT_A_FILE"),
+        (("get", "a.txt", "--prefix", PREFIX, "-o", "a.txt/x"), 1, "NOT_A_FOLDER"),
         (("get", "--id", "12"), 1, "UNKNOWN_FILE"),
         (("rm", "none", "--prefix", PREFIX), 1, "NO_MATCH"),
         (("rm", "--id", "12"), 1, "UNKNOWN_FILE"),
