@@ -119,6 +119,9 @@ class Journal(Protocol):
         A job that came before with its owner's key is returned in the place of the new one, with False.
         """
 
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        """The job that its owner handed over with that key, as it is now; None where the journal has none."""
+
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
         """Moves a job from its state to another, with other columns; raises Superseded when it is no longer there."""
 

@@ -84,6 +84,24 @@ def test_who_would_rather_not_wait_is_told_at_once(tmp_path: Path) -> None:
         assert len(daemon.store.keys()) == 4
 
 
+def test_a_duplicate_of_what_is_on_its_way_counts(tmp_path: Path) -> None:
+    """It keeps the bytes when what it was made of is deleted."""
+    with away(tmp_path, f"quota = {8 * MIB}\n") as (daemon, gate), daemon.experiment(on_full="raise").run as exp:
+        source = exp.files.save_blob(content(0, 3 * MIB), to="0.bin")
+        duplicate = exp.files.duplicate(source, "1.bin")
+        with pytest.raises(MLDashError, match="quota") as raised:
+            exp.files.duplicate(source, "2.bin")
+        assert raised.value.code is Code.RETRY_LATER
+        exp.files("0.bin").delete()
+        eventually(lambda: source.refresh()["state"] == "CANCELLED")
+        exp.files.save_blob(content(3, 4 * MIB), to="3.bin")
+        with pytest.raises(MLDashError, match="quota"):
+            exp.files.duplicate(duplicate, "2.bin")
+        gate.unlink()
+        exp.files.flush(timeout=60)
+        assert_whole(daemon, exp, {"1.bin": sha256(content(0, 3 * MIB)), "3.bin": sha256(content(3, 4 * MIB))})
+
+
 def test_what_never_fits_is_refused_at_once(tmp_path: Path) -> None:
     with away(tmp_path, f"quota = {2 * MIB}\n") as (daemon, _), daemon.experiment().run as exp:
         with pytest.raises(MLDashError) as raised:

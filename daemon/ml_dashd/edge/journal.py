@@ -116,6 +116,10 @@ class SqliteJournal:
         ]
         return await self._database.call(lambda connection: insert_all(connection, files, rows), spare=True)
 
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        rows = await self._rows("SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (owner_uid, key))
+        return read_job(rows[0]) if rows else None
+
     # ---- the way of a file
 
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
