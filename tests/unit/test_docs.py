@@ -276,6 +276,19 @@ def test_every_fault_point_is_named_once() -> None:
     assert sorted(named) == fault_points()
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    """`tests/crash/test_kill_rows.py`, or with the name of a test: `tests/crash/test_kill_rows.py::test_…`."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    named = {name for page in pages for name in re.findall(r"tests/[\w/]*\w+(?:\.py(?:::\w+)?)?", page.read_text())}
+    missing = set()
+    for name in named:
+        path, _, test = name.partition("::")
+        there = (ROOT / path).exists()
+        if not there or (test and not re.search(rf"^(?:async )?def {test}\(", (ROOT / path).read_text(), re.MULTILINE)):
+            missing.add(name)
+    assert missing == set()
+
+
 def test_every_log_event_is_explained_and_none_that_is_gone() -> None:
     assert {call.event for call in log_calls()} | {"library_message"} == set(logs.EVENTS), "mend EVENTS in logs.py"
 
