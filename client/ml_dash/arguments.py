@@ -36,6 +36,12 @@ class Words(Said, total=False):
     durability: str | None
 
 
+class ManyWords(Words, total=False):
+    """`Words`, and `snapshot`: "copy" takes a copy first, so that a file may be overwritten at once."""
+
+    snapshot: str | None
+
+
 DESCRIBED = tuple(Said.__annotations__)
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Unpack
 from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
 from ml_dash.arguments import (
+    ManyWords,
     PathLike,
     Said,
     Words,
@@ -153,14 +154,7 @@ class HandOff:
             os.close(descriptor)
         return self._result(accepted.record)
 
-    def upload_many(
-        self,
-        fpaths: Many,
-        *,
-        durability: str | None = None,
-        snapshot: str | None = None,
-        **described: Unpack[Said],
-    ) -> list[FileResult]:
+    def upload_many(self, fpaths: Many, **described: Unpack[ManyWords]) -> list[FileResult]:
         """Hands many files over and returns their records in order; thousands of small ones go ten times as quick.
 
         `fpaths` are paths, or a mapping of names below the prefix to paths; the other arguments are `upload`'s, for
@@ -168,22 +162,15 @@ class HandOff:
         handed over, those after it are not. Two that would get one name are an error that names both, and none is
         handed over.
         """
-        return [*self.each_uploaded(fpaths, durability=durability, snapshot=snapshot, **described)]
+        return [*self.each_uploaded(fpaths, **described)]
 
-    def each_uploaded(
-        self,
-        fpaths: Many,
-        *,
-        durability: str | None = None,
-        snapshot: str | None = None,
-        **described: Unpack[Said],
-    ) -> Iterator[FileResult]:
+    def each_uploaded(self, fpaths: Many, **described: Unpack[ManyWords]) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
         if isinstance(fpaths, str | bytes | os.PathLike) or not isinstance(fpaths, Iterable):
             what = f"upload_many() was given {type(fpaths).__name__}, not several paths"
             raise error(Code.INVALID_ARGUMENT, what, "pass a list of paths; upload() takes one")
         named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
-        yield from self.each_of(distinct(named), None, durability=durability, snapshot=snapshot, **described)
+        yield from self.each_of(distinct(named), None, **described)
 
     def each_of(
         self,
