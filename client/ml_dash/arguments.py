@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from ml_dash import messages as m
 from ml_dash.errors import Code, error
@@ -16,8 +17,37 @@ from ml_dash.many import read_small
 
 PathLike = str | os.PathLike[str]
 DIGITS_OF_ID = "0123456789"
-DESCRIBED = ("description", "tags", "bindrs", "metadata", "priority", "supersede")
-"""The words that every saver takes, beside `durability`."""
+
+
+class Said(TypedDict, total=False):
+    """What may be said of a file, and how it is handed over: the keywords that every saver takes."""
+
+    description: str | None
+    tags: Sequence[str] | None
+    bindrs: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+    priority: int
+    supersede: bool | None
+
+
+class Words(Said, total=False):
+    """`Said`, and `durability`: "disk" returns only when the bytes are on stable storage."""
+
+    durability: str | None
+
+
+class ManyWords(Words, total=False):
+    """`Words`, and what keeps a file that is overwritten.
+
+    `snapshot`: "copy" takes a copy first, so that it may be at once; `protect`: "lease" takes one when somebody opens
+    it to write, who waits for it.
+    """
+
+    snapshot: str | None
+    protect: str | None
+
+
+DESCRIBED = tuple(Said.__annotations__)
 
 
 def open_source(source: str) -> int:
@@ -42,6 +72,19 @@ def open_source(source: str) -> int:
 def name_of(path: PathLike) -> str:
     """A file's own name."""
     return os.path.basename(text(path, "a path"))  # noqa: PTH119
+
+
+def distinct(named: Iterable[tuple[str, PathLike]]) -> list[tuple[str, PathLike]]:
+    """Names and the paths that get them. Raises where two would get one name: the later would hide the earlier."""
+    paths: dict[str, PathLike] = {}
+    pairs = [*named]
+    for name, path in pairs:
+        composed = unicodedata.normalize("NFC", text(name, "a name"))
+        if composed in paths:
+            what = f"{text(paths[composed], 'a path')} and {text(path, 'a path')} would both be {composed!r}"
+            raise error(Code.INVALID_ARGUMENT, what, "give each a name of its own")
+        paths[composed] = path
+    return pairs
 
 
 def content_of(source: str) -> bytes | None:
@@ -78,7 +121,7 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
-def only_known(described: dict[str, Any]) -> dict[str, Any]:
+def only_known(described: Mapping[str, Any]) -> dict[str, Any]:
     """The words that every saver takes; any other is a TypeError, as from a plain function."""
     for name in described:
         if name not in DESCRIBED:
@@ -86,16 +129,16 @@ def only_known(described: dict[str, Any]) -> dict[str, Any]:
             meant = f"did you mean {close[0]!r}? " if close else ""
             known = f"known are {', '.join(DESCRIBED)}, durability"
             raise TypeError(f"unexpected keyword argument {name!r}; {meant}{known}")
-    return described
+    return dict(described)
 
 
-def split_words(given: dict[str, Any], taken: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_words(given: dict[str, Any], taken: tuple[str, ...]) -> tuple[Words, dict[str, Any]]:
     """The words that every saver takes, and a library's own; `taken` are those of its words that `to` says already."""
     for name in taken:
         if name in given:
             raise TypeError(f"unexpected keyword argument {name!r}: to= says it")
     described = {name: said for name, said in given.items() if name in (*DESCRIBED, "durability")}
-    return described, {name: said for name, said in given.items() if name not in described}
+    return cast("Words", described), {name: said for name, said in given.items() if name not in described}
 
 
 def seconds_of(value: Any, name: str) -> float | None:

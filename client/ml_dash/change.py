@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from ml_dash import messages as m
 from ml_dash import serialize
-from ml_dash.arguments import file_id_of, only_known, text, texts, words
+from ml_dash.arguments import Said, file_id_of, only_known, text, texts, words
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
@@ -48,9 +48,7 @@ class Change(Look):
         self,
         source: str | int | Mapping[str, Any] | None = None,
         to: str | None = None,
-        *,
-        priority: int = 0,
-        **described: Any,
+        **described: Unpack[Said],
     ) -> FileResult:
         """Makes a new file of another's content, within the store; returns its record at once, as `upload` does.
 
@@ -71,7 +69,7 @@ class Change(Look):
             metadata=None if record.metadata is None else json.loads(record.metadata),
         )
         words = _merged(defaults, *(getattr(self._defaults, name) for name in WORDS))
-        file = self._describe(to, **only_known({"priority": priority, **_words(words), **described}))
+        file = self._describe(to, **only_known({**_words(words), **described}))
         return self._result(_duplicate(self._connection, record.id, file))
 
     def prune(

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ml_dash.errors import Code, error
-from ml_dash.media import image, video
+from ml_dash.media import encoding, image
 
 KEEPS_ARRAYS = "to keep the numbers: save_npz() or save_pkl()"
 SAVERS = {
@@ -41,7 +41,7 @@ def saver_of(content: Any, to: str) -> str:
 
 def _check_image(content: Any, to: str) -> None:
     suffix = os.path.splitext(to)[1].lower()  # noqa: PTH122 a name, no path
-    if suffix in video.FORMATS and suffix not in image.FORMATS:
+    if suffix in encoding.FORMATS and suffix not in image.FORMATS:
         hint = "call save_video()"
     else:
         hint = f"end it with one of {', '.join(image.FORMATS)}; {KEEPS_ARRAYS}"

@@ -242,13 +242,18 @@ class Destination:
         self._target = target
         self._name = target.parent / f".ml-dash-{label}-{secrets.token_hex(4)}"
         self._is_named = False
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as failure:
+            raise _not_a_folder(target.parent) or failure from None
+        if target.is_dir() and not target.is_symlink():
+            raise _is_a_folder(target)
         self.descriptor = self._open()
 
     def publish(self) -> None:
         """Gives it its place. What was there is replaced, in one step: of a symlink the link, not what it leads to.
 
-        Raises OSError, such as IsADirectoryError where a folder is in the way.
+        Raises IS_A_FOLDER where a folder is in the way, any other OSError as it is.
         """
         if not self._is_named:
             with suppress(FileExistsError):
@@ -256,7 +261,10 @@ class Destination:
                 return
             self._link(self._name)
             self._is_named = True
-        self._name.replace(self._target)
+        try:
+            self._name.replace(self._target)
+        except IsADirectoryError:
+            raise _is_a_folder(self._target) from None
         self._is_named = False
 
     def close(self) -> None:
@@ -290,6 +298,18 @@ class Destination:
             os.link(str(self.descriptor), name, src_dir_fd=folder, follow_symlinks=True)
         finally:
             os.close(folder)
+
+
+def _is_a_folder(target: Path) -> MLDashError:
+    return error(Code.IS_A_FOLDER, f"{target} is a folder, and a file should go there")
+
+
+def _not_a_folder(folder: Path) -> MLDashError | None:
+    """Names what is in the way of a folder, the outermost first."""
+    for place in (*reversed(folder.parents), folder):
+        if os.path.lexists(place) and not place.is_dir():
+            return error(Code.NOT_A_FOLDER, f"{place} is no folder, and a file should go below it")
+    return None
 
 
 def way_out(folder: Path, target: Path) -> MLDashError | None:

@@ -23,6 +23,8 @@ class Code(StrEnum):
     FILE_NOT_FOUND = "FILE_NOT_FOUND"
     NOT_A_FILE = "NOT_A_FILE"
     NOT_READABLE = "NOT_READABLE"
+    IS_A_FOLDER = "IS_A_FOLDER"
+    NOT_A_FOLDER = "NOT_A_FOLDER"
     TOO_LARGE = "TOO_LARGE"
     NO_MATCH = "NO_MATCH"
     UNKNOWN_FILE = "UNKNOWN_FILE"
@@ -105,6 +107,14 @@ class AccessError(MLDashError, PermissionError):
     """The caller may not do this."""
 
 
+class FolderInTheWayError(MLDashError, IsADirectoryError, FileExistsError):
+    """A folder is where a file should go."""
+
+
+class FileInTheWayError(MLDashError, NotADirectoryError, FileExistsError):
+    """A file is where a folder should be."""
+
+
 class StorageError(MLDashError, RuntimeError):
     """The bytes could not be kept, or are not the ones that were recorded."""
 
@@ -150,6 +160,8 @@ TABLE: dict[Code, Entry] = {
     Code.FILE_NOT_FOUND: Entry(InvalidError, "check the path and the working directory"),
     Code.NOT_A_FILE: Entry(InvalidError, "pass a regular file; for a folder, use upload_many() or `ml-dash put -r`"),
     Code.NOT_READABLE: Entry(InvalidError, "check the file's owner and mode"),
+    Code.IS_A_FOLDER: Entry(FolderInTheWayError, "name another path, or remove that folder"),
+    Code.NOT_A_FOLDER: Entry(FileInTheWayError, "name another path, or remove that file"),
     Code.TOO_LARGE: Entry(InvalidError, "split the file: the largest is 100 GB (100,000,000,000 bytes)"),
     Code.NO_MATCH: Entry(InvalidError, "list the files with files().list() or `ml-dash ls`"),
     Code.UNKNOWN_FILE: Entry(MissingError, "list the files with files().list() or `ml-dash ls`"),

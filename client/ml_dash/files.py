@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from ml_dash import messages as m
+from ml_dash import wording
 from ml_dash.arguments import (
     PathLike,
     file_id_of,
@@ -221,7 +222,7 @@ class Files(FileSet):
             raise lost
         waited = self.wait_all(None if timeout is None else max(0.0, timeout - (time.monotonic() - begun)))
         if waited.pending:
-            raise error(Code.TIMEOUT, f"{waited.pending} files of this experiment are not stored after {timeout:g} s")
+            raise error(Code.TIMEOUT, f"{wording.files_are(waited.pending)} not stored after {timeout:g} s")
         if failed := self.failed_in_run(waited):
             raise failure_of(failed[0])
 

@@ -8,13 +8,17 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Unpack
 
 from ml_dash import checkpoint, json_text, serialize
 from ml_dash import messages as m
 from ml_dash.arguments import (
+    ManyWords,
     PathLike,
+    Said,
+    Words,
     content_of,
+    distinct,
     durability_of,
     flag,
     name_of,
@@ -32,7 +36,7 @@ from ml_dash.dispatch import saver_of
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.inbox import Inbox, inbox_after, inbox_of_outage
 from ml_dash.many import OF_ONE_FILE, Basket, Refused
-from ml_dash.media import figure, image, video
+from ml_dash.media import encoding, figure, image, video
 from ml_dash.result import FileResult
 from ml_dash.slot_writer import slot_writer
 
@@ -160,31 +164,23 @@ class HandOff:
             os.close(descriptor)
         return self._result(accepted.record)
 
-    def upload_many(self, fpaths: Many, **described: Any) -> list[FileResult]:
+    def upload_many(self, fpaths: Many, **described: Unpack[ManyWords]) -> list[FileResult]:
         """Hands many files over and returns their records in order; thousands of small ones go ten times as quick.
 
         `fpaths` are paths, or a mapping of names below the prefix to paths; the other arguments are `upload`'s, for
         each of them. Files of at most 64 KiB travel many in a message. An error names its file: those before it are
-        handed over, those after it are not.
+        handed over, those after it are not. Two that would get one name are an error that names both, and none is
+        handed over.
         """
         return [*self.each_uploaded(fpaths, **described)]
 
-    def each_uploaded(
-        self,
-        fpaths: Many,
-        *,
-        durability: str | None = None,
-        snapshot: str | None = None,
-        protect: str | None = None,
-        **described: Any,
-    ) -> Iterator[FileResult]:
+    def each_uploaded(self, fpaths: Many, **described: Unpack[ManyWords]) -> Iterator[FileResult]:
         """`upload_many`, a message at a time: each file is the daemon's when it is yielded."""
         if isinstance(fpaths, str | bytes | os.PathLike) or not isinstance(fpaths, Iterable):
             what = f"upload_many() was given {type(fpaths).__name__}, not several paths"
             raise error(Code.INVALID_ARGUMENT, what, "pass a list of paths; upload() takes one")
         named = fpaths.items() if isinstance(fpaths, Mapping) else ((name_of(path), path) for path in fpaths)
-        kept = {"durability": durability, "snapshot": snapshot, "protect": protect}
-        yield from self.each_of(named, None, **kept, **described)
+        yield from self.each_of(distinct(named), None, **described)
 
     def each_of(
         self,
@@ -194,13 +190,15 @@ class HandOff:
         durability: str | None = None,
         snapshot: str | None = None,
         protect: str | None = None,
-        **described: Any,
+        **described: Unpack[Said],
     ) -> Iterator[FileResult]:
         """`each_uploaded` of names and paths; with `refused`, what can't be taken is told, and the rest goes on."""
-        kept: dict[str, Any] = {"durability": durability_of(durability or ""), "snapshot": snapshot, "protect": protect}
-        for word in ("tags", "bindrs"):
-            if described.get(word) is not None:
-                described[word] = texts(described[word], word)  # once for all: a generator has them no second time
+        durability_of(durability or "")
+        kept: dict[str, Any] = {"durability": durability, "snapshot": snapshot, "protect": protect}
+        if (tags := described.get("tags")) is not None:
+            described["tags"] = texts(tags, "tags")  # once for all: a generator has them no second time
+        if (bindrs := described.get("bindrs")) is not None:
+            described["bindrs"] = texts(bindrs, "bindrs")
         basket = Basket(self._connection, refused, self._leave)
         for name, path in named:
             try:
@@ -218,20 +216,20 @@ class HandOff:
                 yield from map(self._result, basket.add(file, content))
         yield from map(self._result, basket.empty())
 
-    def save_json(self, content: Any, *, to: str, **described: Any) -> FileResult:
+    def save_json(self, content: Any, *, to: str, **described: Unpack[Words]) -> FileResult:
         """Saves what JSON can hold: dict, list, str, numbers, bool, None. Raises TypeError for the rest."""
         hint = json_text.about(content)
         return self._stream(to, described, lambda out: out.writelines(serialize.json_pieces(content)), size_hint=hint)
 
-    def save_text(self, content: str, *, to: str, encoding: str = "utf-8", **described: Any) -> FileResult:
+    def save_text(self, content: str, *, to: str, encoding: str = "utf-8", **described: Unpack[Words]) -> FileResult:
         """Saves text."""
         return self._save(memoryview(serialize.text_bytes(content, encoding)), to, described)
 
-    def save_blob(self, content: Any, *, to: str, **described: Any) -> FileResult:
+    def save_blob(self, content: Any, *, to: str, **described: Unpack[Words]) -> FileResult:
         """Saves bytes, a bytearray, a memoryview, or anything else that has a buffer."""
         return self._save(serialize.blob_view(content), to, described)
 
-    def save_pkl(self, content: Any, *, to: str, **described: Any) -> FileResult:
+    def save_pkl(self, content: Any, *, to: str, **described: Unpack[Words]) -> FileResult:
         """Pickles an object (protocol 5) straight into the daemon's file; `pickle.load` reads it back.
 
         Raises ValueError for what can't be pickled. Load pickles of people whom you trust only.
@@ -239,7 +237,7 @@ class HandOff:
         size = checkpoint.pickle_size(content)
         return self._stream(to, described, lambda out: checkpoint.write_pickle(content, out), size_hint=size)
 
-    def save_image(self, content: Any, *, to: str, quality: int = 95, **described: Any) -> FileResult:
+    def save_image(self, content: Any, *, to: str, quality: int = 95, **described: Unpack[Words]) -> FileResult:
         """Saves pixels or a PIL image in the format of its name: .png, .jpg, .webp, .bmp, .gif, .tif.
 
         `content` is an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): numpy's, a tensor, one of jax; uint8,
@@ -264,20 +262,36 @@ class HandOff:
         figure.close(drawn)
         return saved
 
-    def save_video(self, frames: Iterable[Any], *, to: str, fps: float = 30, **described: Any) -> FileResult:
+    def save_video(
+        self,
+        frames: Iterable[Any],
+        *,
+        to: str,
+        fps: float = 30,
+        codec: str | None = None,
+        quality: float | None = None,
+        bitrate: int | None = None,
+        pixelformat: str | None = None,
+        **described: Unpack[Words],
+    ) -> FileResult:
         """Encodes frames as a video: .mp4 (H.264, for any browser and player), .webm (VP9) or .gif.
 
         `frames` is an array of shape (T, H, W) or (T, H, W, 3), or any iterable of such frames, all of one size; uint8,
         bool, or floats from 0 to 1. They are taken and encoded one by one, so a generator's are never in memory
         together. `fps` is frames a second, up to 1,000; a .gif counts in hundredths of a second. H.264 has even sizes
         alone: an odd width or height of an .mp4 grows by one pixel, the last column or row once more. Encoding takes
-        the caller's time. Raises ValueError for what is no video; what a generator raises passes, and nothing is saved.
-        """
-        video.format_of(text(to, "to"))
-        rate = video.rate_of(fps)
-        return self._stream(to, described, lambda out: video.write_video(out, frames, to, rate))
+        the caller's time.
 
-    def save(self, content: Any, *, to: str | None = None, **described: Any) -> FileResult:
+        `codec` "h265" makes an .mp4 smaller, and fewer players show it. `quality` is 0 to 10, the best (default: about
+        6), or `bitrate` bits a second. `pixelformat` "yuv444p" keeps the colour of each pixel, and an odd size; of
+        browsers, few show it. A .gif has none of these. Raises ValueError for what is no video; what a generator raises
+        passes, and nothing is saved.
+        """
+        how = encoding.encoding_of(text(to, "to"), codec, quality, bitrate, pixelformat)
+        rate = video.rate_of(fps)
+        return self._stream(to, described, lambda out: video.write_video(out, frames, to, rate, how))
+
+    def save(self, content: Any, *, to: str | None = None, **described: Unpack[Words]) -> FileResult:
         """Saves by content: a path is uploaded, bytes become a blob, a dict or list JSON, pixels an image.
 
         Pixels are an array of numpy or a PIL image. Raises ValueError for anything else, and names the saver to call.
@@ -289,7 +303,7 @@ class HandOff:
         saver: Callable[..., FileResult] = getattr(self, saver_of(content, text(to, "to")))
         return saver(content, to=to, **described)
 
-    def _save_path(self, content: PathLike, to: str | None, described: dict[str, Any]) -> FileResult:
+    def _save_path(self, content: PathLike, to: str | None, described: Words) -> FileResult:
         if isinstance(content, str) and not os.path.exists(content):  # noqa: PTH110
             raise error(
                 Code.FILE_NOT_FOUND,
@@ -298,7 +312,7 @@ class HandOff:
             )
         return self.upload(content, to=to, **described)
 
-    def _save(self, data: memoryview, to: str, described: dict[str, Any]) -> FileResult:
+    def _save(self, data: memoryview, to: str, described: Words) -> FileResult:
         saved, connection = self._saved(to, described), self._connection
         try:
             if len(data) <= m.INLINE_BYTES:
@@ -313,7 +327,7 @@ class HandOff:
     def _stream(
         self,
         to: str,
-        described: dict[str, Any],
+        described: Words,
         write: Callable[[BinaryIO], None],
         *,
         size_hint: int = 0,
@@ -330,7 +344,7 @@ class HandOff:
 
     @contextmanager
     def writing(
-        self, to: str, *, size_hint: int = 0, seal: bool = False, key: bytes | None = None, **described: Any
+        self, to: str, *, size_hint: int = 0, seal: bool = False, key: bytes | None = None, **described: Unpack[Words]
     ) -> Iterator[Written]:
         """Saves what the block writes to `.out`; once it has ended without an error, `.file` is the record.
 
@@ -358,7 +372,7 @@ class HandOff:
     def _saved(
         self,
         to: str,
-        described: dict[str, Any],
+        described: Words,
         *,
         seal: bool = False,
         key: bytes | None = None,

@@ -112,6 +112,19 @@ def endpoint_of(root: str | os.PathLike[str]) -> Endpoint:
     return Endpoint(home.socket, folder)
 
 
+def is_there(endpoint: Endpoint) -> bool:
+    """Whether there is a daemon to reach, or a root that one has served."""
+    if endpoint.root is None:
+        return True
+    try:
+        (endpoint.root / HOME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # it may be: who opens it says what is wrong
+        return True
+    return True
+
+
 def default_prefix() -> str | None:
     """The experiment's prefix that the environment gives."""
     return os.environ.get("ML_DASH_PREFIX") or os.environ.get("DASH_PREFIX")

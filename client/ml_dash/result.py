@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from ml_dash import wording
 from ml_dash.arguments import seconds_of
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error, parse_code
@@ -169,7 +170,7 @@ def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: fl
         if not answer.pending:
             return
         if deadline is not None and time.monotonic() >= deadline:
-            raise error(Code.TIMEOUT, f"{answer.pending} of {len(ids)} files are not {until} after {timeout:g} s")
+            raise error(Code.TIMEOUT, f"{answer.pending} of {wording.files(len(ids))} not {until} after {timeout:g} s")
 
 
 def failure_of(record: Record) -> MLDashError:

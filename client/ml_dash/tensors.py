@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Unpack
 
 from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
-from ml_dash.arguments import flag, only_known, split_words
+from ml_dash.arguments import Words, flag, only_known, split_words
 from ml_dash.background import Background
 from ml_dash.connection import new_key
 from ml_dash.errors import Code, MLDashError, error
@@ -23,7 +23,7 @@ from ml_dash.unacknowledged import BackgroundResult
 class Tensors(HandOff):
     """The calls that save tensors and arrays, at a place of an experiment."""
 
-    def save_torch(self, content: Any, *, to: str, background: bool = False, **described: Any) -> FileResult:
+    def save_torch(self, content: Any, *, to: str, background: bool = False, **described: Unpack[Words]) -> FileResult:
         """Saves tensors, state dicts, optimizers' states, modules: `torch.save` straight into the daemon's file.
 
         It takes about as long as a copy of the bytes in memory; once it returns, tensors may change. `torch.load` reads
@@ -35,7 +35,7 @@ class Tensors(HandOff):
         """
         size, key = checkpoint.torch_size(content), new_key()
         if flag(background, "background") and size > m.INLINE_BYTES and self._may_go_on_behind():
-            saved = self._saved(to, {**described}, seal=True, key=key, in_order=True)
+            saved = self._saved(to, described.copy(), seal=True, key=key, in_order=True)
             if (result := self._save_behind(content, saved, size)) is not None:
                 return result
 
@@ -44,9 +44,7 @@ class Tensors(HandOff):
 
         return self._save_archive(write, to, described, size, key)
 
-    def save_safetensors(
-        self, tensors: Mapping[str, Any], *, to: str, metadata: Mapping[str, Any] | None = None, **described: Any
-    ) -> FileResult:
+    def save_safetensors(self, tensors: Mapping[str, Any], *, to: str, **described: Unpack[Words]) -> FileResult:
         """Saves tensors by their names in the format of safetensors, straight into the daemon's file.
 
         Tensors of torch, arrays of numpy and of jax; `safetensors.torch.load_file`, or another framework's, reads them
@@ -55,10 +53,11 @@ class Tensors(HandOff):
         Raises ValueError for what the format can't hold: tensors that share memory, sparse or quantized ones, other
         objects. Nothing is saved without them.
         """
+        metadata = described.get("metadata")
         said = self._defaults.metadata if metadata is None else metadata
         serialize.metadata_text(said)
         content = SafeTensors(tensors, said)
-        return self._stream(to, {**described, "metadata": metadata}, content.write, size_hint=content.size_bytes)
+        return self._stream(to, described, content.write, size_hint=content.size_bytes)
 
     def save_npz(self, arrays: Mapping[str, Any] | None = None, *, to: str, **named: Any) -> FileResult:
         """Saves arrays as `numpy.savez` does, straight into the daemon's file; `numpy.load` reads them back.
@@ -76,7 +75,7 @@ class Tensors(HandOff):
         return self._save_archive(write, to, described, content.size_bytes, new_key())
 
     def _save_archive(
-        self, write: Callable[[BinaryIO, bool], None], to: str, described: dict[str, Any], size: int, key: bytes
+        self, write: Callable[[BinaryIO, bool], None], to: str, described: Words, size: int, key: bytes
     ) -> FileResult:
         """Saves what `write` writes: a zip archive, for the second argument with its checksums or without.
 

@@ -13,6 +13,11 @@ def files(count: int) -> str:
     return counted(count, "file")
 
 
+def files_are(count: int) -> str:
+    """1 file is, 2 files are."""
+    return f"{files(count)} {'is' if count == 1 else 'are'}"
+
+
 def size(count: float) -> str:
     """Bytes by powers of 1,000: 512 bytes, 1.5 kB, 2.0 TB."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -121,6 +121,9 @@ class Journal(Protocol):
         A job that came before with its owner's key is returned in the place of the new one, with False.
         """
 
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        """The job that its owner handed over with that key, as it is now; None where the journal has none."""
+
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
         """Moves a job from its state to another, with other columns; raises Superseded when it is no longer there."""
 
@@ -191,9 +194,6 @@ class Journal(Protocol):
 
     async def get(self, ids: Sequence[int]) -> list[Job]:
         """The jobs of these ids that the journal still has."""
-
-    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
-        """The job that came with its owner's key, where the journal still has it."""
 
     async def numbers(self, keys: Sequence[tuple[int, bytes]]) -> dict[tuple[int, bytes], int]:
         """The ids of files that were left in the inbox, by their owners' uids and keys; of those that have one."""

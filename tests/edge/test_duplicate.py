@@ -15,7 +15,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.ports import Session
-from tests.edge.test_journal import accepted, opened
+from tests.edge.test_journal import accepted, key_of, opened
 
 
 class World:
@@ -36,6 +36,18 @@ class World:
         await self._journal.advance(source, State.FAILED, trouble=trouble, pin=Pin(PinKind.NONE))
         assert not await is_pinned(source), "a slot is another save's by now"
         raise error(Code.SOURCE_LOST, "it was let go")
+
+
+async def test_what_comes_again_has_its_first_answer_though_the_source_is_gone(tmp_path: Path) -> None:
+    async with opened(tmp_path / "journal.sqlite") as journal:
+        job = await accepted(journal)
+        assert await journal.handed(job.record.owner_uid, key_of(7)) == job
+        assert await journal.handed(job.record.owner_uid + 1, key_of(7)) is None
+        world: Any = World(journal)
+        duplicate = Duplicate(browse=None, accept=None, journal=journal, worker=world)  # type: ignore[arg-type]
+        file = m.Described(place=m.Place(namespace="a", project="b", experiment="c"), to="x")
+        message = m.Duplicate(request=1, key=key_of(7), source=99, file=file)
+        assert await duplicate.run(Session(1, job.record.owner_uid, 1), message) == job
 
 
 async def test_a_source_that_was_let_go_meanwhile_is_not_duplicated(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,24 @@ async def test_an_experiment_that_can_not_be_shown_keeps_no_other_back(world: Wo
     world.mirror.touch(BEN)
     await world.mirror.close()
     assert world.shown(BEN)
+
+
+async def test_an_experiment_below_the_metrics_of_another_keeps_its_rows(world: World) -> None:
+    """`a/b/ann/metrics/x` with the metric "c", and `a/b/ann` with "x/metrics/c", would have one file for their rows."""
+    below, above = RunKey("a", "b", "ann/metrics/x", 2), RunKey("a", "b", "ann", 2)
+    for key, metrics, n in ((below, ["c", ""], 1), (above, ["x/metrics/c", "x/metrics/None", "x", "metrics"], 2)):
+        await world.runs.open(key, await world.mirror.adopt(key, Opened(at_ms=1000)))
+        await world.runs.append(key, 1, 1, [NewRow(name, json.dumps({"n": n})) for name in metrics], 1000)
+        assert await world.mirror.bring(key, settled=True)
+        assert sorted((each.name, each.rows) for each in await world.runs.metrics(key)) == sorted(
+            (name, 1) for name in metrics
+        )
+    top = world.root / "a/b/ann/metrics"
+    rows = {str(path.relative_to(top).parent): path.read_text() for path in top.rglob("data.jsonl")}
+    assert sorted((name, json.loads(row)["data"]["n"]) for name, row in rows.items()) == [
+        ("metrics", 2), ("x", 2), ("x/metrics/None", 1), ("x/metrics/c", 1),
+    ]  # fmt: skip
+    assert (top / "x/experiment.json").is_file()
 
 
 @pytest.mark.parametrize(

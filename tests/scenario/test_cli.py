@@ -69,7 +69,7 @@ def test_status_of_a_daemon(shell: Shell, tmp_path: Path) -> None:
     lines = shell("status").out.splitlines()
     assert re.fullmatch(rf"daemon   \S+, embedded, pid {status['pid']}, up \d+ s", lines[0])
     assert "waiting  nothing" in lines
-    assert re.search(r"^DONE +1 +1.5 KiB$", "\n".join(lines), re.MULTILINE)
+    assert re.search(r"^DONE +1 +1.5 kB$", "\n".join(lines), re.MULTILINE)
 
 
 def test_status_shows_what_is_blocked_and_why(stuck: Shell) -> None:
@@ -106,7 +106,7 @@ def test_round_trip(shell: Shell, tmp_path: Path) -> None:
     head, *rows = shell("ls", "--prefix", PREFIX).out.splitlines()
     assert head.split() == ["ID", "STATE", "SIZE", "CREATED", "PATH"]
     assert [(row.split()[0], row.split()[-1]) for row in rows[1:]] == [(new, "models/best.pt"), (old, "models/best.pt")]
-    assert re.fullmatch(rf" *{new}  DONE +78\.1 KiB  \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  models/best\.pt", rows[1])
+    assert re.fullmatch(rf" *{new}  DONE +80\.0 kB  \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  models/best\.pt", rows[1])
 
     target = tmp_path / "root" / PREFIX / "files" / "models" / new / "best.pt"
     assert target.read_bytes() == second
@@ -179,6 +179,11 @@ def test_ls_takes_folders_files_and_globs(shell: Shell) -> None:
     assert names("**/*.json", "--latest") == ["a.json", "sub/b.json", "sub/deep/c.json"]
     assert names("sub/*") == ["sub/b.json", "sub/d.txt"]
     assert names("none") == []
+    put(shell, "file", b"t", "--to", "sub/tagged.txt", "--tag", "best", "--tag", "kept")
+    put(shell, "file", b"u", "--to", "other.txt", "--tag", "best")
+    assert names("--tag", "best") == ["other.txt", "sub/tagged.txt"]
+    assert names("--tag", "best", "--tag", "kept") == names("sub", "--tag", "best") == ["sub/tagged.txt"]
+    assert names("--tag", "none") == []
     ended = shell("ls", "none", "--prefix", PREFIX)
     assert (ended.out, ended.err) == ("", "no files\n")
     assert shell.json("ls", "--prefix", "alice/cv/other") == []
@@ -280,10 +285,10 @@ def test_bars_on_a_terminal(shell: Shell) -> None:
     ended = shell.on_a_terminal("put", "big[1].bin", "--prefix", PREFIX, "--wait")
     assert ended.status == 0
     assert "big[1].bin" in ended.err
-    assert "8.0/8.0 MiB" in ended.err
+    assert "8.4/8.4 MB" in ended.err
     assert re.fullmatch(r"\d+  big\[1\]\.bin  DONE\n", ended.out)
     ended = shell.on_a_terminal("get", "big*", "--prefix", PREFIX, "-o", "back")
-    assert "8.0/8.0 MiB" in ended.err
+    assert "8.4/8.4 MB" in ended.err
     assert ended.out == "back/big[1].bin\n"
 
 
@@ -295,7 +300,7 @@ def test_one_bar_for_all_files_of_a_glob(shell: Shell) -> None:
     put(shell, "empty.bin", b"")
     ended = shell.on_a_terminal("get", "*.bin", "--prefix", PREFIX, "-o", "back", run=WITHOUT_RICH)
     assert ended.out == "".join(f"back/{name}.bin\n" for name in (0, 1, 2, 3, 4, "empty"))
-    assert "\r6 files  100 %  10.0 MiB of 10.0 MiB" in ended.err
+    assert "\r6 files  100 %  10.5 MB of 10.5 MB" in ended.err
     assert "\r1.bin" not in ended.err
     ended = shell.on_a_terminal("get", "*.bin", "--prefix", PREFIX, "-o", "back", "--json", run=WITHOUT_RICH)
     assert ended.err == ""
@@ -310,8 +315,8 @@ def test_bars_without_rich(shell: Shell) -> None:
         shell.on_a_terminal("get", *words, "-o", "back.bin", run=WITHOUT_RICH),
     ):
         assert ended.status == 0
-        assert "\rbig.bin  0 %  0 B of 8.0 MiB" in ended.err
-        assert ended.err.endswith("\rbig.bin  100 %  8.0 MiB of 8.0 MiB\x1b[K\r\n")
+        assert "\rbig.bin  0 %  0 bytes of 8.4 MB" in ended.err
+        assert ended.err.endswith("\rbig.bin  100 %  8.4 MB of 8.4 MB\x1b[K\r\n")
 
 
 def test_ctrl_c_is_quiet(stuck: Shell) -> None:
@@ -365,7 +370,7 @@ def test_a_closed_pipe_is_no_error(shell: Shell, words: tuple[str, ...]) -> None
         (("put", b"\xff.txt", "--prefix", PREFIX), 2, "INVALID_PATH"),
         (("get", "none", "--prefix", PREFIX), 1, "NO_MATCH"),
         (("get", "*.none", "--prefix", PREFIX), 1, "NO_MATCH"),
-        (("get", "a.txt", "--prefix", PREFIX, "-o", "a.txt/x"), 1, "NOT_A_FILE"),
+        (("get", "a.txt", "--prefix", PREFIX, "-o", "a.txt/x"), 1, "NOT_A_FOLDER"),
         (("get", "--id", "12"), 1, "UNKNOWN_FILE"),
         (("rm", "none", "--prefix", PREFIX), 1, "NO_MATCH"),
         (("rm", "--id", "12"), 1, "UNKNOWN_FILE"),
@@ -413,9 +418,9 @@ def test_wrong_usage(shell: Shell, words: tuple[str, ...]) -> None:
 
 
 def test_a_word_too_many_is_said_of_the_command(shell: Shell) -> None:
-    ended = shell("put", "a.pt", "b.pt", "--nix", status=2)
-    assert ended.err.startswith("usage: ml-dash put ")
-    assert ended.err.endswith("ml-dash: unrecognized arguments: b.pt --nix\nhint: see `ml-dash put --help`\n")
+    ended = shell("ls", "a.pt", "b.pt", "--nix", status=2)
+    assert ended.err.startswith("usage: ml-dash ls ")
+    assert ended.err.endswith("ml-dash: unrecognized arguments: b.pt --nix\nhint: see `ml-dash ls --help`\n")
 
 
 def test_a_full_disk_where_the_output_goes(shell: Shell) -> None:
@@ -505,3 +510,38 @@ def test_completion_knows_every_command_and_option(tmp_path: Path, name: str) ->
         assert command in script
         for option in re.findall(r"--([a-z]+)", shell(command, "--help").out.partition("\nexamples:")[0]):
             assert f"--{option}" in script or f"-l {option}" in script
+
+
+# ---- where nothing is
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("ls", "--prefix", PREFIX), 0, "no files"),
+        (("list", "-p", PREFIX), 0, "no files"),
+        (("get", "a.txt", "--prefix", PREFIX), 1, "no file fits 'a.txt' in alice/cv/resnet"),
+        (("get", "-r", "--prefix", PREFIX), 1, "no file fits '**/*'"),
+        (("get", "--id", "12"), 1, "no file has the id 12"),
+        (("rm", "*", "--prefix", PREFIX), 1, "no file fits '*' in alice/cv/resnet"),
+        (("verify", "--prefix", PREFIX), 1, "no file fits '**/*'"),
+        (("versions", "a.txt", "--prefix", PREFIX), 1, "there is no file 'a.txt'"),
+        (("update", "--id", "12", "--tag", "x"), 1, "no file has the id 12"),
+        (("cancel", "12"), 1, "no file has the id 12"),
+        (("prune", "--prefix", PREFIX, "--keep-last", "1"), 0, "0 versions (0 bytes) deleted"),
+        (("wait",), 0, "nothing is on its way"),
+        (("wait", "--prefix", PREFIX), 0, "nothing is on its way"),
+        (("wait", "12"), 1, "no file has the id 12"),
+        (("experiments",), 0, "EXPERIMENT"),
+        (("params", "--prefix", PREFIX), 1, "no run of alice/cv/resnet is known here"),
+        (("metrics", "--prefix", PREFIX), 1, "no run of alice/cv/resnet is known here"),
+        (("put", "-r", ".", "--prefix", PREFIX, "--dry-run"), 0, "0 files would be handed over"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_look_where_no_root_is_makes_none(
+    shell: Shell, tmp_path: Path, words: tuple[str, ...], status: int, said: str
+) -> None:
+    ended = shell(*words, status=status)
+    assert said in ended.out + ended.err
+    assert not (tmp_path / "root").exists()

@@ -9,14 +9,15 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.doubles.s3_double import S3Double
-from tests.harness import PREFIX, Bucket, DaemonProcess, make_file
+from tests.harness import PREFIX, Bucket, DaemonProcess, Folder, make_file
+from tests.scenario.embedded import Root
 from tests.scenario.shell import WITHOUT_RICH, Shell, put
 
 pytestmark = pytest.mark.slow
@@ -181,18 +182,18 @@ def test_bars_for_all_and_for_each(shell: Shell) -> None:
         make_file(shell.folder / "big" / f"{number}.bin", 8 * MIB, seed=number)
     shell("put", "-r", "big", "--prefix", PREFIX, "--wait")
     ended = shell.on_a_terminal("get", "-r", "--prefix", PREFIX, "-o", "back")
-    assert "24.0/24.0 MiB" in ended.err
+    assert "25.2/25.2 MB" in ended.err
     assert re.search(r"  [012]\.bin ", ended.err)
     assert ended.out.splitlines()[-1] == "3 files downloaded"
     assert "\x1b" not in ended.out
     ended = shell.on_a_terminal("get", "-r", "--prefix", PREFIX, "-o", "plain", run=WITHOUT_RICH)
-    assert "\rplain  100 %  24.0 MiB of 24.0 MiB" in ended.err
+    assert "\rplain  100 %  25.2 MB of 25.2 MB" in ended.err
     os.environ["NO_COLOR"] = "1"
     try:
         ended = shell.on_a_terminal("get", "-r", "--prefix", PREFIX, "-o", "grey")
     finally:
         del os.environ["NO_COLOR"]
-    assert "24.0/24.0 MiB" in ended.err
+    assert "25.2/25.2 MB" in ended.err
     assert not re.search(r"\x1b\[(3|4|9)\d", ended.err)
 
 
@@ -235,3 +236,107 @@ def test_a_folder_into_a_bucket(tmp_path: Path, s3_double: S3Double) -> None:
         ended = shell("verify", "--prefix", PREFIX, "--json", status=1)
         damaged = {each["id"]: each["code"] for each in json.loads(ended.out)["damaged"]}
         assert damaged == {second["id"]: "CHECKSUM_MISMATCH", third["id"]: "OBJECT_MISSING"}
+
+
+# ---- several at once
+
+
+def test_several_files_as_a_shell_names_them(shell: Shell) -> None:
+    """`put *.txt`: each gets its own name; one that can't be had is said, and holds none of the others up."""
+    for name in ("a.txt", "b.txt"):
+        (shell.folder / name).write_text(name)
+    (shell.folder / "c.txt").mkdir()
+    done = shell("put", "a.txt", "b.txt", "c.txt", "d.txt", "--prefix", PREFIX, "--to", "logs/", "--wait", status=1)
+    assert [line.split()[1:] for line in done.out.splitlines()[:-1]] == [
+        ["logs/a.txt", "QUEUED"],
+        ["logs/b.txt", "QUEUED"],
+    ]
+    assert done.out.splitlines()[-1] == "2 files handed over, 2 failed"
+    assert "ml-dash: c.txt is a folder\nhint: with -r, folders are handed over, too\n" in done.err
+    assert "d.txt" in done.err
+    again = shell.json("put", "a.txt", "b.txt", "--prefix", PREFIX, "--to", "logs", "--tag", "x")
+    assert [each["tags"] for each in again["uploaded"]] == [["x"], ["x"]]
+    assert shell.json("put", "a.txt", "--prefix", PREFIX, "--to", "new/")["path"] == "/new"
+    assert paths(shell, "logs") == [
+        "logs/a.txt",
+        "logs/a.txt",
+        "logs/b.txt",
+        "logs/b.txt",
+    ]  # without -r none is skipped
+
+    got = shell("get", "logs/a.txt", "none.txt", "new/*", "--prefix", PREFIX, "-o", "out", status=1)
+    assert got.out == "out/a.txt\nout/new/a.txt\n"
+    assert "no file fits 'none.txt'" in got.err
+    assert (shell.folder / "out/a.txt").read_text() == "a.txt"
+    gone = shell("rm", "none.txt", "logs/*.txt", "new/a.txt", "--prefix", PREFIX, status=1)
+    assert gone.out.splitlines() == [
+        "deleted logs/a.txt (2 versions)", "deleted logs/b.txt (2 versions)", "deleted new/a.txt (1 version)",
+    ]  # fmt: skip
+    assert paths(shell) == []
+
+
+@pytest.mark.parametrize("words", [("put",), ("put", "-r"), ("get",)], ids=" ".join)
+def test_two_that_would_have_one_name_are_both_named(shell: Shell, words: tuple[str, ...]) -> None:
+    for folder in ("x", "y"):
+        (shell.folder / folder).mkdir()
+        (shell.folder / folder / "a.txt").write_text(folder)
+    if words == ("get",):
+        shell("put", "-r", "x", "y", "--prefix", PREFIX)
+    failure = shell.refused(*words, "x/a.txt", "y/a.txt", "--prefix", PREFIX, status=2)
+    assert failure["message"] == "x/a.txt and y/a.txt would both be 'a.txt'"
+    assert not (shell.folder / "a.txt").exists()
+    if words != ("get",):
+        assert paths(shell) == []
+
+
+def test_several_folders_keep_their_names(shell: Shell, tree: Path) -> None:
+    (shell.folder / "more").mkdir()
+    (shell.folder / "more" / "a.txt").write_text("m")
+    (shell.folder / "one.txt").write_text("1")
+    said = shell.json("put", "-r", "run/models/", "more", "one.txt", "--prefix", PREFIX, "--to", "all", "--wait")
+    names = ["all/models/best.pt", "all/models/old/x.pt", "all/more/a.txt", "all/one.txt"]
+    assert (len(said["uploaded"]), paths(shell)) == (4, names)
+    assert shell.json("put", "-r", "run/models/", "more", "one.txt", "--prefix", PREFIX, "--to", "all")["skipped"] == 4
+    back = shell.json("get", "-r", "all/models", "all/one.txt", "--prefix", PREFIX, "-o", "back")
+    assert sorted(each["localPath"] for each in back["downloaded"]) == [
+        str(shell.folder / "back" / name) for name in (*names[:2], names[3])
+    ]
+
+
+def test_a_folder_that_holds_its_own_root_does_not_grow(shell: Shell, make_root: Callable[..., Root]) -> None:
+    """Its root would be handed over to itself, and be twice as large the next time."""
+    make_root("work/.dash")
+    inside = Shell(shell.folder, ["--root", ".dash"])
+    (shell.folder / "a.txt").write_text("a")
+    for skipped in (0, 1):
+        said = inside.json("put", "-r", ".", "--prefix", PREFIX, "--wait")
+        assert said["skipped"] == skipped
+    assert said["leftOut"] == [{"path": "./.dash", "message": "it is the store that the files go to"}]
+    ended = inside("put", "-r", ".", "--prefix", PREFIX, "--dry-run")
+    assert ended.err == "ml-dash: ./.dash is left out: it is the store that the files go to\n"
+    assert paths(inside) == ["a.txt"]
+    for part in (".dash", f".dash/{PREFIX}"):
+        failure = inside.refused("put", "-r", part, "--prefix", PREFIX, status=2)
+        assert failure["message"] == f"{part} is in the store that the files go to, {shell.folder / '.dash'}"
+    assert paths(inside) == ["a.txt"]
+
+
+def test_a_folder_that_holds_the_store_of_a_service_does_not_grow(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("a")
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "data" / "sto re")) as daemon:
+        shell = Shell(tmp_path, ["--socket", str(daemon.socket)])
+        for _ in range(2):
+            said = shell.json("put", "-r", "data", "--prefix", PREFIX, "--wait")
+        assert (said["skipped"], [each["path"] for each in said["leftOut"]]) == (1, ["data/sto re"])
+        assert paths(shell) == ["a.txt"]
+
+
+def test_names_that_differ_in_their_accents_alone(shell: Shell) -> None:
+    (shell.folder / "two").mkdir()
+    for name in ("\u00e9.txt", "e\u0301.txt"):
+        (shell.folder / "two" / name).write_text(name)
+    done = shell("put", "-r", "two", "--prefix", PREFIX, status=1)
+    assert done.out.splitlines()[-1] == "1 file handed over, 1 failed"
+    assert "differ in how its accents are written" in done.err
+    assert len(paths(shell)) == 1

@@ -35,7 +35,7 @@ def test_verify_names_what_is_damaged_or_missing(shell: Shell) -> None:
         content = b"" if name == "empty" else os.urandom(90_000)
         made[name] = put(shell, f"{name}.bin", content, "--wait")
     ended = shell("verify", "--prefix", PREFIX)
-    assert (ended.out, ended.err) == ("6 files, 439.5 KiB, as they were stored\n", "")
+    assert (ended.out, ended.err) == ("6 files, 450.0 kB, as they were stored\n", "")
     root = shell.folder.parent / "root"
     at = {name: next(root.glob(f"**/{record['id']}/*")) for name, record in made.items()}
     for path in at.values():
@@ -72,7 +72,7 @@ def test_verify_shows_how_far_it_is(shell: Shell) -> None:
         put(shell, f"{number}.bin", os.urandom(20_000_000), "--wait")
     ended = shell.on_a_terminal("verify", "--prefix", PREFIX)
     assert "3 files" in ended.err
-    assert ended.out == "3 files, 57.2 MiB, as they were stored\n"
+    assert ended.out == "3 files, 60.0 MB, as they were stored\n"
 
 
 def test_versions_of_one_path(shell: Shell) -> None:
@@ -110,7 +110,7 @@ def test_verify_leaves_out_what_is_on_its_way(stuck: Shell) -> None:
     put(stuck, "a.bin", b"x" * 100_000)
     assert (
         stuck("verify", "--prefix", PREFIX).out
-        == "0 files, 0 B, as they were stored; 1 file not stored, and not read\n"
+        == "0 files, 0 bytes, as they were stored; 1 file not stored, and not read\n"
     )
 
 
@@ -231,7 +231,7 @@ def test_top_names_what_is_under_way(tmp_path: Path, s3_double: S3Double) -> Non
             lambda: [each for each in shell.json("top")["moving"] if each["sentBytes"] or each["bytesPerSecond"]]
         )
         assert seen[0]["id"] == record["id"]
-        assert "of 57.2 MiB" in shell("top", "--once").out
+        assert "of 60.0 MB" in shell("top", "--once").out
 
 
 def test_top_on_a_terminal(stuck: Shell, full_size: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -376,6 +377,27 @@ def test_a_folder_in_its_place_is_left_alone(exp: Experiment, tmp_path: Path, un
         exp.files("m").download("*", to=tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
     assert list((tmp_path / "out" / "a.txt").iterdir()) == []
+
+
+def test_what_is_in_the_way_is_named(exp: Experiment, tmp_path: Path) -> None:
+    """As an error of ours, which an `except` for Python's own catches, too; a file in the way stays as it was."""
+    exp.files("m").save_text("new", to="a.txt").wait(60)
+    (tmp_path / "plain").write_text("mine")
+    (tmp_path / "out" / "a.txt").mkdir(parents=True)
+    plain = f"{tmp_path / 'plain'} is no folder, and a file should go below it"
+    for to, code, kind, said in (
+        ("out", Code.IS_A_FOLDER, IsADirectoryError, f"{tmp_path / 'out' / 'a.txt'} is a folder"),
+        ("plain/", Code.NOT_A_FOLDER, FileExistsError, plain),
+        ("plain/a.txt", Code.NOT_A_FOLDER, FileExistsError, plain),
+        ("plain/deep/a.txt", Code.NOT_A_FOLDER, NotADirectoryError, plain),
+    ):
+        with pytest.raises(kind, match=re.escape(said)) as raised:
+            exp.files("m/a.txt").download(to=f"{tmp_path}/{to}")
+        failure = raised.value
+        assert isinstance(failure, MLDashError)
+        assert (failure.code, bool(failure.hint)) == (code, True)
+    assert (tmp_path / "plain").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "out", "plain"]
 
 
 def test_while_it_comes_it_has_no_name(service: DaemonProcess, exp: Experiment, tmp_path: Path, unnamed: bool) -> None:

@@ -102,7 +102,7 @@ def test_an_empty_queue_is_drained_at_once(node: Node) -> None:
 def test_what_is_left_is_listed_kept_and_goes_on(node: Node) -> None:
     record, expected = held_file(node)
     said = node.shell("drain", "--deadline", "0", status=1)
-    assert "1 file left, 68.4 KiB to send; they go on by themselves" in said.out
+    assert "1 file left, 70.0 kB to send; they go on by themselves" in said.out
     assert record["id"] in said.out
     assert f"all of them: {node.manifest}" in said.out
     assert node.manifest.stat().st_mode & 0o777 == 0o600

@@ -25,6 +25,7 @@ from PIL import Image
 
 from ml_dash import Experiment, FileResult, MLDashError, StorageError
 from ml_dash.errors import Code
+from ml_dash.media.encoding import encoding_of
 from ml_dash.media.video import write_video
 from tests.harness import DaemonProcess, eventually, file_sha256, make_file
 from tests.scenario.conftest import Held, path_in_store
@@ -42,7 +43,7 @@ def png() -> bytes:
 
 
 def mp4() -> bytes:
-    write_video(out := io.BytesIO(), PIXELS[None], "a.mp4", Fraction(30))  # type: ignore[arg-type]
+    write_video(out := io.BytesIO(), PIXELS[None], "a.mp4", Fraction(30), encoding_of("a.mp4"))  # type: ignore[arg-type]
     return out.getvalue()
 
 

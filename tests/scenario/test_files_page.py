@@ -18,7 +18,7 @@ EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def test_the_examples_of_the_page_run(exp: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     examples = EXAMPLE.findall(PAGE.read_text())
-    assert len(examples) == 8
+    assert len(examples) == 10
     names: dict[str, object] = {"exp": exp}
     for example in examples:
         exec(example, names)  # noqa: S102 they are ours

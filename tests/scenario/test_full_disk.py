@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -82,6 +82,24 @@ def test_who_would_rather_not_wait_is_told_at_once(tmp_path: Path) -> None:
         gate.unlink()
         exp.files.flush(timeout=60)
         assert len(daemon.store.keys()) == 4
+
+
+def test_a_duplicate_of_what_is_on_its_way_counts(tmp_path: Path) -> None:
+    """It keeps the bytes when what it was made of is deleted."""
+    with away(tmp_path, f"quota = {8 * MIB}\n") as (daemon, gate), daemon.experiment(on_full="raise").run as exp:
+        source = exp.files.save_blob(content(0, 3 * MIB), to="0.bin")
+        duplicate = exp.files.duplicate(source, "1.bin")
+        with pytest.raises(MLDashError, match="quota") as raised:
+            exp.files.duplicate(source, "2.bin")
+        assert raised.value.code is Code.RETRY_LATER
+        exp.files("0.bin").delete()
+        eventually(lambda: source.refresh()["state"] == "CANCELLED")
+        exp.files.save_blob(content(3, 4 * MIB), to="3.bin")
+        with pytest.raises(MLDashError, match="quota"):
+            exp.files.duplicate(duplicate, "2.bin")
+        gate.unlink()
+        exp.files.flush(timeout=60)
+        assert_whole(daemon, exp, {"1.bin": sha256(content(0, 3 * MIB)), "3.bin": sha256(content(3, 4 * MIB))})
 
 
 def test_what_never_fits_is_refused_at_once(tmp_path: Path) -> None:
@@ -283,6 +301,72 @@ def test_a_daemon_starts_on_a_full_disk_and_finishes_what_it_has(tmp_path: Path)
             exp.files.flush(timeout=60)
             filler.unlink()
             assert_whole(daemon, exp, {"a.bin": sha256(content(0, 2 * MIB)), "b.txt": sha256(b"b")})
+
+
+def until_refused(calls: Iterable[Callable[[], object]]) -> int:
+    """How many went well before one was refused for want of room."""
+    for number, call in enumerate(calls):
+        if (refused := attempt(call)) is not None:
+            assert refused.code is Code.DISK_FULL
+            return number
+    raise AssertionError("none was refused")
+
+
+def test_words_do_not_take_what_is_set_aside_for_files_to_come_to_their_end(tmp_path: Path) -> None:
+    """An update is refused where a hand-off would be, on its way or stored, and may be made later."""
+    words = {"text": "x" * 250_000}
+    with small(tmp_path, 80 * MIB) as daemon, daemon.experiment(on_full="raise").run as exp:
+        stored = [exp.files("stored").save_text(str(number), to=f"{number}.txt") for number in range(80)]
+        exp.files.flush(timeout=60)
+        gate = tmp_path / "store" / ".ml-dash-tmp"
+        gate.rmdir()
+        gate.touch()
+        first = exp.files.save_text("0", to="first.txt")
+        filler = fill(daemon.state.parent)
+        taken = until_refused(partial(exp.files(file_id=one["id"], metadata=words).update) for one in stored)
+        assert stored[taken].refresh()["metadata"] is None
+        data = content(0, 60 * KIB)
+        until_refused(partial(exp.files("moving").save_blob, data, to=f"{number}.bin") for number in range(1000))
+        until_refused([partial(exp.files(file_id=first["id"], metadata=words).update)])
+        gate.unlink()
+        exp.files.flush(timeout=60)
+        assert {one["state"] for one in exp.files.list()} == {"DONE"}
+        filler.unlink()
+        eventually(lambda: daemon.status().error_code is None)
+        for one in (stored[taken], first):
+            assert exp.files(file_id=one["id"], metadata=words).update()["metadata"] == words
+        for one in exp.files("moving").list():
+            assert daemon.store.sha256(daemon.store.key_of(one)) == sha256(data)
+    assert "Traceback" not in daemon.log()
+
+
+def test_parameters_and_rows_without_room_are_shown_and_refuse_no_file(tmp_path: Path) -> None:
+    """Their database is on a full disk, beside the catalog, which has its reserve: files go their way."""
+    with tmpfs(tmp_path / "disk", 40 * MIB) as disk:
+        settings = f'[catalog]\nurl = "sqlite://{disk}/catalog.sqlite"\n'
+        daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), settings=settings)
+        with daemon, daemon.experiment().run as exp:
+            filler = fill(disk)
+            refused, logged = None, 0
+            while refused is None:
+                refused = attempt(partial(exp.metrics("train").log, note="x" * 60_000))
+                logged += refused is None
+                assert logged < 1000
+            assert refused.code is Code.DISK_FULL
+            with daemon.experiment("alice/cv/other", readme="x" * 60_000).run:  # a run begins, by what is set aside
+                report = daemon.status()
+            assert (report.error_code, bool(report.error_hint)) == ("DISK_FULL", True)
+            assert "catalog-runs.sqlite is full" in str(report.error_message)
+            assert attempt(partial(exp.params.set, note="x" * 60_000)) is not None
+            exp.files.save_text("taken all the same", to="a.txt").wait(60)
+            assert_whole(daemon, exp, {"a.txt": sha256(b"taken all the same")})
+            assert exp.metrics("train").read(limit=1)["total"] == logged
+            filler.unlink()
+            eventually(lambda: daemon.status().error_code is None)
+            exp.metrics("train").log(loss=0.25)
+            exp.params.set(lr=0.1)
+            assert exp.metrics("train").read(limit=1)["total"] == logged + 1
+        assert "Traceback" not in daemon.log()
 
 
 def test_a_full_store_is_shown_and_goes_on_when_there_is_room(tmp_path: Path) -> None:

@@ -55,6 +55,27 @@ def test_paths_alone_keep_their_names(tmp_path: Path) -> None:
         assert exp.files.upload_many([]) == []
 
 
+def test_two_files_of_one_name_are_both_named_and_none_is_taken(tmp_path: Path) -> None:
+    """Else one would hide the other: `a/model.pt` and `b/model.pt` are both "model.pt" below a prefix."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.pt").write_text(folder)
+    first, second = tmp_path / "a/model.pt", tmp_path / "b/model.pt"
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
+        for paths in ([first, second], iter([first, second])):
+            with pytest.raises(ValueError, match=r"would both be 'model\.pt'") as refused:
+                exp.files("models").upload_many(paths)
+            assert str(first) in str(refused.value)
+            assert str(second) in str(refused.value)
+        with pytest.raises(ValueError, match="would both be"):
+            exp.files.upload_many(
+                {"\u00e9.pt": first, "e\u0301.pt": second}
+            )  # one name, its accent written in two ways
+        assert exp.files.list() == []
+        exp.files.upload_many({"a/model.pt": first, "b/model.pt": second})
+        assert len(exp.files.list()) == 2
+
+
 def test_a_bad_name_among_many_is_named_and_nothing_of_its_message_is_taken(tmp_path: Path) -> None:
     files = folder_of(tmp_path / "source", 5)
     with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:

@@ -144,11 +144,11 @@ def test_the_command(service: DaemonProcess, exp: Experiment) -> None:
     assert prune("models", "--keep-last", "1", "--dry-run").splitlines() == [
         f"would delete {best[1]}  models/best.pt",
         f"would delete {best[0]}  models/best.pt",
-        "2 versions (2 B) would be deleted",
+        "2 versions (2 bytes) would be deleted",
     ]
     gone = json.loads(prune("**", "--keep-last", "1", "--keep-tag", "gold", "--json"))
     assert [one["id"] for one in gone] == [best[1]]
-    assert prune("--keep-last", "1", "--keep-tag", "gold") == "0 versions (0 B) deleted\n"
+    assert prune("--keep-last", "1", "--keep-tag", "gold") == "0 versions (0 bytes) deleted\n"
     for words in (("--keep-last", "0"), ()):
         assert prune(*words, status=2) == ""
     assert ids(exp.files().list()) == [best[2], best[0]]

@@ -71,7 +71,10 @@ def test_metrics(shell: Shell, logged: Experiment) -> None:
         (None, 0, 1), (None, 1, 2), ("train", 0, 1), ("train", 1, 2),
     ]  # fmt: skip
     assert [row["metric"] for row in shell.json("metrics", "None", "--prefix", PREFIX)] == [None, None]
-    assert shell.json("metrics", "other", "--prefix", PREFIX) == []
+    for words in ((), ("--follow",)):
+        failure = shell.refused("metrics", "other", *words, "--prefix", PREFIX, status=1)
+        assert failure["message"] == f"there is no metric 'other' in {PREFIX}"
+        assert failure["hint"] == "it has: None, train"
     title, head, first, second = shell("metrics", "train", "--prefix", PREFIX).out.splitlines()
     assert (title, head.split()) == ("train", ["#", "TIME", "epoch", "loss", "note"])
     assert [first.split()[0], *first.split()[3:]] == ["0", "1", "0.123457", "warm-up"]
@@ -79,6 +82,21 @@ def test_metrics(shell: Shell, logged: Experiment) -> None:
     assert len({len(head), len(first)}) == 1
     assert shell("metrics", "--prefix", PREFIX).out.startswith("(unnamed)\n")
     assert shell.refused("metrics", "--prefix", "alice/cv/none", status=1)["code"] == "NO_MATCH"
+
+
+def test_numbers_that_json_has_not_are_texts(shell: Shell, daemon: DaemonProcess) -> None:
+    """jq and JavaScript read what is printed; Python's float() and JavaScript's Number() make numbers of them again."""
+    with daemon.experiment("alice/cv/odd").run as exp:
+        exp.params.set(clip=float("inf"), floor=float("-inf"), steps=[1.5, float("nan")], plain=0.1)
+        exp.metrics.log(train={"loss": float("nan"), "best": float("-inf")})
+    strict = {"parse_constant": pytest.fail}
+    params = json.loads(shell("params", "--prefix", "alice/cv/odd", "--json").out, **strict)
+    assert params == {"clip": "Infinity", "floor": "-Infinity", "steps": [1.5, "NaN"], "plain": 0.1}
+    for words in ((), ("--follow",)):
+        out = shell("metrics", "train", "--prefix", "alice/cv/odd", "--json", *words).out
+        said = json.loads(out, **strict)
+        (row,) = [said] if words else said
+        assert (row["data"]["loss"], row["data"]["best"]) == ("NaN", "-Infinity")
 
 
 def test_a_table_goes_on_where_a_row_names_its_values_in_another_order(shell: Shell, daemon: DaemonProcess) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ml_dash import Experiment
-from ml_dash.media import image, video
+from ml_dash.media import encoding, image
 from tests.scenario.test_files import paths
 
 pytestmark = pytest.mark.slow
@@ -31,11 +31,11 @@ def test_every_example_runs(
         "frames/0.txt", "frames/1.txt", "frames/2.txt", "frames/last/0.txt", "models/best.pt",
         "models/model.pt", "models/model.pt", "models/model.safetensors",
         "notes/view.yaml", "plots/accuracy.pdf", "plots/loss.png", "samples/black.webp", "samples/noise.jpg",
-        "samples/noise.png", "videos/rollout.mp4",
+        "samples/noise.png", "videos/exact.mp4", "videos/line.webm", "videos/rollout.mp4", "videos/small.mp4",
     ]  # fmt: skip
     assert [line for line in capsys.readouterr().out.splitlines() if line not in PAGE.read_text()] == []
 
 
 def test_every_format_is_named() -> None:
     text = PAGE.read_text()
-    assert {suffix for suffix in (*image.FORMATS, *video.FORMATS) if suffix not in text} == set()
+    assert {suffix for suffix in (*image.FORMATS, *encoding.FORMATS) if suffix not in text} == set()

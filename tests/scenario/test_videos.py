@@ -226,6 +226,36 @@ def test_a_thousand_frames_do_not_lie_in_memory(exp: Experiment, tmp_path: Path,
         assert sum(1 for _ in container.decode(video=0)) == 1000
 
 
+@pytest.mark.parametrize(
+    ("words", "codec", "pixels", "size"),
+    [
+        ({"codec": "h265"}, "hevc", "yuv420p", (64, 98)),
+        ({"codec": "libx264", "quality": 10}, "h264", "yuv420p", (64, 98)),
+        ({"pixelformat": "yuv444p"}, "h264", "yuv444p", (63, 97)),
+        ({"pixelformat": "yuv422p"}, "h264", "yuv422p", (63, 98)),
+        ({"to": "a.webm", "codec": "vp9", "bitrate": 400_000}, "vp9", "yuv420p", (63, 97)),
+    ],
+    ids=str,
+)
+def test_what_an_encoder_is_asked_for(
+    exp: Experiment, tmp_path: Path, words: dict[str, Any], codec: str, pixels: str, size: tuple[int, int]
+) -> None:
+    """Sizes grow only where colours are shared by two rows or columns."""
+    seen = Seen(exp, exp.files.save_video(coloured(63, 97), **{"to": "a.mp4"} | words), tmp_path)
+    assert (seen.codec, seen.pixels, seen.size, len(seen.frames)) == (codec, pixels, size, len(COLOURS))
+    for frame, colour in zip(seen.frames, COLOURS, strict=True):
+        assert np.abs(frame.astype(int) - colour).max() < 8
+
+
+def test_better_is_larger(exp: Experiment) -> None:
+    def size(**words: Any) -> int:
+        return int(exp.files.save_video(noise(30), **{"to": "a.mp4"} | words)["sizeBytes"])
+
+    assert size(quality=0) < size(quality=5) < size(quality=10)
+    assert size(bitrate=100_000) < size(bitrate=2_000_000)
+    assert size(to="a.webm", quality=1) < size(to="a.webm", quality=9)
+
+
 GRAY = np.zeros((64, 98), np.uint8)
 
 
@@ -259,7 +289,8 @@ def test_what_is_no_video_at_all(exp: Experiment) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"to": "a.avi"}, {"to": "a"}, {"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"fps": "30 a second"}, {"fps": 1e6},
-     {"fps": None}, {"tags": "tags"}, {"metadata": "metadata"}, {"durability": "rock"}],
+     {"fps": None}, {"codec": "divx"}, {"codec": "vp9"}, {"quality": 11}, {"quality": True}, {"bitrate": 0},
+     {"bitrate": "4M"}, {"pixelformat": "rgb24"}, {"tags": "tags"}, {"metadata": "metadata"}, {"durability": "rock"}],
     ids=repr,
 )  # fmt: skip
 def test_a_mistake_is_found_before_the_first_frame(exp: Experiment, wrong: dict[str, Any]) -> None:
@@ -268,6 +299,21 @@ def test_a_mistake_is_found_before_the_first_frame(exp: Experiment, wrong: dict[
     with pytest.raises((ValueError, TypeError), match=re.escape(str(*wrong.values())[:4])):
         exp.files.save_video(frames, **{"to": "a.mp4"} | wrong)
     assert len([*frames]) == 3
+
+
+@pytest.mark.parametrize(
+    ("to", "words", "said"),
+    [
+        ("a.mp4", {"codec": "divx"}, "codec='divx' (for 'a.mp4' it is one of h264, h265)"),
+        ("a.webm", {"codec": "h264"}, "codec='h264' (for 'a.webm' it is one of vp9)"),
+        ("a.gif", {"quality": 5}, "quality=5 ('a.gif' is a .gif, which has 256 colours a frame; leave quality out)"),
+        ("a.mp4", {"quality": 5, "bitrate": 1000}, "quality and bitrate are both given (one follows from the other"),
+        ("a.mp4", {"pixelformat": "nv12"}, "pixelformat='nv12' (it is one of yuv420p, yuv422p, yuv444p; browsers"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_encoder_can_do_is_said(exp: Experiment, to: str, words: dict[str, Any], said: str) -> None:
+    refused(lambda: exp.files.save_video([GRAY], to=to, **words), Code.INVALID_ARGUMENT, ValueError, said)
 
 
 def test_threads_encode_at_once(exp: Experiment, tmp_path: Path) -> None:

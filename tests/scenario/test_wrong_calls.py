@@ -29,6 +29,11 @@ WRONG: dict[str, tuple[Callable[[Any], Any], Code, str]] = {
     "a number as a key": (
         lambda exp: exp.files.save_text("a", to="a.txt", metadata={1: 2}), Code.INVALID_METADATA, "key 1 is int",
     ),
+    "keys that would be one": (
+        lambda exp: exp.files.save_json({"a": {1: 2, "1": 3}}, to="a.json"),
+        Code.INVALID_METADATA,
+        "two keys that are '1'",
+    ),
     "half a pair in a tag": (
         lambda exp: exp.files.save_text("a", to="a.txt", tags=["\ud800"]), Code.INVALID_ARGUMENT, "tags=",
     ),
@@ -46,6 +51,11 @@ def test_a_wrong_argument_is_named(exp: Experiment, wrong: str) -> None:
         call(exp)
     assert (refused.value.code, words in str(refused.value)) == (code, True), refused.value
     assert refused.value.hint
+
+
+def test_numbers_as_nested_keys_become_text(exp: Experiment) -> None:
+    saved = exp.files.save_json({"a": 1}, to="a.json", metadata={"by epoch": {2: 0.5, None: 0.6}})
+    assert saved["metadata"] == {"by epoch": {"2": 0.5, "null": 0.6}}
 
 
 def test_a_word_that_is_mistyped(exp: Experiment) -> None:

@@ -197,17 +197,46 @@ def run(place: Place, script: str, paths: list[str]) -> tuple[str, str]:
     return ended.stdout, ended.stderr
 
 
+RIGHT = (
+    'save_json({}, to="a.json", description="d", tags=["a"], bindrs=("b",), metadata={"n": 1}, priority=3)',
+    'save_blob(b"", to="a", durability="disk", supersede=True)',
+    'upload_many({"a": "b"}, tags=["x"], durability="disk", snapshot="copy")',
+    'save_video([], to="a.mp4", fps=24, codec="h265", quality=7.5, tags=["v"])',
+    'save_fig(to="a.png", dpi=200, tags=["f"])',
+    'duplicate("a", "b", tags=["t"], priority=1)',
+)
+WRONG = (
+    "upload(3)",
+    'save_text("x", to=None)',
+    'upload("a", tag=["x"])',
+    'save_json({}, to="a.json", tag=["x"])',
+    'save_text("a", to="a.txt", tags=3)',
+    'save_blob(b"", to="a", metadata=["n"])',
+    'save_pkl(1, to="a", desc="d")',
+    'save_torch({}, to="a.pt", priority="high")',
+    'save_image(1, to="a.png", qualty=3)',
+    'save_video([], to="a.mp4", crf=20)',
+    'save({}, to="a.json", durable=True)',
+    'upload_many(["a"], snapshots="copy")',
+    'duplicate("a", "b", metadata="m")',
+)
+"""What a checker has to find; each is one line."""
+
+
 def test_the_blocks_pass_a_type_checker(tmp_path: Path) -> None:
     """By the annotations that are installed (py.typed), as a user's own checker sees them."""
     for number, (title, case) in enumerate(CASES.items()):
         (tmp_path / f"block_{number}.py").write_text(case.before + BLOCKS[title] + case.after)
     one = 'with open(exp.files("model.pt").download()) as file:\n    print(file, exp.files("a.txt").delete()["ids"])\n'
     (tmp_path / "one.py").write_text(OPEN + one)  # of one file: a path, a receipt
-    (tmp_path / "wrong.py").write_text(OPEN + 'exp.files("models").upload(3)\nexp.files().save_text("x", to=None)\n')
+    (tmp_path / "right.py").write_text(OPEN + "".join(f"exp.files.{call}\n" for call in RIGHT))
+    (tmp_path / "wrong.py").write_text(OPEN + "".join(f"exp.files.{call}\n" for call in WRONG))
     ended = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file=", "--ignore-missing-imports", "--check-untyped-defs",
          "--cache-dir", str(tmp_path / "cache"), *sorted(path.name for path in tmp_path.glob("*.py"))],
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     errors = [line for line in ended.stdout.splitlines() if ": error: " in line]
-    assert [line.partition(":")[0] for line in errors] == ["wrong.py", "wrong.py"], ended.stdout + ended.stderr
+    first = OPEN.count("\n") + 1
+    found = {tuple(line.split(":", 2)[:2]) for line in errors}
+    assert found == {("wrong.py", str(first + number)) for number in range(len(WRONG))}, ended.stdout + ended.stderr

@@ -279,6 +279,54 @@ def test_every_fault_point_is_named_once() -> None:
     assert sorted(named) == fault_points()
 
 
+WITHIN = {
+    "each_of", "writing", "place", "failed_in_run", "wait_all", "opened", "append"
+}  # fmt: skip
+"""What other modules of the library call."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        files.Files,
+        files.FileSet,
+        experiment.Experiment,
+        run.Run,
+        params.Params,
+        metrics.Metrics,
+        metrics.Metric,
+        result.FileResult,
+    ],
+)
+def test_every_public_call_stands_in_an_example(kind: type) -> None:
+    """The examples run: tests/scenario/test_pages.py, test_files_page.py, test_saving_page.py, test_torch.py."""
+    tested = ("files", "saving", "listing", "results", "experiments", "checkpoints")
+    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in tested]
+    block = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    examples = "\n".join(found for page in pages for found in block.findall(page))
+    homes = [home for home in kind.__mro__ if home.__module__.startswith("ml_dash")]
+    calls = {name for home in homes for name in vars(home) if not name.startswith("_")} - WITHIN
+    assert {name for name in calls if not re.search(rf"\.{name}\b", examples)} == set()
+
+
+def test_every_page_is_linked() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert {page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text} == set()
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """`tests/crash/test_kill_rows.py`, or with the name of a test: `tests/crash/test_kill_rows.py::test_…`."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    named = {name for page in pages for name in re.findall(r"tests/[\w/]*\w+(?:\.py(?:::\w+)?)?", page.read_text())}
+    missing = set()
+    for name in named:
+        path, _, test = name.partition("::")
+        there = (ROOT / path).exists()
+        if not there or (test and not re.search(rf"^(?:async )?def {test}\(", (ROOT / path).read_text(), re.MULTILINE)):
+            missing.add(name)
+    assert missing == set()
+
+
 def test_every_log_event_is_explained_and_none_that_is_gone() -> None:
     assert {call.event for call in log_calls()} | {"library_message"} == set(logs.EVENTS), "mend EVENTS in logs.py"
 

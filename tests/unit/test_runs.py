@@ -134,6 +134,22 @@ def test_the_folder_of_a_stored_file(folder: str, is_it: bool):
     assert runs.is_of_a_file(folder) is is_it
 
 
+@pytest.mark.parametrize(
+    ("metric", "has_one"),
+    [
+        ("", True),
+        ("train", True),
+        ("metrics", True),
+        ("a/metrics", True),
+        ("metrics/a", False),
+        ("x/metrics/c", False),
+        ("files/12", False),
+    ],
+)
+def test_the_folder_of_a_metric(metric: str, has_one: bool):
+    assert runs.has_folder("a/b/c", metric) is has_one
+
+
 def run(updated_ms: int, **said: object) -> runs.Run:
     given = {"status": RunStatus.RUNNING, "host": "", "user": "", "created_ms": updated_ms, "started_ms": 1} | said
     return runs.Run(RunKey("a", "b", "c", 1), updated_ms=updated_ms, **given)

@@ -42,13 +42,16 @@ EXAMPLES = {
 }
 
 
+TO = "its path in the experiment (default: its own name); of several files, or with a / at its end, a folder there"
+
+
 def add_folder_options(parser: argparse.ArgumentParser) -> None:
     """What `put` takes for a folder."""
     parser.add_argument(
         "-r",
         "--recursive",
         action="store_true",
-        help="a folder; what is stored already, by size and SHA-256, is skipped",
+        help="folders, too; what is stored already, by size and SHA-256, is skipped",
     )
     text = 'with -r: only what fits, such as "**/*.pt"; may be repeated'
     parser.add_argument("--include", metavar="GLOB", action="append", default=[], help=text)

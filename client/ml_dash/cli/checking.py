@@ -16,7 +16,7 @@ from ml_dash.result import records_of
 
 def verify(options: Namespace) -> int:
     """Has stored files read again; 1 where any is damaged or missing."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         found = [*_records(options, connection)]
         if not found:
             raise error(Code.NO_MATCH, f"no file fits {options.pattern or '**/*'!r}")
@@ -74,4 +74,4 @@ def _tell(damaged: list[dict[str, Any]], files: int, size_bytes: int, waiting: i
     if damaged:
         print(f"{len(damaged)} of {wording.files(files)} damaged or missing{later}")
     else:
-        print(f"{wording.files(files)}, {show.size(size_bytes)}, as they were stored{later}")
+        print(f"{wording.files(files)}, {wording.size(size_bytes)}, as they were stored{later}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from ml_dash import messages as m
+from ml_dash import wording
+from ml_dash.arguments import distinct, is_glob, name_of
 from ml_dash.cli import (
     checking,
     completion,
@@ -27,6 +28,7 @@ from ml_dash.cli import (
     top,
     waiting,
 )
+from ml_dash.cli.several import Several
 from ml_dash.errors import Code, error
 from ml_dash.experiment import files_at
 
@@ -45,14 +47,17 @@ def status(options: Namespace) -> int:
 
 
 def put(options: Namespace) -> int:
-    """Hands a file over, or a folder."""
-    if options.recursive:
+    """Hands a file over, several, or folders."""
+    if not options.recursive:
+        folders.refuse_options(options)
+    if options.recursive or len(options.files) > 1:
         return folders.put(options)
-    folders.refuse_options(options)
+    (path,) = options.files
+    in_folder = options.to is not None and options.to.endswith("/")
     with reaching.connected(options) as connection:
         result = reaching.files(options, connection).upload(
-            options.file,
-            to=options.to,
+            path,
+            to=f"{options.to}{name_of(path)}" if in_folder else options.to,
             description=options.description,
             tags=options.tags,
             metadata=options.metadata,
@@ -76,9 +81,10 @@ def put(options: Namespace) -> int:
 
 def ls(options: Namespace) -> int:
     """Lists files as they come, page by page."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
+        files = reaching.files(options, connection)
         found = reaching.listed(
-            reaching.files(options, connection), options.pattern, latest=options.latest, pending=options.pending
+            files, options.pattern, latest=options.latest, pending=options.pending, tags=options.tags
         )
         if options.json:
             show.array(map(show.plain, found))
@@ -92,38 +98,48 @@ def get(options: Namespace) -> int:
     if options.recursive:
         return folders.get(options)
     folders.refuse_options(options)
-    if options.path is None and options.id is None:
+    if not options.paths and options.id is None:
         raise parser.wrong("get", "one of the arguments PATH --id is required, or -r for all files")
+    distinct((path.rpartition("/")[2], path) for path in options.paths if not is_glob(path))
     written = []
-    with reaching.connected(options) as connection, fetching.Watch(quiet=options.json) as watch:
-        for fetched in reaching.chosen(options, connection).fetch(options.path, to=options.output, watch=watch):
-            watch.pause()
-            if options.json:
-                written.append(show.plain(fetched.file) | {"localPath": str(Path(fetched.path).absolute())})
-            else:
-                print(fetched.path)
+    several = Several(options.paths or [None], as_json=options.json)
+    to = options.output if len(several.words) == 1 else f"{options.output or '.'}/"
+    with reaching.looking(options) as connection, fetching.Watch(quiet=options.json) as watch:
+        files = reaching.chosen(options, connection)
+        for path in several.words:
+            with several.one():
+                for fetched in files.fetch(path, to=to, watch=watch):
+                    watch.pause()
+                    if options.json:
+                        written.append(show.plain(fetched.file) | {"localPath": str(Path(fetched.path).absolute())})
+                    else:
+                        print(fetched.path)
     if options.json:
         show.array(written)
-    return 0
+    return several.status
 
 
 def rm(options: Namespace) -> int:
     """Deletes files."""
     gone = []
-    with reaching.connected(options) as connection:
-        for file, receipt in reaching.chosen(options, connection).discard(options.path):
-            count = len(receipt["ids"])
-            gone.append(receipt | {key: file[key] for key in ("experimentId", "path", "filename")})
-            if not options.json:
-                print(f"deleted {show.path(file)} ({count} version{'s' if count > 1 else ''})")
+    several = Several(options.paths or [None], as_json=options.json)
+    with reaching.looking(options) as connection:
+        files = reaching.chosen(options, connection)
+        for path in several.words:
+            with several.one():
+                for file, receipt in files.discard(path):
+                    versions = wording.counted(len(receipt["ids"]), "version")
+                    gone.append(receipt | {key: file[key] for key in ("experimentId", "path", "filename")})
+                    if not options.json:
+                        print(f"deleted {show.path(file)} ({versions})")
     if options.json:
         show.array(gone)
-    return 0
+    return several.status
 
 
 def prune(options: Namespace) -> int:
     """Deletes versions that are not kept; a dry run names them."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         files, pattern = reaching.below(reaching.files(options, connection), options.pattern)
         pruned = files.each_pruned(
             pattern, keep_last=options.keep_last, keep_tags=options.keep_tags, dry_run=options.dry_run
@@ -139,10 +155,12 @@ def wait(options: Namespace) -> int:
     """Waits until files are stored."""
     if options.ids and options.prefix:
         raise error(Code.INVALID_ARGUMENT, "ids and --prefix are given", "give one of them")
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         if options.ids:
             ids = list(dict.fromkeys(options.ids))
-            waiting.show_until_stored(waiting.at_ids(connection, ids), options.timeout, "bytes", f"{len(ids)} files")
+            waiting.show_until_stored(
+                waiting.at_ids(connection, ids), options.timeout, "bytes", wording.files(len(ids))
+            )
             count = len(ids)
         elif options.prefix:
             place = files_at(options.prefix, connection).place
@@ -156,7 +174,7 @@ def wait(options: Namespace) -> int:
     if options.json:
         show.one({"waitedFor": count})
     else:
-        print(f"{count} file{'' if count == 1 else 's'} stored" if count else "nothing is on its way")
+        print(f"{wording.files(count)} stored" if count else "nothing is on its way")
     return 0
 
 
@@ -184,7 +202,7 @@ def doctor(options: Namespace) -> int:
 
 def experiments(options: Namespace) -> int:
     """Lists experiments."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         found = runs.experiments(connection, options.below)
         if options.json:
             show.array(map(runs.as_object, found))
@@ -195,7 +213,7 @@ def experiments(options: Namespace) -> int:
 
 def params(options: Namespace) -> int:
     """Prints the parameters of an experiment."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         found = runs.params(connection, reaching.files(options, connection).place)
     if options.json:
         show.one(found)
@@ -206,14 +224,14 @@ def params(options: Namespace) -> int:
 
 def metrics(options: Namespace) -> int:
     """Prints the rows of metrics."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         place = reaching.files(options, connection).place
         found = runs.rows(connection, place, options.name, follow=options.follow)
         if not options.json:
             show.lines(runs.row_lines(found, at_once=1 if options.follow else runs.AT_ONCE))
         elif options.follow:
             for row in found:
-                print(json.dumps(row), flush=True)
+                print(show.document(row), flush=True)
         else:
             show.array(found)
     return 0

@@ -38,7 +38,7 @@ class Watch:
         self._bar.update(f"{wording.files(left)} left{held}", self._most, seen.total_bytes, same_bar=True)
         if self._lines and left and time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_S
-            size = show.size(seen.total_bytes - seen.done_bytes)
+            size = wording.size(seen.total_bytes - seen.done_bytes)
             print(f"{wording.files(left)} left{held}, {size} to send", file=sys.stderr)
 
 
@@ -71,7 +71,7 @@ def as_lines(drained: m.Drained) -> Iterator[str]:
         return
     if drained.left_files:
         left = wording.files(drained.left_files)
-        yield f"{left} left, {show.size(drained.left_bytes)} to send; they go on by themselves"
+        yield f"{left} left, {wording.size(drained.left_bytes)} to send; they go on by themselves"
     if drained.failed_files:
         yield f"{wording.files(drained.failed_files)} failed"
     for record in drained.files:

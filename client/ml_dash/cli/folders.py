@@ -8,12 +8,14 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ml_dash import messages as m
 from ml_dash import wording
+from ml_dash.arguments import distinct
 from ml_dash.cli import parser, reaching, show, waiting
 from ml_dash.cli.bars import Bars
-from ml_dash.cli.trees import Local, Unfit, Wanted, is_same, walk
+from ml_dash.cli.trees import LeftOut, Local, Unfit, Wanted, alone, identity_of, is_same, own_name, walk
 from ml_dash.connection import Connection
 from ml_dash.download import Downloads, way_out
 from ml_dash.errors import TABLE, Code, MLDashError, error
@@ -38,6 +40,7 @@ class Outcome:
         self.files: list[dict[str, Any]] = []
         self.skipped = 0
         self.failed: list[dict[str, Any]] = []
+        self._left_out: list[dict[str, str]] = []
         self._said: set[str] = set()
 
     def add(self, line: str, facts: dict[str, Any]) -> None:
@@ -45,6 +48,12 @@ class Outcome:
         self.files.append(facts if self._as_json else {})
         if not self._as_json:
             print(line)
+
+    def leave_out(self, folder: LeftOut) -> None:
+        """A folder is not meant, though nobody has said so."""
+        self._left_out.append({"path": folder.path, "message": folder.what})
+        if not self._as_json:
+            show.trouble(f"{folder.path} is left out: {folder.what}", None)
 
     def refuse(self, name: str, failure: MLDashError) -> None:
         """A file was not; the rest goes on."""
@@ -57,6 +66,7 @@ class Outcome:
         """Says how it ended; returns the exit status."""
         if self._as_json:
             said = {self._done: self.files, "skipped": self.skipped, "failed": self.failed}
+            said |= {"leftOut": self._left_out} if self._left_out else {}
             show.one(said | ({"dryRun": True} if self._dry_run else {}))
         else:
             would = "would be " if self._dry_run else ""
@@ -71,17 +81,12 @@ class Outcome:
 
 
 def put(options: Namespace) -> int:
-    """Hands a folder over."""
-    if not Path(options.file).is_dir():
-        there = os.path.lexists(options.file)
-        code = Code.NOT_A_FILE if there else Code.FILE_NOT_FOUND
-        what = f"{options.file} is no folder" if there else f"there is no folder {options.file}"
-        raise error(code, what, "name a folder, or leave out -r")
-    wanted = Wanted(tuple(options.include), tuple(options.exclude))
+    """Hands several files over, or folders."""
     outcome = Outcome("handed over" if not options.json else "uploaded", as_json=options.json, dry_run=options.dry_run)
-    with reaching.connected(options) as connection:
+    distinct((own_name(path), path) for path in options.files)
+    with (reaching.looking if options.dry_run else reaching.connected)(options) as connection:
         files = reaching.files(options, connection)((options.to or "").strip("/"))
-        found = _fit(walk(options.file, wanted), outcome)
+        found = _fit(_meant(options, _store_of(connection)), outcome)
         try:
             ids = _hand_over(options, files, found, outcome)
         except KeyboardInterrupt:
@@ -89,27 +94,63 @@ def put(options: Namespace) -> int:
             what = f"{count} handed over so far, they go on by themselves"
             raise show.Interrupted(what, "the same command goes on") from None
         if options.wait and ids:
-            title = f"{len(ids)} files"
-            waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", title)
+            waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", wording.files(len(ids)))
     return outcome.tell()
 
 
-def _fit(found: Iterator[Local | Unfit], outcome: Outcome) -> list[Local]:
-    fit = []
-    for each in found:
-        if isinstance(each, Unfit):
-            outcome.refuse(each.name, each.failure)
+def _store_of(connection: Connection) -> Path | None:
+    """The folder that the daemon's files go to, where it is one of this machine."""
+    report = connection.call(m.StatusReport, lambda number: m.Status(request=number))
+    place = urlsplit(report.store)
+    return Path(unquote(place.path)).resolve() if place.scheme == "file" else None
+
+
+def _meant(options: Namespace, store: Path | None) -> Iterator[Local | Unfit | LeftOut]:
+    """What is in the folders, and the files. Of several each has its own name; one folder is what is in it."""
+    wanted = Wanted(tuple(options.include), tuple(options.exclude))
+    known = None if store is None else identity_of(store)
+    for path in options.files:
+        if options.recursive and (len(options.files) == 1 or Path(path).is_dir()):
+            _check_folder(path, store)
+            below = "" if len(options.files) == 1 else f"{own_name(path)}/"
+            for each in walk(path, wanted, known):
+                yield each if isinstance(each, LeftOut) else each._replace(name=f"{below}{each.name}")
         else:
-            fit.append(each)
-    return fit
+            yield alone(path)
+
+
+def _check_folder(path: str, store: Path | None) -> None:
+    """Raises where it is none, or a part of the store: it would grow by all that is in it."""
+    if not Path(path).is_dir():
+        there = os.path.lexists(path)
+        code = Code.NOT_A_FILE if there else Code.FILE_NOT_FOUND
+        what = f"{path} is no folder" if there else f"there is no folder {path}"
+        raise error(code, what, "name a folder, or leave out -r")
+    if store is not None and Path(path).resolve().is_relative_to(store):
+        what = f"{path} is in the store that the files go to, {store}"
+        raise error(Code.INVALID_ARGUMENT, what, "to have a file there under another name, see duplicate()")
+
+
+def _fit(found: Iterator[Local | Unfit | LeftOut], outcome: Outcome) -> list[Local]:
+    fit = dict[str, Local]()
+    for each in found:
+        if isinstance(each, LeftOut):
+            outcome.leave_out(each)
+        elif isinstance(each, Unfit):
+            outcome.refuse(each.name, each.failure)
+        elif (twin := fit.setdefault(unicodedata.normalize("NFC", each.name), each)) is not each:
+            what = f"{each.path} and {twin.path} have one name here: they differ in how its accents are written"
+            outcome.refuse(each.name, error(Code.INVALID_PATH, what, "rename one of them"))
+    return [*fit.values()]
 
 
 def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outcome: Outcome) -> list[int]:
     """Hands over what is not there; returns the ids."""
-    there = _newest(files)
+    there = _newest(files) if options.recursive else {}
     ids: list[int] = []
     total = sum(each.size_bytes for each in found)
-    with Bars(options.file, total, quiet=options.json) as bars:
+    title = options.files[0] if len(options.files) == 1 else wording.files(len(found))
+    with Bars(title, total, quiet=options.json) as bars:
 
         def fresh() -> Iterator[tuple[str, str]]:
             for each in found:
@@ -161,12 +202,18 @@ def get(options: Namespace) -> int:
         raise parser.wrong("get", "--id and -r do not go together")
     outcome = Outcome("downloaded", as_json=options.json, dry_run=options.dry_run)
     root = Path(options.output or ".")
-    with reaching.connected(options) as connection:
-        found = [*reaching.listed(reaching.files(options, connection), options.path, latest=True)]
-        if not found:
-            raise error(Code.NO_MATCH, f"no file fits {options.path or '**/*'!r}")
+    with reaching.looking(options) as connection:
+        files = reaching.files(options, connection)
+        found = dict[int, FileResult]()
+        for path in options.paths or [None]:
+            listed = {int(file["id"]): file for file in reaching.listed(files, path, latest=True)}
+            if not listed:
+                raise error(Code.NO_MATCH, f"no file fits {path or '**/*'!r}")
+            found |= listed
         try:
-            _bring(options, connection, [(file, root / show.path(show.plain(file))) for file in found], outcome)
+            _bring(
+                options, connection, [(file, root / show.path(show.plain(file))) for file in found.values()], outcome
+            )
         except KeyboardInterrupt:
             count = wording.files(len(outcome.files))
             what = f"{count} downloaded so far; nothing is left of the others"

@@ -17,9 +17,16 @@ def upload(options: Namespace) -> int:
     folder = Path(options.folder or default_root())
     if (folder / HOME).is_dir() or options.folder is None:
         return pushing.push(options)
-    words = {"file": str(folder), "to": options.target, "description": None, "tags": [], "metadata": None}
-    words |= {"include": [], "exclude": [], "durability": "", "snapshot": "", "protect": "", "priority": 0}
-    words |= {"supersede": False, "wait": True}
+    words = {
+        "files": [str(folder)],
+        "recursive": True,
+        "to": options.target,
+        "description": None,
+        "tags": [],
+        "metadata": None,
+    }
+    words |= {"include": [], "exclude": [], "durability": "", "snapshot": "", "protect": ""}
+    words |= {"priority": 0, "supersede": False, "wait": True}
     return folders.put(Namespace(**vars(options) | words))
 
 
@@ -27,13 +34,13 @@ def download(options: Namespace) -> int:
     """An experiment's files, in the folders that a root has for them."""
     prefix = _experiment(options)
     output = str(Path(options.folder or default_root()) / prefix / "files")
-    return folders.get(Namespace(**vars(options) | {"prefix": prefix, "path": None, "id": None, "output": output}))
+    return folders.get(Namespace(**vars(options) | {"prefix": prefix, "paths": [], "id": None, "output": output}))
 
 
 def list_files(options: Namespace) -> int:
     """An experiment's files, the newest version of each."""
     options.prefix = _experiment(options)
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         found = reaching.files(options, connection).each(latest=not options.verbose)
         if options.json:
             show.array(map(show.plain, found))

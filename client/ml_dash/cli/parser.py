@@ -25,22 +25,25 @@ EXAMPLES = {
     "put": """\
   ml-dash put model.pt --prefix alice/cv/resnet
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --tag best --wait
+  ml-dash put *.pt --prefix alice/cv/resnet --to models         each below models, under its own name
   ml-dash put last.pt --prefix alice/cv/resnet --priority 10
   ml-dash put log.txt --prefix alice/cv/resnet --metadata '{"epoch": 3}' --json
   ml-dash put -r runs/1 --prefix alice/cv/resnet --to runs/1 --exclude "**/*.tmp" --wait""",
     "ls": """\
   ml-dash ls --prefix alice/cv/resnet              every version of every file
   ml-dash ls models --prefix alice/cv/resnet       at and below models
+  ml-dash ls --tag best --latest --prefix alice/cv/resnet
   ml-dash ls "**/*.json" --latest --prefix alice/cv/resnet --json
+
   ml-dash ls --pending --prefix alice/cv/resnet    files of sets that are not complete, too""",
     "get": """\
   ml-dash get models/best.pt --prefix alice/cv/resnet
-  ml-dash get "models/*.pt" --prefix alice/cv/resnet -o ./out
+  ml-dash get a.pt b.pt "models/*.pt" --prefix alice/cv/resnet -o ./out
   ml-dash get -r models --prefix alice/cv/resnet -o ./out    all below models; once more: what is missing
   ml-dash get --id 7351023561728 -o old.pt         one version, wherever it belongs""",
     "rm": """\
   ml-dash rm models/bad.pt --prefix alice/cv/resnet    all its versions
-  ml-dash rm "tmp/**" --prefix alice/cv/resnet
+  ml-dash rm "tmp/**" logs/1.txt --prefix alice/cv/resnet
   ml-dash rm --id 7351023561728                        one version""",
     "prune": """\
   ml-dash prune --prefix alice/cv/resnet --keep-last 3 --dry-run     what would go
@@ -144,9 +147,9 @@ def _status(_: Parser) -> None:
 
 
 def _put(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the file to hand over; with -r a folder")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="the files to hand over; with -r folders, too")
     add_prefix(parser)
-    parser.add_argument("--to", metavar="PATH", help="its path in the experiment (default: its own name)")
+    parser.add_argument("--to", metavar="PATH", help=arguments.TO)
     add_described(parser)
     parser.add_argument("--wait", action="store_true", help="return only when it is stored")
     parser.add_argument(
@@ -166,13 +169,18 @@ def _ls(parser: Parser) -> None:
     add_prefix(parser)
     parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
     parser.add_argument("--pending", action="store_true", help="files of sets that are not complete, too")
+    text = "only what has this tag; may be repeated, for those that have all of them"
+    parser.add_argument("--tag", metavar="TAG", action="append", default=[], dest="tags", help=text)
 
 
 def _get(parser: Parser) -> None:
     _add_path_or_id(parser, required=False)
     arguments.add_tree_options(parser)
     parser.add_argument(
-        "-o", "--output", metavar="DEST", help="a file or a folder to write to (default: the working folder)"
+        "-o",
+        "--output",
+        metavar="DEST",
+        help="a file or a folder to write to; of several files, a folder (default: the working folder)",
     )
 
 
@@ -253,7 +261,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
 
 def _add_path_or_id(parser: Parser, *, required: bool = True) -> None:
     which = parser.add_mutually_exclusive_group(required=required)
-    which.add_argument("path", metavar="PATH", nargs="?", help="a file in the experiment, or a glob")
+    text = "files in the experiment, or globs"
+    which.add_argument("paths", metavar="PATH", nargs="*", default=[], help=text)
     which.add_argument("--id", metavar="ID", type=file_id, help="one version, by its id; needs no prefix")
     add_prefix(parser)
 

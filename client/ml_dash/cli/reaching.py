@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from ml_dash.arguments import is_glob
+from ml_dash.cli.nobody import Nobody
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
-from ml_dash.reach import Endpoint, default_prefix, endpoint_of, which
+from ml_dash.reach import Endpoint, default_prefix, endpoint_of, is_there, which
 from ml_dash.result import FileResult
 from ml_dash.silence import SilentError
 
@@ -31,6 +32,17 @@ def endpoint_and_why(options: Namespace) -> tuple[Endpoint, str]:
 def connected(options: Namespace) -> Iterator[Connection]:
     """A connection; the daemon of a root is started if need be."""
     connection = Connection(endpoint(options))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def looking(options: Namespace) -> Iterator[Connection]:
+    """As `connected`, for what only looks, or removes: where no root is, none is made, and nothing is found."""
+    place = endpoint(options)
+    connection = Connection(place) if is_there(place) else Nobody(place)
     try:
         yield connection
     finally:
@@ -69,10 +81,12 @@ def chosen(options: Namespace, connection: Connection) -> FileSet:
     return files(options, connection) if options.id is None else file_by_id(connection, options.id)
 
 
-def listed(found: Files, pattern: str | None, *, latest: bool, pending: bool = False) -> Iterator[FileResult]:
+def listed(
+    found: Files, pattern: str | None, *, latest: bool, pending: bool = False, tags: Sequence[str] = ()
+) -> Iterator[FileResult]:
     """A glob lists what fits it; a plain name what is at it and below."""
     there, glob = below(found, pattern)
-    return there.each(glob, latest=latest, pending=pending)
+    return there.each(glob, latest=latest, pending=pending, tags=tags)
 
 
 def below(found: Files, pattern: str | None) -> tuple[FileSet, str | None]:

@@ -24,7 +24,8 @@ def table(files: Iterable[FileResult]) -> None:
         record = show.plain(file)
         created = show.moment(record["createdAt"])
         state = "PENDING" if record["state"] == "DONE" and _is_pending(record) else record["state"]
-        print(f"{record['id']:>19}  {state:<10}  {show.size(record['sizeBytes']):>10}  {created}  {show.path(record)}")
+        size = wording.size(record["sizeBytes"])
+        print(f"{record['id']:>19}  {state:<10}  {size:>10}  {created}  {show.path(record)}")
     if head:
         print("no files", file=sys.stderr)
 
@@ -40,7 +41,7 @@ def versions(files: Iterable[FileResult]) -> None:
     for file in files:
         record = show.plain(file)
         print(
-            f"{record['id']:>19}  {record['state']:<10}  {show.size(record['sizeBytes']):>10}  "
+            f"{record['id']:>19}  {record['state']:<10}  {wording.size(record['sizeBytes']):>10}  "
             f"{show.moment(record['createdAt'])}  {record['checksum'] or 'not known yet'}"
         )
 
@@ -75,7 +76,7 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     yield f"daemon   {answer.version}, {kind}, pid {answer.pid}, up {show.duration(_since(answer.started_ms))}"
     yield f"store    {answer.store}"
     yield f"socket   {socket}"
-    yield f"spool    {show.size(answer.spool_bytes)} in {answer.state_dir}"
+    yield f"spool    {wording.size(answer.spool_bytes)} in {answer.state_dir}"
     oldest = "nothing" if answer.oldest_ms is None else f"the oldest for {show.duration(_since(answer.oldest_ms))}"
     yield f"waiting  {oldest}"
     if answer.limits is not None:
@@ -87,7 +88,7 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     if answer.counts:
         yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
     for count in answer.counts:
-        yield f"{count.state:<10}  {count.files:>8}  {show.size(count.size_bytes):>10}"
+        yield f"{count.state:<10}  {count.files:>8}  {wording.size(count.size_bytes):>10}"
     if answer.superseded_files:
         yield f"{wording.files(answer.superseded_files)} of the cancelled gave way to newer versions"
     for title, records in (("blocked", answer.blocked), ("failed", answer.failed)):
@@ -113,16 +114,16 @@ def _limits(limits: Limits | None) -> dict[str, Any] | None:
 
 def _politeness(limits: Limits) -> str:
     cached = (
-        f"files from {show.size(limits.uncached_from)} on past the page cache" if limits.uncached_from else "cached"
+        f"files from {wording.size(limits.uncached_from)} on past the page cache" if limits.uncached_from else "cached"
     )
-    cap = f"at most {show.size(limits.bandwidth)}/s" if limits.bandwidth else "no cap on bandwidth"
+    cap = f"at most {wording.size(limits.bandwidth)}/s" if limits.bandwidth else "no cap on bandwidth"
     return f"{limits.threads} threads, nice {limits.nice}, I/O {limits.io_class}, {cached}, {cap}"
 
 
 def trouble(record: Record) -> Iterator[str]:
     """A file, and what troubles it, if something does."""
     where = f"{record.namespace}/{record.project}/{record.experiment}"
-    sent = f"{show.size(record.sent_bytes)} of {show.size(record.size_bytes)} sent"
+    sent = f"{wording.size(record.sent_bytes)} of {wording.size(record.size_bytes)} sent"
     yield f"  {record.id}  {where}: {show.path(to_dict(record))}  {record.state}, {sent}"
     if record.error_code:
         yield f"    {record.error_code}: {record.error_message}"
@@ -177,5 +178,5 @@ def pruned(files: Iterable[FileResult], *, dry_run: bool) -> None:
     for file in files:
         print(f"{'would delete' if dry_run else 'deleted'} {file['id']}  {show.path(file)}")
         count, size = count + 1, size + file["sizeBytes"]
-    what = f"{count} version{'' if count == 1 else 's'} ({show.size(size)})"
+    what = f"{wording.counted(count, 'version')} ({wording.size(size)})"
     print(f"{what} would be deleted" if dry_run else f"{what} deleted")

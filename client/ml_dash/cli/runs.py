@@ -10,6 +10,7 @@ from typing import Any
 from ml_dash import messages as m
 from ml_dash.cli import show
 from ml_dash.connection import Connection
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.metrics import Metrics
 from ml_dash.pages import pages
 from ml_dash.params import Params, details_of
@@ -20,6 +21,8 @@ WAIT_MS = 10_000
 AT_ONCE = 1000
 """Rows that a table is laid out for at a time."""
 RUNNING = "RUNNING"
+UNNAMED = "None"
+"""The unnamed metric, in a tree and on a command line."""
 
 
 def experiments(connection: Connection, prefix: str) -> Iterator[m.ExperimentRecord]:
@@ -75,7 +78,10 @@ def param_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def rows(connection: Connection, place: m.Place, name: str | None, *, follow: bool) -> Iterator[dict[str, Any]]:
-    """The rows of one metric, or of all; with `follow`, those that come, too, until the run has ended."""
+    """The rows of one metric, or of all; with `follow`, those that come, too, until the run has ended.
+
+    Raises NO_MATCH for a name that no metric has; with `follow`, where none has got it by the run's end.
+    """
     metrics = Metrics(connection, place, "")
     seen: dict[str, int] = {}
     seen_rows = 0
@@ -89,7 +95,15 @@ def rows(connection: Connection, place: m.Place, name: str | None, *, follow: bo
                     yield {"metric": metric.name or None, **row}
                 seen[metric.name] = metric.rows
         if not follow or about.experiments[0].status != RUNNING:
+            if name is not None and _named(name) not in seen:
+                raise _no_metric(place, name, [metric.name or UNNAMED for metric in about.metrics])
             return
+
+
+def _no_metric(place: m.Place, name: str, known: Sequence[str]) -> MLDashError:
+    where = f"{place.namespace}/{place.project}/{place.experiment}"
+    hint = f"it has: {', '.join(known)}" if known else "nothing was logged there"
+    return error(Code.NO_MATCH, f"there is no metric {name!r} in {where}", hint)
 
 
 def row_lines(found: Iterator[dict[str, Any]], *, at_once: int = AT_ONCE) -> Iterator[str]:
@@ -142,5 +156,4 @@ def _moment(ms: int | None) -> str:
 
 
 def _named(name: str) -> str:
-    """The unnamed metric is "None" in a tree and on a command line."""
-    return "" if name == "None" else name
+    return "" if name == UNNAMED else name

@@ -1,8 +1,9 @@
-"""What is printed: sizes, times, records, errors, and progress on a terminal."""
+"""What is printed: times, records, errors, and progress on a terminal."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -10,21 +11,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
+from ml_dash import wording
 from ml_dash.errors import MLDashError
 from ml_dash.result import FileResult
 
-KIB = 1024
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 LATELY_S = 120
 """Up to here a duration is shown in seconds; up to as many minutes in minutes, and so on."""
-
-
-def size(count: int) -> str:
-    """Bytes for people: 512 B, 1.5 KiB, 93.1 GiB."""
-    value, unit = float(count), 0
-    while value >= KIB and unit < len(UNITS) - 1:
-        value, unit = value / KIB, unit + 1
-    return f"{value:.1f} {UNITS[unit]}" if unit else f"{count} B"
 
 
 def duration(seconds: float) -> str:
@@ -50,16 +42,35 @@ def plain(file: FileResult) -> dict[str, Any]:
     return dict(dict.items(file))
 
 
+def document(value: Any, indent: int | None = None) -> str:
+    """JSON text. It has no NaN and no infinities: they are the texts "NaN", "Infinity" and "-Infinity".
+
+    So has Protocol Buffers' JSON them; Python's float() and JavaScript's Number() read them back.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_finite_numbers(value), indent=indent)
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return {key: _with_finite_numbers(inner) for key, inner in value.items()}
+    return [*map(_with_finite_numbers, value)] if isinstance(value, list | tuple) else value
+
+
 def one(value: Any) -> None:
     """Prints a JSON document."""
-    print(json.dumps(value, indent=2))
+    print(document(value, indent=2))
 
 
 def array(values: Iterable[Any]) -> None:
     """Prints a JSON array, a line an element, as they come: none is held. Nothing is printed before the first."""
     opening = "["
     for value in values:
-        print(f"{opening}\n{json.dumps(value)}", end="")
+        print(f"{opening}\n{document(value)}", end="")
         opening = ","
     print("[]" if opening == "[" else "\n]")
 
@@ -177,11 +188,7 @@ def rich_progress(unit: str, *, redirect: bool) -> Any:
     )
 
     name = TextColumn("{task.description}", markup=False)
-    amount = (
-        (DownloadColumn(binary_units=True), TransferSpeedColumn())
-        if unit == "bytes"
-        else (MofNCompleteColumn(), TextColumn(unit))
-    )
+    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
     console = Console(file=sys.stderr)
     return Progress(
         name,
@@ -196,7 +203,7 @@ def rich_progress(unit: str, *, redirect: bool) -> Any:
 
 def _draw_plainly(unit: str) -> _Drawn:
     def update(title: str, done: int, total: int) -> None:
-        amount = f"{size(done)} of {size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
+        amount = f"{wording.size(done)} of {wording.size(total)}" if unit == "bytes" else f"{done} of {total} {unit}"
         print(f"\r{title}  {100 * done // total} %  {amount}\x1b[K", end="", file=sys.stderr, flush=True)
 
     return _Drawn(update, lambda: print(file=sys.stderr))

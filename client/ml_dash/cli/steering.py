@@ -20,7 +20,7 @@ ENDED = ("DONE", "CANCELLED")
 
 def versions(options: Namespace) -> int:
     """Lists all versions of a path, newest first."""
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         found = [*_versions(reaching.files(options, connection), options.path)]
         if not found:
             raise error(Code.NO_MATCH, f"there is no file {options.path!r}")
@@ -36,7 +36,7 @@ def update(options: Namespace) -> int:
     given = {"description": options.description, "tags": options.tags or None, "metadata": options.metadata}
     if all(value is None for value in given.values()):
         raise parser.wrong("update", "one of the arguments --description --tag --metadata is required")
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         file_id = options.id
         if file_id is None:
             newest = next(_versions(reaching.files(options, connection), options.path), None)
@@ -54,7 +54,7 @@ def update(options: Namespace) -> int:
 def cancel(options: Namespace) -> int:
     """Stops files on their way. One that is stored is an error, and then nothing is stopped."""
     gone = []
-    with reaching.connected(options) as connection:
+    with reaching.looking(options) as connection:
         records = {record.id: record for word in options.files for record in _on_their_way(options, connection, word)}
         ids = tuple(records)
         for start in range(0, len(ids), 1000):

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from ml_dash import messages as m
+from ml_dash import wording
 from ml_dash.cli import reaching, report, show
 from ml_dash.connection import Connection
 from ml_dash.result import to_dict
@@ -95,8 +96,8 @@ def as_lines(seen: Look) -> Iterator[str]:
     yield _headline(seen)
     for each in seen.moving:
         record = each.record
-        done = f"{show.size(record.sent_bytes)} of {show.size(record.size_bytes)}"
-        yield f"  {record.id}  {_where(record)}  {record.state}  {done}  {show.size(each.bytes_per_second)}/s"
+        done = f"{wording.size(record.sent_bytes)} of {wording.size(record.size_bytes)}"
+        yield f"  {record.id}  {_where(record)}  {record.state}  {done}  {wording.size(each.bytes_per_second)}/s"
     for title, records in (("blocked", seen.report.blocked), ("failed", seen.report.failed)):
         if records:
             yield f"{title}:"
@@ -105,8 +106,8 @@ def as_lines(seen: Look) -> Iterator[str]:
 
 
 def _headline(seen: Look) -> str:
-    counts = [f"{count.state} {count.files} ({show.size(count.size_bytes)})" for count in seen.report.counts]
-    return "   ".join([*(counts or ["nothing handed over yet"]), f"{show.size(seen.report.bytes_per_second)}/s"])
+    counts = [f"{count.state} {count.files} ({wording.size(count.size_bytes)})" for count in seen.report.counts]
+    return "   ".join([*(counts or ["nothing handed over yet"]), f"{wording.size(seen.report.bytes_per_second)}/s"])
 
 
 def _where(record: m.Record) -> str:
@@ -226,9 +227,9 @@ def _table(moving: Sequence[Moving]) -> Any:
             Text(_where(record)),
             record.state,
             ProgressBar(total=record.size_bytes or 1, completed=record.sent_bytes),
-            show.size(record.sent_bytes),
-            show.size(record.size_bytes),
-            f"{show.size(rate)}/s",
+            wording.size(record.sent_bytes),
+            wording.size(record.size_bytes),
+            f"{wording.size(rate)}/s",
         )
     return table
 

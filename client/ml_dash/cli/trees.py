@@ -34,6 +34,13 @@ class Local(NamedTuple):
     size_bytes: int
 
 
+class LeftOut(NamedTuple):
+    """A folder that is not entered, and what it is."""
+
+    path: str
+    what: str
+
+
 class Unfit(NamedTuple):
     """What can't be handed over, and why."""
 
@@ -57,14 +64,18 @@ class Wanted:
         return not self.include or any(covers(glob, name) for glob in self.include)
 
 
-def walk(root: str, wanted: Wanted) -> Iterator[Local | Unfit]:
+Identity = tuple[int, int]
+"""A folder's device and inode."""
+
+
+def walk(root: str, wanted: Wanted, store: Identity | None = None) -> Iterator[Local | Unfit | LeftOut]:
     """All that is in a folder and below, hidden files included, in the order of names.
 
-    Links to files and folders are followed; a folder is not entered again from below itself. A root in it is left out:
-    it may be the very one that the files go to, and grow while it is walked.
+    Links to files and folders are followed; a folder is not entered again from below itself. Neither is a root, nor the
+    `store` that the files go to: with each time that it is walked it would grow by all that is in it.
     """
     top = os.stat(root)  # noqa: PTH116
-    above: list[tuple[int, int]] = [(top.st_dev, top.st_ino)]
+    above: list[Identity] = [(top.st_dev, top.st_ino)]
     """The folders that are open, from the outermost on."""
     levels = [iter(_entries(root, ""))]
     while levels:
@@ -75,8 +86,8 @@ def walk(root: str, wanted: Wanted) -> Iterator[Local | Unfit]:
         elif isinstance(entry, Unfit):
             yield entry
         elif not wanted.skips(entry.name):
-            seen = _look(entry, wanted, above)
-            if isinstance(seen, Local | Unfit):
+            seen = _look(entry, wanted, above, store)
+            if isinstance(seen, Local | Unfit | LeftOut):
                 yield seen
             elif seen is not None:
                 above.append(seen)
@@ -96,7 +107,31 @@ def _entries(folder: str, name: str) -> Sequence[_Entry | Unfit]:
     return [_Entry(f"{name}/{each}" if name else each, f"{folder}/{each}") for each in names]
 
 
-def _look(entry: _Entry, wanted: Wanted, above: Sequence[tuple[int, int]]) -> Local | Unfit | tuple[int, int] | None:
+def alone(path: str) -> Local | Unfit:
+    """One file that is named by itself, under its own name."""
+    seen = _look(_Entry(own_name(path), path), Wanted(), (), None)
+    if isinstance(seen, Local | Unfit):
+        return seen
+    return Unfit(path, error(Code.NOT_A_FILE, f"{path} is a folder", "with -r, folders are handed over, too"))
+
+
+def own_name(path: str) -> str:
+    """The last name of a path, of "runs/1/" and of "." as well."""
+    return Path(os.path.abspath(path)).name  # noqa: PTH100 a link keeps the name that it has
+
+
+def identity_of(folder: str | Path) -> Identity | None:
+    """None where it is not there."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _look(
+    entry: _Entry, wanted: Wanted, above: Sequence[Identity], store: Identity | None
+) -> Local | Unfit | LeftOut | Identity | None:
     """A file, what is wrong with it, the identity of a folder, or None for what is not meant."""
     try:
         status = os.stat(entry.path)  # noqa: PTH116
@@ -108,7 +143,11 @@ def _look(entry: _Entry, wanted: Wanted, above: Sequence[tuple[int, int]]) -> Lo
         if identity in above:
             what = f"{entry.path} is a link to a folder that it is in"
             return Unfit(entry.name, error(Code.NOT_A_FILE, what, "leave it out with --exclude"))
-        return None if os.path.isdir(f"{entry.path}/{HOME}") else identity  # noqa: PTH112
+        if identity == store:
+            return LeftOut(entry.path, "it is the store that the files go to")
+        if os.path.isdir(f"{entry.path}/{HOME}"):  # noqa: PTH112
+            return LeftOut(entry.path, "it is a root, whose files `ml-dash push` sends")
+        return identity
     return _file(entry, status) if wanted.takes(entry.name) else None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml_dash import messages as m
+from ml_dash import wording
 from ml_dash.cli.show import Bar, Update
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, error
@@ -56,7 +57,7 @@ def until_ended(look: Look, update: Update, timeout_s: float | None = None) -> S
             return seen
         left_ms = STEP_MS if deadline is None else int((deadline - time.monotonic()) * 1000)
         if left_ms <= 0:
-            raise error(Code.TIMEOUT, f"{_files(seen.pending)} not stored after {timeout_s:g} s")
+            raise error(Code.TIMEOUT, f"{wording.files_are(seen.pending)} not stored after {timeout_s:g} s")
         step_ms = min(STEP_MS, left_ms)
 
 
@@ -123,7 +124,3 @@ def at_everything(connection: Connection) -> Look:
         return Seen(pending, failed, most - pending, most)
 
     return look
-
-
-def _files(count: int) -> str:
-    return "1 file is" if count == 1 else f"{count} files are"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from itertools import chain
 from numbers import Rational
-from pathlib import PurePosixPath
-from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from ml_dash.errors import Code, error
 from ml_dash.media.cursor import Cursor
+from ml_dash.media.encoding import Encoding
 from ml_dash.media.libraries import library
 from ml_dash.media.pixels import CHANNELS, pixels
 
-Options = Mapping[str, str]
 MOST_FPS = 1000
 MOST_THREADS = 4
 """Each holds a few frames, and the trainer wants its cores."""
@@ -25,34 +23,6 @@ BT709 = 1
 """The number of these colours in H.273, for matrix, primaries and transfer alike: what players assume of HD."""
 LIMITED = 1
 """AVCOL_RANGE_MPEG: 16 to 235, as yuv420p has it everywhere."""
-
-
-class Format(NamedTuple):
-    """What a suffix asks for. `even`: its encoder takes even sizes alone."""
-
-    container: str
-    encoder: str
-    pixels: str
-    even: bool = False
-    container_options: Options = MappingProxyType({})
-    options: Options = MappingProxyType({})
-
-
-FORMATS = {
-    ".mp4": Format("mp4", "libx264", "yuv420p", True, {"movflags": "+faststart"}, {"crf": "20", "preset": "veryfast"}),
-    ".webm": Format(
-        "webm", "libvpx-vp9", "yuv420p", options={"crf": "32", "b": "0", "deadline": "good", "cpu-used": "5"}
-    ),
-    ".gif": Format("gif", "gif", "pal8"),
-}
-
-
-def format_of(to: str) -> Format:
-    """The format that a file's name asks for. Raises ValueError for one that there is not."""
-    suffix = PurePosixPath(to).suffix.lower()
-    if suffix not in FORMATS:
-        raise error(Code.INVALID_ARGUMENT, f"{to!r} is no name of a video", f"end it with one of {', '.join(FORMATS)}")
-    return FORMATS[suffix]
 
 
 def rate_of(fps: Any) -> Fraction:
@@ -66,19 +36,18 @@ def rate_of(fps: Any) -> Fraction:
     return rate
 
 
-def write_video(out: BinaryIO, frames: Iterable[Any], to: str, rate: Fraction) -> None:
+def write_video(out: BinaryIO, frames: Iterable[Any], to: str, rate: Fraction, encoding: Encoding) -> None:
     """Encodes frames into a file that can be read and written anywhere. Raises ValueError for what is no video.
 
     What the frames' generator raises is raised.
     """
     av = library("av", "PyAV")
-    form = format_of(to)
-    pictures = _pictures(frames, form)
+    pictures = _pictures(frames, _steps(av, encoding))
     first = next(pictures, None)
     if first is None:
         raise error(Code.INVALID_ARGUMENT, "there are no frames", "pass one at least")
     file = Cursor(out)
-    with _translated(av, file, to), closing(_Encoder(av, file, form, rate, first.shape[:2])) as encoder:
+    with _translated(av, file, to), closing(_Encoder(av, file, encoding, rate, first.shape[:2])) as encoder:
         for picture in chain([first], pictures):
             encoder.add(picture)
         encoder.finish()
@@ -101,23 +70,31 @@ def _translated(av: Any, file: Cursor, to: str) -> Iterator[None]:
 class _Encoder:
     """One video on its way into a file."""
 
-    def __init__(self, av: Any, file: Cursor, form: Format, rate: Fraction, size: tuple[int, int]) -> None:
+    def __init__(self, av: Any, file: Cursor, encoding: Encoding, rate: Fraction, size: tuple[int, int]) -> None:
         self._av = av
         self._file = file
-        self._form = form
+        self._pixels = encoding.pixels
         self._tick = 1 / rate
         self._count = 0
         # faststart moves what was written, and opens the file once more to read it.
         self._container = av.open(
-            file, "w", format=form.container, options=dict(form.container_options), io_open=lambda *_: file.beside()
+            file,
+            "w",
+            format=encoding.container,
+            options=dict(encoding.container_options),
+            io_open=lambda *_: file.beside(),
         )
-        self._stream = stream = self._container.add_stream(form.encoder, rate=rate, options=dict(form.options))
+        self._stream = stream = self._container.add_stream(encoding.encoder, rate=rate, options=dict(encoding.options))
         stream.height, stream.width = size
-        stream.pix_fmt = form.pixels
+        stream.pix_fmt = encoding.pixels
+        if encoding.bit_rate:
+            stream.bit_rate = encoding.bit_rate
+        if encoding.tag:
+            stream.codec_context.codec_tag = encoding.tag
         stream.thread_count = min(MOST_THREADS, os.cpu_count() or 1)
         stream.thread_type = "FRAME"
         stream.codec_context.time_base = self._tick
-        self._palette = _palette(av, size, self._tick) if form.pixels == "pal8" else None
+        self._palette = _palette(av, size, self._tick) if encoding.pixels == "pal8" else None
         if self._palette is None:
             codec = stream.codec_context
             codec.colorspace = codec.color_primaries = codec.color_trc = BT709
@@ -143,7 +120,7 @@ class _Encoder:
 
     def _encode(self, frame: Any) -> None:
         if self._palette is None:
-            frames = [frame.reformat(format=self._form.pixels, dst_colorspace=BT709, dst_color_range=LIMITED)]
+            frames = [frame.reformat(format=self._pixels, dst_colorspace=BT709, dst_color_range=LIMITED)]
         else:
             self._palette.push(frame)
             frames = [*_drawn(self._av, self._palette)]
@@ -178,7 +155,7 @@ def _palette(av: Any, size: tuple[int, int], tick: Fraction) -> Any:
     return graph
 
 
-def _pictures(frames: Any, form: Format) -> Iterator[Any]:
+def _pictures(frames: Any, steps: tuple[int, int]) -> Iterator[Any]:
     """Arrays of shape (H, W, 3) and uint8, all of one size."""
     _check_shape(getattr(frames, "shape", ()))
     try:
@@ -197,7 +174,7 @@ def _pictures(frames: Any, form: Format) -> Iterator[Any]:
                 f"frame {number} has the shape {picture.shape}, those before it {shape}",
                 "pass frames of one size",
             )
-        yield _even(picture) if form.even else picture
+        yield _padded(picture, steps)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
@@ -224,8 +201,17 @@ def _picture(frame: Any, name: str) -> Any:
     return numpy.ascontiguousarray(picture)
 
 
-def _even(picture: Any) -> Any:
-    height, width, _ = picture.shape
-    if height % 2 == 0 and width % 2 == 0:
+def _steps(av: Any, encoding: Encoding) -> tuple[int, int]:
+    """Of which numbers height and width have to be multiples: how many pixels share a colour, down and across."""
+    if not encoding.even:
+        return 1, 1
+    stored = av.VideoFormat(encoding.pixels, 2, 2)
+    return 2 // stored.chroma_height(2), 2 // stored.chroma_width(2)
+
+
+def _padded(picture: Any, steps: tuple[int, int]) -> Any:
+    """A picture whose last row and column stand there once more, where the encoder needs them."""
+    rows, columns = (-size % step for size, step in zip(picture.shape, steps, strict=False))
+    if not rows and not columns:
         return picture
-    return library("numpy", "numpy").pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return library("numpy", "numpy").pad(picture, ((0, rows), (0, columns), (0, 0)), mode="edge")

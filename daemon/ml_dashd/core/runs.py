@@ -223,6 +223,14 @@ def is_of_a_file(folder: str) -> bool:
     return last.isascii() and last.isdigit() and "files" in above[3:]
 
 
+def has_folder(prefix: str, metric: str) -> bool:
+    """Whether the rows of a metric, "" being the unnamed one, have a file in a folder, and it is no other's.
+
+    Below {prefix}/metrics/ may be another experiment, with metrics of its own: a file in them is theirs.
+    """
+    return "metrics" not in metric.split("/")[:-1] and not is_of_a_file(f"{prefix}/metrics/{metric or UNNAMED}")
+
+
 def groups_of(name: str) -> Iterable[str]:
     """The groups that a dotted name is in."""
     at = name.find(".")

@@ -122,6 +122,10 @@ class SqliteJournal:
         ]
         return await self._database.call(lambda connection: insert_all(connection, files, rows), spare=True)
 
+    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
+        rows = await self._rows("SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (owner_uid, key))
+        return read_job(rows[0]) if rows else None
+
     # ---- the way of a file
 
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
@@ -252,10 +256,6 @@ class SqliteJournal:
             SentPart(row["number"], row["size_bytes"], row["etag"], row["checksum"], read_crc(row["crc64nvme"]))
             for row in rows
         ]
-
-    async def handed(self, owner_uid: int, key: bytes) -> Job | None:
-        jobs = await self._jobs("WHERE owner_uid = ? AND request_key = ?", (owner_uid, key))
-        return jobs[0] if jobs else None
 
     async def numbers(self, keys: Sequence[numbering.Key]) -> dict[numbering.Key, int]:
         return await self._database.call(lambda connection: numbering.read(connection, keys))

@@ -153,16 +153,21 @@ class SlotFiles:
     def share(self, name: str) -> str:
         """Another name for a committed slot, to be released by itself; the slot is not granted again.
 
-        Raises SOURCE_LOST where it is not there any more.
+        It counts against the quota as the slot does, for it keeps the bytes when that is gone. Raises SOURCE_LOST where
+        it is not there any more, and what `Room.take` raises.
         """
         with self._lock:
             self._last += 1
-            other = str(self._last)
-            try:
-                os.link(self._folder / name, self._folder / other)
-            except FileNotFoundError:
-                raise error(Code.SOURCE_LOST, f"slot {name} was released") from None
-        return other
+            other = self._folder / str(self._last)
+        try:
+            size = (self._folder / name).stat().st_blocks * 512
+            self._with_room(lambda: self._room.take(str(other), size))
+            with self._lock:
+                os.link(self._folder / name, other)
+        except FileNotFoundError:
+            self._room.give_back(str(other))
+            raise error(Code.SOURCE_LOST, f"slot {name} was released") from None
+        return other.name
 
     def release(self, name: str) -> None:
         """Lets a committed slot go once its content is stored."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
@@ -126,9 +127,9 @@ class Accept:
 
     async def _take(self, record: FileRecord, message: Upload, descriptor: int, said_ms: int | None = None) -> Job:
         pin, content, size = await self._pin(record, message, descriptor)
-        job = Job(_sized(record, size, content), pin, priority=message.file.priority, said_ms=said_ms)
-        if message.origin is None:  # what is pushed from elsewhere is its whole history
-            job = replace(job, supersedes=self._supersedes(message.file, record))
+        job = self._job(_sized(record, size, content), pin, message.file, said_ms=said_ms)
+        if message.origin is not None:  # what is pushed from elsewhere is its whole history
+            job = replace(job, supersedes=False)
         kept = await self._keep(job, content, message.key, message.durability)
         if message.protect:
             await self._overwrites.protect(kept)
@@ -159,9 +160,7 @@ class Accept:
             etag=of.etag,
         )
         key = source.pin.source if source.pin.kind is PinKind.OBJECT else of.key or ""
-        supersedes = self._supersedes(message.file, record)
-        job = Job(record, Pin(PinKind.OBJECT, source=key), priority=message.file.priority, supersedes=supersedes)
-        return await self._keep(job, None, message.key, "")
+        return await self._keep(self._job(record, Pin(PinKind.OBJECT, source=key), message.file), None, message.key, "")
 
     async def adopt(
         self, session: Session, message: Duplicate, source: Job, is_pinned: Callable[[Job], Awaitable[bool]]
@@ -181,8 +180,7 @@ class Accept:
             if not await is_pinned(source):
                 await self._disk.run(self._pins.release, pin, record.id)
                 raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
-        supersedes, priority = self._supersedes(message.file, record), message.file.priority
-        job = Job(replace(record, size_bytes=size), pin, priority=priority, supersedes=supersedes, seal=source.seal)
+        job = self._job(replace(record, size_bytes=size), pin, message.file, seal=source.seal)
         return await self._keep(job, content, message.key, "")
 
     async def put(self, session: Session, message: Put) -> Job:
@@ -214,8 +212,7 @@ class Accept:
         if sha256.digest() != given.sha256:
             raise error(Code.CHECKSUM_MISMATCH, f"{record.path} did not arrive as it was sent", "save it again")
         record = replace(record, size_bytes=len(given.content), sha256=sha256.hexdigest())
-        supersedes = self._supersedes(given.file, record)
-        return Job(record, Pin(PinKind.INLINE), on_disk=True, priority=given.file.priority, supersedes=supersedes)
+        return self._job(record, Pin(PinKind.INLINE), given.file, on_disk=True)
 
     async def commit(self, session: Session, message: CommitSlot) -> Job:
         """Takes what was written into a slot. Idempotent by the message's key."""
@@ -226,9 +223,7 @@ class Accept:
             self._slots.give_back(session.number, message.slot)
             raise
         pin = self._slots.commit(session.number, message.slot, message.size_bytes, record.id)
-        sized = _sized(record, message.size_bytes, None)
-        supersedes, priority = self._supersedes(message.file, record), message.file.priority
-        job = Job(sized, pin, priority=priority, supersedes=supersedes, seal=message.seal)
+        job = self._job(_sized(record, message.size_bytes, None), pin, message.file, seal=message.seal)
         kept = await self._keep(job, None, message.key, message.durability)
         self._warm.saved(session.number, message.size_bytes)
         return kept
@@ -341,8 +336,10 @@ class Accept:
         if protect not in PROTECT:
             raise error(Code.INVALID_ARGUMENT, f"protect={protect!r}", 'use "lease", or leave it out')
 
-    def _supersedes(self, file: Described, record: FileRecord) -> bool:
-        return self._supersede.asked(record, by_caller=file.supersede)
+    def _job(self, record: FileRecord, pin: Pin, file: Described, **more: Any) -> Job:
+        """What is journaled of a file that is taken in: its record, its source, and what was asked for."""
+        supersedes = self._supersede.asked(record, by_caller=file.supersede)
+        return Job(record, pin, priority=file.priority, supersedes=supersedes, **more)
 
     def _describe(self, session: Session, file: Described, numbered: tuple[int, int] | None = None) -> FileRecord:
         """The record of a new file, its names checked."""

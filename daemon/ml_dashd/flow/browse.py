@@ -10,7 +10,7 @@ from heapq import merge
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import Place
-from ml_dashd.core import names, narrow
+from ml_dashd.core import cursors, names, narrow
 from ml_dashd.core.access import Policy, Right
 from ml_dashd.core.model import FileRecord, Job, Scope, Selection, Trouble
 from ml_dashd.core.plan import MIB
@@ -82,7 +82,8 @@ class Browse:
         `latest` is of those: the newest that has the tags, not the newest if it has them.
         """
         scope = self._policy.scope(session.uid)
-        selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), scope, latest=latest, tags=tags)
+        after = None if cursor is None else _after(cursor)
+        selection = _selection(place, pattern, after, max(1, min(size, 1000)), scope, latest=latest, tags=tags)
         selection = replace(selection, pending=pending)
         prefix = "/".join(names.clean(place.prefix, "the prefix"))
         names.matches("", "", pattern)  # a bad pattern is an error even where nothing is listed
@@ -109,11 +110,10 @@ class Browse:
 
     async def everywhere(self, session: Session, cursor: str | None, size: int) -> tuple[list[Seen], str | None]:
         """Stored files of all experiments, in the order of their ids, and the cursor of the next page."""
-        if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
-            raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a page gave")
+        (after,) = (0,) if cursor is None else cursors.read(cursor, cursors.number)
         limit = max(1, min(size, 1000))
         async with self._looks.of(session.uid):
-            records = await self._catalog.newer(int(cursor or 0), self._policy.scope(session.uid), limit)
+            records = await self._catalog.newer(after, self._policy.scope(session.uid), limit)
             withdrawn = await self._journal.withdrawn([record.id for record in records])
         found, weight = list[Seen](), 0
         for record in [record for record in records if record.id not in withdrawn]:
@@ -122,17 +122,19 @@ class Browse:
             if weight >= PAGE_BYTES:
                 break
         if weight < PAGE_BYTES:
-            return found, None if len(records) < limit else str(records[-1].id)
-        return found, str(found[-1].id)
+            return found, None if len(records) < limit else cursors.write(records[-1].id)
+        return found, cursors.write(found[-1].id)
 
     async def moving(self, session: Session, most: int) -> list[Seen]:
         """The largest files that are under way now, as far as the caller may read them."""
         return await self.get(session, self._worker.under_way(most))
 
-    def selection(self, place: Place, pattern: str | None, cursor: str | None, limit: int, scope: Scope) -> Selection:
+    def selection(
+        self, place: Place, pattern: str | None, after: tuple[str, int] | None, limit: int, scope: Scope
+    ) -> Selection:
         """What a list at this place asks the catalog for. Raises what is wrong with the words."""
         names.matches("", "", pattern)
-        return _selection(place, pattern, cursor, limit, scope)
+        return _selection(place, pattern, after, limit, scope)
 
     async def get(self, session: Session, ids: Sequence[int]) -> list[Seen]:
         """The files of these ids; those that are not known, or that the caller may not read, are left out."""
@@ -315,7 +317,7 @@ def unknown(file_id: int) -> MLDashError:
 def _selection(
     place: Place,
     pattern: str | None,
-    cursor: str | None,
+    after: tuple[str, int] | None,
     limit: int,
     scope: Scope,
     *,
@@ -333,7 +335,7 @@ def _selection(
         prefix="/".join(part for part in (prefix, literal) if part),
         pattern=rest,
         latest=latest,
-        cursor=_read_cursor(cursor),
+        cursor=after,
         limit=limit,
         scope=scope,
         tags=tuple(dict.fromkeys(tags)),
@@ -341,17 +343,12 @@ def _selection(
 
 
 def _cursor(selection: Selection) -> str | None:
-    """No path has a control character, so a newline parts it from the id."""
-    return None if selection.cursor is None else f"{selection.cursor[0]}\n{selection.cursor[1]}"
+    return None if selection.cursor is None else cursors.write(*selection.cursor)
 
 
-def _read_cursor(cursor: str | None) -> tuple[str, int] | None:
-    if cursor is None:
-        return None
-    path, _, number = cursor.partition("\n")
-    if not number.isdigit():
-        raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a page gave")
-    return path, int(number)
+def _after(cursor: str) -> tuple[str, int]:
+    path, file_id = cursors.read(cursor, str, cursors.number)
+    return path, file_id
 
 
 def _last_said(record: FileRecord, job: Job | None) -> FileRecord:

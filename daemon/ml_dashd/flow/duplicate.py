@@ -34,7 +34,13 @@ class Duplicate:
         self._worker = worker
 
     async def run(self, session: Session, message: Request) -> Job:
-        """The job of the new file. Idempotent by the message's key. Raises UNKNOWN_FILE where the source is deleted."""
+        """The job of the new file. Raises UNKNOWN_FILE where the source is deleted.
+
+        Idempotent by the message's key, whatever has become of the source since the first answer, which may be lost.
+        """
+        known = await self._journal.handed(session.uid, message.key)
+        if known is not None and known.state is not State.CANCELLED:
+            return known
         for _ in range(ATTEMPTS):
             source = await self._browse.find(session, message.source, Right.READ)
             if source.trouble is not None and source.trouble.code in GONE:

@@ -20,7 +20,6 @@ from ml_dash.errors import MLDashError
 from ml_dash.messages import PARAMS_BYTES, ROW_CHARACTERS
 from ml_dashd.core.model import EVERYBODY
 from ml_dashd.core.runs import (
-    UNNAMED,
     BroughtRow,
     MetricLength,
     Opened,
@@ -28,6 +27,7 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     groups_of,
+    has_folder,
     is_of_a_file,
     is_utf_8,
     json_text,
@@ -136,7 +136,7 @@ class Mirror:
                 if run.shown_ms < run.updated_ms:
                     await self._show(tree, run)
                 for metric in await self._runs.metrics(key):
-                    if _has_folder(key, metric.name):
+                    if has_folder(key.prefix, metric.name):
                         await self._show_rows(tree, key, metric, settled=settled)
             except Exception as failure:  # noqa: BLE001 told, and tried again
                 self._complain(key, failure)
@@ -164,7 +164,7 @@ class Mirror:
                 await self._adopt_params(tree, key, run)
                 mine = {metric.name: metric for metric in await self._runs.metrics(key)}
                 for name in await self._threads.run(tree.metrics, key.prefix):
-                    if _is_ours(name) and _has_folder(key, name):
+                    if _is_ours(name) and has_folder(key.prefix, name):
                         metric = mine.get(name, MetricLength(name, 0))
                         self._at[key, name] = await self._compare(tree, key, metric)
             except EXPECTED as failure:
@@ -377,10 +377,6 @@ def _common(mine: Sequence[Seen], theirs: Sequence[Seen | None]) -> Iterator[See
 def _number(at: int, seen: Seen) -> int:
     """The same for the same row at the same place: taking it in again adds nothing."""
     return int.from_bytes(hashlib.sha256(f"{at} {seen}".encode(errors="replace")).digest()[:8], "big") >> 1
-
-
-def _has_folder(key: RunKey, metric: str) -> bool:
-    return not is_of_a_file(f"{key.prefix}/metrics/{metric or UNNAMED}")
 
 
 def _is_ours(name: str) -> bool:

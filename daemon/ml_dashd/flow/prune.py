@@ -7,13 +7,12 @@ as it was read: one that is tagged in this moment stays. Files of sets are left 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ml_dash.errors import Code, error
 from ml_dash.messages import Prune as Request
-from ml_dashd.core import names
+from ml_dashd.core import cursors, names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import FileRecord, Scope, Selection
 from ml_dashd.core.retention import Rule, Sieve
@@ -31,7 +30,6 @@ PRUNES = (1, 8)
 """Steps at once, of one user and of all: each may look through a whole experiment."""
 PAUSE_S = 3600.0
 """Between two looks of [retention] at everything that is listed: what is one too many costs space, and no more."""
-_KEPT = re.compile(r"([0-9]{1,19}:[0-9]{1,19}(,[0-9]{1,19}:[0-9]{1,19})*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +67,8 @@ class Prune:
         if is_of_sets(request.cursor):
             async with self._turns.of(session.uid):
                 return Pruned(*await self._sets.step(sets, request.cursor or "", dry_run=request.dry_run))
-        kept, cursor = _read_cursor(request.cursor)
-        selection = self._browse.selection(request.place, request.pattern, cursor, PAGE, scope)
+        kept, after = ({}, None) if request.cursor is None else _after(request.cursor)
+        selection = self._browse.selection(request.place, request.pattern, after, PAGE, scope)
         sieve = Sieve(rule, selection.cursor[0] if selection.cursor else "", kept)
         async with self._turns.of(session.uid):
             pruned = await self._step(request, selection, sieve)
@@ -146,19 +144,11 @@ def _sets(selection: Selection, rule: Rule, pattern: str | None) -> Wanted:
     return Wanted(asked, rule, selection.prefix, pattern)
 
 
-def _cursor(kept: Mapping[int, int], selection: Selection) -> str | None:
-    if selection.cursor is None:
-        return None
-    path, last = selection.cursor
-    return f"{','.join(f'{owner}:{count}' for owner, count in kept.items())}\n{path}\n{last}"
+def _cursor(kept: dict[int, int], selection: Selection) -> str | None:
+    """With how many versions of the last one's path are kept already, by their owner."""
+    return None if selection.cursor is None else cursors.write(cursors.text_of(kept), *selection.cursor)
 
 
-def _read_cursor(cursor: str | None) -> tuple[dict[int, int], str | None]:
-    """How many versions of the cursor's path are kept already, by their owner, and the cursor of a list."""
-    if cursor is None:
-        return {}, None
-    kept, _, rest = cursor.partition("\n")
-    if _KEPT.fullmatch(kept) is None:
-        raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Pruned gave")
-    pairs = (each.split(":") for each in kept.split(",") if each)
-    return {int(owner): int(count) for owner, count in pairs}, rest
+def _after(cursor: str) -> tuple[dict[int, int], tuple[str, int]]:
+    kept, path, file_id = cursors.read(cursor, cursors.counts, str, cursors.number)
+    return kept, (path, file_id)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ml_dash import messages as m
 from ml_dash.errors import Code, error
-from ml_dashd.core import names
+from ml_dashd.core import cursors, names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.runs import (
     BroughtRow,
@@ -227,6 +226,11 @@ class Experiments:
         return next((run for run in found if run.key.owner_uid == session.uid), found[0])
 
 
+SAME = ("host", "user", "created_ms", "started_ms", "updated_ms", "ended_ms", "error")
+SAID = ("readme", "tags", "bindrs", "metadata")
+"""Fields of a run that its messages call the same; SAID is what a tree has of it, too."""
+
+
 def _key(session: Session, place: m.Place) -> RunKey:
     key = RunKey(*names.clean_experiment(*_names(place)), session.uid)
     if len(key.prefix.encode()) > names.MAX_KEY_BYTES:
@@ -270,57 +274,27 @@ def _size(run: Run) -> int:
 
 
 def _cursor(key: RunKey) -> str:
-    return json.dumps([key.namespace, key.project, key.experiment, key.owner_uid], ensure_ascii=False)
+    return cursors.write(key.namespace, key.project, key.experiment, key.owner_uid)
 
 
 def _after(cursor: str | None) -> RunKey | None:
-    if cursor is None:
-        return None
-    try:
-        namespace, project, experiment, owner_uid = json.loads(cursor)
-        return RunKey(str(namespace), str(project), str(experiment), int(owner_uid))
-    except (ValueError, TypeError, RecursionError):
-        raise error(Code.INVALID_ARGUMENT, "the cursor is none that was given out") from None
+    return None if cursor is None else RunKey(*cursors.read(cursor, str, str, str, cursors.number))
 
 
 def _record(run: Run) -> m.ExperimentRecord:
-    return m.ExperimentRecord(
-        namespace=run.key.namespace,
-        project=run.key.project,
-        experiment=run.key.experiment,
-        owner_uid=run.key.owner_uid,
-        status=run.status,
-        host=run.host,
-        user=run.user,
-        created_ms=run.created_ms,
-        started_ms=run.started_ms,
-        updated_ms=run.updated_ms,
-        ended_ms=run.ended_ms,
-        error=run.error,
-        readme=run.readme,
-        tags=run.tags,
-        bindrs=run.bindrs,
-        metadata=run.metadata,
-    )
+    key = _same(run.key, ("namespace", "project", "experiment", "owner_uid"))
+    return m.ExperimentRecord(**key, status=run.status, **_same(run, SAME + SAID))
 
 
 def _brought(key: RunKey, run: m.ExperimentRecord, said: Opened) -> Run:
     """A record that comes from elsewhere, with what a tree says of it here."""
-    return Run(
-        key=key,
-        status=known_status(run.status),
-        host=run.host,
-        user=run.user,
-        created_ms=run.created_ms,
-        started_ms=run.started_ms,
-        updated_ms=run.updated_ms,
-        ended_ms=run.ended_ms,
-        error=run.error,
-        readme=said.readme,
-        tags=said.tags or (),
-        bindrs=said.bindrs or (),
-        metadata=said.metadata,
-    )
+    here = _same(said, SAID)
+    none: dict[str, Any] = {name: () for name in ("tags", "bindrs") if here[name] is None}
+    return Run(key=key, status=known_status(run.status), **_same(run, SAME), **here | none)
+
+
+def _same(of: object, fields: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in fields}
 
 
 def _row(row: Row, *, origins: bool) -> m.Row:
