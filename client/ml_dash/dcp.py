@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import FileSet, file_by_id
+from ml_dash.handoff import HandOff
 from ml_dash.result import FileResult, records_of
 
 try:
@@ -37,7 +38,7 @@ HERE = "."
 class _Files(FileSystemBase):  # type: ignore[misc]
     """What torch's writer and reader need of a file system. A written file is handed over where its block ends well."""
 
-    def __init__(self, files: FileSet) -> None:
+    def __init__(self, files: HandOff) -> None:
         self._files = files
         self._unfinished: dict[str, bytes] = {}
         self.ids: dict[str, str] = {}
@@ -98,10 +99,11 @@ class MLDashWriter(FileSystemWriter):  # type: ignore[misc]
 
     The options are those of torch's FileSystemWriter. The call returns once every file is the daemon's, as by
     `save_torch`. Each save is a new version; a save that breaks off leaves no `.metadata`, and is no checkpoint.
-    `supersede` does not apply: it knows of single files, and a checkpoint is several.
+    `supersede` does not apply: it knows of single files, and a checkpoint is several. In a block of
+    `files.checkpoint(…) as ck`, `MLDashWriter(ck)` has all ranks' files seen together.
     """
 
-    def __init__(self, files: FileSet, **options: Any) -> None:
+    def __init__(self, files: HandOff, **options: Any) -> None:
         super().__init__(HERE, sync_files=False, **options)
         self.fs = _Files(files)
 

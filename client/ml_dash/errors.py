@@ -37,6 +37,8 @@ class Code(StrEnum):
     NOT_STORED_YET = "NOT_STORED_YET"
     ALREADY_STORED = "ALREADY_STORED"
     ID_TAKEN = "ID_TAKEN"
+    SET_MISMATCH = "SET_MISMATCH"
+    SET_INCOMPLETE = "SET_INCOMPLETE"
     # The store
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     STORE_UNREACHABLE = "STORE_UNREACHABLE"
@@ -164,6 +166,10 @@ TABLE: dict[Code, Entry] = {
     Code.NOT_STORED_YET: Entry(StateError, "wait for it with .wait() or `ml-dash wait`"),
     Code.ALREADY_STORED: Entry(StateError, "delete it with .delete() or `ml-dash rm`"),
     Code.ID_TAKEN: Entry(StateError, "hand it over with `ml-dash put`: it gets an id of its own"),
+    Code.SET_MISMATCH: Entry(
+        InvalidError, "every rank of an attempt passes the same world_size; where it has changed, pass another attempt="
+    ),
+    Code.SET_INCOMPLETE: Entry(StateError, "save that rank's share again; `ml-dash status` lists incomplete sets"),
     Code.STORE_UNAVAILABLE: Entry(NetworkError, "the daemon tries again by itself"),
     Code.STORE_UNREACHABLE: Entry(
         NetworkError, "check store.endpoint_url, store.proxy and the network; the daemon tries again by itself"

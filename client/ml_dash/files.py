@@ -34,6 +34,7 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.reading import read_text
 from ml_dash.result import FileResult, failure_of, iso_time
+from ml_dash.sets import Checkpoints
 
 Paths = list[str]
 Receipt = dict[str, Any]
@@ -58,7 +59,7 @@ Watch = Callable[[FileResult, int, int], None]
 """Told of a download: the file, the bytes that are there, of how many."""
 
 
-class FileSet(Change):
+class FileSet(Change, Checkpoints):
     """Files at a place of an experiment. Get one with `exp.files("prefix")`."""
 
     # ---- what is in them

@@ -30,7 +30,7 @@ from ml_dash.arguments import (
 from ml_dash.connection import Connection, new_key
 from ml_dash.dispatch import saver_of
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.inbox import inbox_after, inbox_of_outage
+from ml_dash.inbox import Inbox, inbox_after, inbox_of_outage
 from ml_dash.many import OF_ONE_FILE, Basket, Refused
 from ml_dash.media import figure, image, video
 from ml_dash.result import FileResult
@@ -155,7 +155,7 @@ class HandOff:
                 lost_s=self._connection.lost_s,
             )
         except MLDashError as failure:
-            return inbox_after(failure, self._connection).leave_copy(file, key, absolute, descriptor)
+            return self._inbox_after(failure).leave_copy(file, key, absolute, descriptor)
         finally:
             os.close(descriptor)
         return self._result(accepted.record)
@@ -307,7 +307,7 @@ class HandOff:
             else:
                 accepted = connection.save(data, saved.commit(len(data)))
         except MLDashError as failure:
-            return inbox_after(failure, connection).leave_bytes(saved.file, saved.key, data)
+            return self._inbox_after(failure).leave_bytes(saved.file, saved.key, data)
         return self._result(accepted.record)
 
     def _stream(
@@ -337,7 +337,7 @@ class HandOff:
         With `seal` it is a zip archive, whose checksums the daemon puts right, where `.seal` says so.
         """
         saved = self._saved(to, described, seal=seal, key=key)
-        if (inbox := inbox_of_outage(self._connection)) is not None:
+        if (inbox := self._inbox_of_outage()) is not None:
             with inbox.writing(saved.file, saved.key) as (out, done):
                 written = Written(out, seal=False)
                 yield written
@@ -353,7 +353,7 @@ class HandOff:
             except MLDashError as failure:
                 if seal:
                     raise
-                written.file = inbox_after(failure, self._connection).leave_bytes(saved.file, saved.key, slot.left)
+                written.file = self._inbox_after(failure).leave_bytes(saved.file, saved.key, slot.left)
 
     def _saved(
         self,
@@ -371,7 +371,15 @@ class HandOff:
 
     def _leave(self, failure: MLDashError, content: m.Content) -> FileResult:
         """Leaves a small file in the inbox of a service that is down. Raises the failure where there is none."""
-        return inbox_after(failure, self._connection).leave_bytes(content.file, content.key, content.content)
+        return self._inbox_after(failure).leave_bytes(content.file, content.key, content.content)
+
+    def _inbox_after(self, failure: MLDashError) -> Inbox:
+        """Where to leave what the service does not take now. Raises the failure where there is no such place."""
+        return inbox_after(failure, self._connection)
+
+    def _inbox_of_outage(self) -> Inbox | None:
+        """The same, asked before much is written; None where the service answers, or has none."""
+        return inbox_of_outage(self._connection)
 
     # ---- the pieces
 

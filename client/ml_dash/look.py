@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ml_dash import messages as m
-from ml_dash.arguments import escape, is_glob, text, texts
+from ml_dash.arguments import escape, flag, is_glob, text, texts
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.pages import pages
 from ml_dash.result import FileResult, records_of
@@ -16,23 +16,27 @@ from ml_dash.tensors import Tensors
 class Look(Tensors):
     """The calls that look for files, at a place of an experiment."""
 
-    def list(self, pattern: str | None = None, *, tags: Sequence[str] = (), latest: bool = False) -> list[FileResult]:
+    def list(
+        self, pattern: str | None = None, *, tags: Sequence[str] = (), latest: bool = False, pending: bool = False
+    ) -> list[FileResult]:
         """The files at and below the prefix, every version, newest first within a path; of `files(file_id=…)` that one.
 
         `pattern` is relative to the prefix: `*` stays inside a folder, `**` spans any number of them. `tags` leaves
         only files that have all of them, `latest` only the newest version of each path: with both, the newest that has
-        the tags. Files that are still on their way are listed too; see `state`.
+        the tags. Files that are still on their way are listed too; see `state`. Files of sets that are not complete
+        are listed only with `pending`; see `checkpoint()`.
         """
-        return [*self.each(pattern, tags=tags, latest=latest)]
+        return [*self.each(pattern, tags=tags, latest=latest, pending=pending)]
 
     def each(
-        self, pattern: str | None = None, *, tags: Sequence[str] = (), latest: bool = False
+        self, pattern: str | None = None, *, tags: Sequence[str] = (), latest: bool = False, pending: bool = False
     ) -> Iterator[FileResult]:
         """`list`, a page at a time: for more files than one cares to hold."""
         wanted = texts(tags, "tags")
         if self._defaults.file_id is not None:
             return map(self._result, [one for one in [self._newest(None)] if {*wanted} <= {*one.tags}])
-        return map(self._result, self._records(self._place, pattern, tags=wanted, latest=latest))
+        found = self._records(self._place, pattern, tags=wanted, latest=latest, pending=flag(pending, "pending"))
+        return map(self._result, found)
 
     def exists(self, name: str | None = None) -> bool:
         """Whether a version of the file is there, stored or on its way: the one of the prefix, or `name` below it.
@@ -63,13 +67,21 @@ class Look(Tensors):
         *,
         latest: bool = False,
         tags: tuple[str, ...] = (),
+        pending: bool = False,
         page_size: int = 500,
     ) -> Iterator[m.Record]:
         wanted = None if pattern is None else text(pattern, "pattern")
 
         def ask(after: str | None) -> m.Page:
             said = m.List(
-                request=0, place=place, pattern=wanted, latest=latest, cursor=after, page_size=page_size, tags=tags
+                request=0,
+                place=place,
+                pattern=wanted,
+                latest=latest,
+                cursor=after,
+                page_size=page_size,
+                tags=tags,
+                pending=pending,
             )
             return self._connection.call(m.Page, lambda number: replace(said, request=number))
 

@@ -106,6 +106,10 @@ def _weigh(described: m.Described) -> int:
     place = described.place
     texts = (
         place.namespace, place.project, place.experiment, place.prefix, described.to, described.description or "",
-        described.metadata or "", *described.tags, *described.bindrs,
+        described.metadata or "", *described.tags, *described.bindrs, *_words(described.share),
     )  # fmt: skip
     return sum(len(text.encode(errors="surrogatepass")) + 5 for text in texts)
+
+
+def _words(share: m.Share | None) -> tuple[str, ...]:
+    return () if share is None else (share.name, share.attempt, "a key, a rank and the names of five fields, in bytes")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +120,11 @@ def default_prefix() -> str | None:
 def default_root() -> Path:
     """The root that the environment names, else the usual one."""
     return Path(os.environ.get("ML_DASH_ROOT") or ".dash")
+
+
+def said_by_environment(names: Iterable[str]) -> dict[str, str]:
+    """Those of these variables that are set, such as what a launcher tells its processes."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def missing_packages() -> list[str]:

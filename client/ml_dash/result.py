@@ -183,8 +183,11 @@ def failure_of(record: Record) -> MLDashError:
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """A record with the public names; the same from upload, save, list and update, on every store."""
-    return {
+    """A record with the public names; the same from upload, save, list and update, on every store.
+
+    A file of a set has `checkpoint`, too, which says of which, and whether that is `pending`.
+    """
+    return _of_set(record) | {
         "id": str(record.id),
         "experimentId": f"{record.namespace}/{record.project}/{record.experiment}",
         "path": record.path,
@@ -204,6 +207,14 @@ def to_dict(record: Record) -> dict[str, Any]:
         "ack": record.ack,
         "pin": record.pin,
     }
+
+
+def _of_set(record: Record) -> dict[str, Any]:
+    share = record.share
+    if share is None:
+        return {}
+    said = {"name": share.name, "attempt": share.attempt, "rank": share.rank, "worldSize": share.world_size}
+    return {"checkpoint": said | {"pending": record.pending}}
 
 
 def _wait(results: Sequence[FileResult], until: str, timeout: float | None) -> None:

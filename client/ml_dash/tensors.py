@@ -12,7 +12,6 @@ from ml_dash.background import Background
 from ml_dash.connection import new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import HandOff, Saved, path_of
-from ml_dash.inbox import inbox_after, inbox_of_outage
 from ml_dash.npz import Npz
 from ml_dash.result import FileResult
 from ml_dash.safe import SafeTensors
@@ -92,14 +91,14 @@ class Tensors(HandOff):
             except MLDashError as failure:
                 if not seal:
                     raise
-                inbox_after(failure, self._connection)
+                self._inbox_after(failure)
                 seal = False
             else:
                 return written.file
 
     def _may_go_on_behind(self) -> bool:
         """Not in a signal handler that has interrupted it, and not into an inbox, where nobody adds checksums."""
-        return not self._connection.background.interrupted() and inbox_of_outage(self._connection) is None
+        return not self._connection.background.interrupted() and self._inbox_of_outage() is None
 
     def _save_behind(self, content: Any, saved: Saved, size: int) -> FileResult | None:
         """save_torch up to the snapshot. What is left to do then, if anything is, is done behind the earlier saves.
@@ -124,7 +123,7 @@ class Tensors(HandOff):
             return self._result(rest.do())
         except MLDashError as failure:
             rest.let_go()
-            inbox_after(failure, self._connection)
+            self._inbox_after(failure)
             return None
         except BaseException:
             rest.let_go()

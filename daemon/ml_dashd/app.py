@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.copying import Copier
+from ml_dashd.flow.deliver import Deliver
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.drain import Drain
 from ml_dashd.flow.duplicate import Duplicate
@@ -88,6 +90,7 @@ from ml_dashd.flow.recover import Recovered, recover
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.serve import Identity, Serve
+from ml_dashd.flow.sets import FileSets, Show
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.single import Single
 from ml_dashd.flow.supersede import Supersede
@@ -459,6 +462,14 @@ class Daemon:
         tree = None if config.bucket or config.fleet else FolderTree(config.store_root, int(config.store.mode, 8))
         self._mirror = Mirror(runs=self._runs, tree=tree, threads=self._disk, clock=clock)
         self._sweep = Sweep(self._journal, finish, clock)
+        self._deliver = Deliver(
+            journal=self._journal,
+            catalog=self._catalog,
+            bell=self._bell,
+            clock=clock,
+            faults=faults,
+            keep_s=config.retention.incomplete_sets,
+        )
         self._warm = Warm(self._slots, self._warming, clock)
         self._reclaim = Reclaim(
             catalog=self._catalog,
@@ -533,6 +544,8 @@ class Daemon:
         )
         experiments = Experiments(runs=self._runs, mirror=self._mirror, policy=policy, clock=self._clock)
         self._keeping = asyncio.create_task(experiments.keep(), name="rows")  # no chore: a drain takes rows, too
+        await self._deliver.load()
+        self._delivering = asyncio.create_task(self._deliver.run(), name="sets")  # no chore either
         self._prune = Prune(
             browse=browse,
             journal=self._journal,
@@ -585,6 +598,7 @@ class Daemon:
             experiments=experiments,
             inbox=self._adoption,
             nodes=Nodes(number=self._number, leases=self._leases, here=self._here, policy=policy, clock=self._clock),
+            sets=self._make_sets(policy),
             stop=self._asked_to_stop.set,
             journal=self._journal,
             pins=self._pins,
@@ -611,6 +625,19 @@ class Daemon:
             threads=self._disk,
             clock=self._clock,
             faults=self._faults,
+        )
+
+    def _make_sets(self, policy: Policy) -> Callable[[Show], FileSets]:
+        """What answers for sets, once it is told how files are shown."""
+        return partial(
+            FileSets,
+            journal=self._journal,
+            catalog=self._catalog,
+            deliver=self._deliver,
+            bell=self._bell,
+            clock=self._clock,
+            faults=self._faults,
+            policy=policy,
         )
 
     def _make_doctor(self) -> Doctor:
@@ -689,7 +716,7 @@ class Daemon:
             self._inbox.close()
         await self._overwrites.close()
         await self._accept.close(max(0.0, end - self._clock.monotonic()))
-        ending = (self._copying, self._mirroring, self._keeping)
+        ending = (self._copying, self._mirroring, self._keeping, self._delivering)
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)

@@ -106,6 +106,7 @@ class RetentionConfig:
     keep_last: int = 0
     keep_tags: tuple[str, ...] = ()
     pattern: str = "**"
+    incomplete_sets: float = 604800.0
 
 
 @dataclass(frozen=True, slots=True)

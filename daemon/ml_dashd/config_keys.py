@@ -32,6 +32,7 @@ LEAST: dict[str, float] = {
     "store.part_size": 5 * MIB,
     "store.delete_grace": 0,
     "retention.keep_last": 0,
+    "retention.incomplete_sets": 1,
     "limits.memory": 32 * MIB,
     "limits.threads": 1,
     "limits.connections": 1,

@@ -43,6 +43,7 @@ from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import StoreError
 from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
 from ml_dashd.core.schedule import Lane
+from ml_dashd.core.sets import Delivered, Delivery, SetKey, SetRecord, SetSelection, Share
 from ml_dashd.core.states import State
 
 T = TypeVar("T")
@@ -164,6 +165,21 @@ class Journal(Protocol):
         newer one has failed or is deleted. What gave way is never VERIFIED afterwards. Idempotent.
         """
 
+    async def of_share(self, share_key: str) -> list[Job]:
+        """The files of a rank's share of a set that the journal still has, whatever has become of them."""
+
+    async def end_share(self, delivery: Delivery) -> None:
+        """Notes a share that is ended, until `forget_share`. Idempotent by its key."""
+
+    async def shares(self) -> list[Delivery]:
+        """Those that are noted, in the order in which they were ended."""
+
+    async def note_stuck(self, share_key: str, *, stuck: bool) -> None:
+        """Notes whether a share waits for a file that has failed: then nobody waits for it. Idempotent."""
+
+    async def forget_share(self, share_key: str) -> None:
+        """The catalog has it, or refuses it for good. Idempotent."""
+
     async def withdrawn(self, ids: Sequence[int]) -> set[int]:
         """Those of these files that were asked to be cancelled, whatever has become of them since."""
 
@@ -201,7 +217,10 @@ class Journal(Protocol):
         """
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
-        """How many files of an experiment, as far as the scope goes, are on their way, and up to 16 that failed."""
+        """How many files of an experiment, as far as the scope goes, are on their way, and up to 16 that failed.
+
+        A share of a set that the catalog is still to be told of counts as one, unless it is stuck.
+        """
 
     async def due(
         self,
@@ -446,15 +465,63 @@ class Machine(Protocol):
         """The process's limits, and what it computes with."""
 
 
+class Sets(Protocol):
+    """What the catalog keeps of sets of files (core/sets.py). A call is one transaction."""
+
+    async def open(self, key: SetKey, share: Share, at_ms: int) -> SetRecord:
+        """The round that a share goes to now, begun where there is none. Idempotent.
+
+        Where it is one of another world_size, the share can't go there.
+        """
+
+    async def deliver(self, delivery: Delivery, at_ms: int) -> Delivered:
+        """Takes a share into its set, in the place of that rank's earlier one, whose files are deleted.
+
+        With the last one all files of the set become visible, unless a newer attempt that was saved at the same time
+        is. Idempotent by the share's key.
+        """
+
+    async def holding(self, share_key: str) -> SetRecord | None:
+        """The set that has a share; None where none has, or has it no more."""
+
+    async def members(self, key: SetKey, share_key: str) -> list[int]:
+        """The ids of its owner's files, there, that bear a share's mark and are not deleted, in their order."""
+
+    async def get(self, set_id: str) -> SetRecord | None:
+        """The set of an id."""
+
+    async def select(self, selection: SetSelection) -> list[SetRecord]:
+        """Sets, the newest first."""
+
+    async def files(self, set_id: str, after: int, limit: int) -> list[FileRecord]:
+        """The files of a set's shares with ids above `after`, in their order, deleted ones too."""
+
+    async def drop(self, set_id: str, at_ms: int, keep_tags: Collection[str] = ()) -> bool:
+        """Deletes a set and its files together, unless one of these has one of the tags; whether it did."""
+
+    async def report(self, before_ms: int, at_ms: int, limit: int) -> list[SetRecord]:
+        """Open sets to which nothing came since then; each is returned once, and again when something has come."""
+
+    async def abandon(self, before_ms: int, at_ms: int, limit: int) -> list[SetRecord]:
+        """Drops open sets to which nothing came since then, and returns them as they were. Their files are strays."""
+
+    async def strays(self, before_ms: int, limit: int) -> list[FileRecord]:
+        """Files stored before then that are pending, and in no open set's shares."""
+
+
 class Catalog(Protocol):
     """What is stored. A record is in it only when its object is verified."""
+
+    @property
+    def sets(self) -> Sets:
+        """The sets that its files belong to."""
 
     async def commit(self, records: Sequence[FileRecord]) -> list[int]:
         """Lists stored files; returns the ids of those that were deleted before, and stay so.
 
         Idempotent: upserts by id. Where it raises, some may be listed, and it is to be repeated. Of what
-        is said of a file, the higher revision stays. A record whose owner, key or SHA-256 is another is another file's,
-        and stays as it is: raises TakenError.
+        is said of a file, the higher revision stays. One that is there and pending no more stays so. A record whose
+        owner, key or SHA-256 is another is another file's, and stays as it is: raises TakenError.
         """
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:

@@ -41,11 +41,17 @@ DUPLICATE_IN_PARTS = (
     "duplicate.before_begin", "duplicate.after_begin", "duplicate.after_part", "duplicate.before_completing",
 )  # fmt: skip
 PRUNE = ("prune.before_delete", "prune.after_delete")
+SETS = (
+    "sets.before_journal", "sets.after_journal", "sets.before_deliver", "sets.after_deliver", "sets.after_forget",
+    "sets.before_clean", "sets.after_clean", "sets.before_drop", "sets.after_drop",
+    "prune.before_set", "prune.after_set",
+)  # fmt: skip
+"""What tests/crash/test_kill_sets.py kills it at."""
 RECLAIM = ("reclaim.before_delete", "reclaim.after_delete", "reclaim.after_noted")
 SUPERSEDE = ("supersede.before_drop", "supersede.after_drop")
 INBOX = ("inbox.adopted", "inbox.removed")
 """tests/scenario/test_inbox.py"""
-ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE)
+ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE, *SETS)
 """What tests/crash/test_kill_changes.py kills it at."""
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",

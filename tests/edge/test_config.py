@@ -66,6 +66,7 @@ uncached_from = 1048576
 keep_last = 3
 keep_tags = ["best"]
 pattern = "**/checkpoints/*"
+incomplete_sets = 3600
 [access]
 uids = [0, 1000]
 admins = [1001]
@@ -294,7 +295,7 @@ def test_every_key_arrives():
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert config.limits.bandwidth == 65_536
     assert config.store.delete_grace == 60.0
-    assert config.retention == RetentionConfig(3, ("best",), "**/checkpoints/*")
+    assert config.retention == RetentionConfig(3, ("best",), "**/checkpoints/*", 3600.0)
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")
     assert (config.access.admins, config.access.read) == ((1001,), {"vision": (1002, 1003), "bild größe": ()})

@@ -72,5 +72,10 @@ with Experiment(f"alice/torch/dcp-{ranks}", wait=False).run as exp:
         exp.files("ckpt/step_1").download("**", to=folder)
     check_loads(1, MLDashReader(exp.files("ckpt")))
     check_loads(1, dcp.FileSystemReader(folder))
+    with exp.files("sets").checkpoint("step_5", world_size=ranks, rank=rank, attempt="1") as ck:
+        dcp.save(state(5), storage_writer=MLDashWriter(ck))
+    assert ck.wait(60).is_whole()
+    check_loads(5, MLDashReader(exp.files("sets")))
+    dist.barrier()
 run_the_page()
 dist.destroy_process_group()

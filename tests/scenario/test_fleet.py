@@ -102,12 +102,16 @@ def test_a_primary_and_a_daemon_are_killed_while_three_nodes_save(
     assert two.files("node1").list("last.txt")[0]["id"] == result["id"]
 
 
-def test_nodes_and_members_are_killed_at_random(
-    nodes: list[DaemonProcess], bucket: Bucket, mongodb: MongoDB, full_size: bool
-) -> None:
-    """A hundred schedules, each of an experiment of its own; `make test` has the one above."""
+@pytest.fixture
+def at_full_size(full_size: bool) -> None:
+    """Asked for before any server is started."""
     if not full_size:
         pytest.skip("in `make long`")
+
+
+@pytest.mark.usefixtures("at_full_size")
+def test_nodes_and_members_are_killed_at_random(nodes: list[DaemonProcess], bucket: Bucket, mongodb: MongoDB) -> None:
+    """A hundred schedules, each of an experiment of its own; `make test` has the one above."""
     for seed in range(100):
         print(f"seed {seed}")
         chance, prefix = random.Random(seed), f"alice/cv/seed{seed}"

@@ -7,10 +7,12 @@ import json
 import os
 import pickle
 import secrets
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -301,44 +303,51 @@ def described(name: str) -> m.Described:
     return m.Described(place=m.Place(namespace="alice", project="cv", experiment="resnet"), to=name)
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user gets to: pytest's own are root's."""
+    folder = Path(tempfile.mkdtemp(prefix="ml-dash-inbox-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
-def test_a_file_is_its_owners_and_nobody_elses(daemon: DaemonProcess, inbox: Path, tmp_path: Path) -> None:
+def test_a_file_is_its_owners_and_nobody_elses(open_folder: Path) -> None:
     """Whose it is says the file. A user who is not served, or who names another's data, gets nothing in."""
     mine, other, stranger = 64001, 64002, 64009
-    inbox.rmdir()  # the service makes it
-    daemon.settings = f'[access]\nuids = [{mine}, {other}]\nsocket_mode = "0666"\n'
-    daemon.start()
-    daemon.kill()
-    assert stat.S_IMODE(inbox.stat().st_mode) == 0o3733, "nobody sees what others have left, or removes it"
-    keys = {}
-    for number, (uid, owner) in enumerate([(mine, mine), (other, other), (stranger, stranger), (other, mine)]):
-        key = secrets.token_bytes(16)
-        keys[number] = key
-        for ending, whose, content in (
-            ("data", owner, b"content"),
-            ("message", uid, m.encode(m.Upload(request=0, key=key, file=described(f"{number}.txt"), source="x"), 1)),
-        ):
-            path = inbox / f"{key.hex()}.{ending}"
-            path.write_bytes(content)
-            os.chown(path, whose, -1)
-    daemon.start()
-    with daemon.experiment().run as exp:
-        found = eventually(lambda: len(files := exp.files.list()) == 2 and files)
-        assert sorted(each["filename"] for each in found) == ["0.txt", "1.txt"]
-    eventually(lambda: daemon.log().count("inbox_refused") == 2)
-    owners = daemon.rows("SELECT filename, owner_uid FROM files ORDER BY filename")
-    assert owners == [("0.txt", mine), ("1.txt", other)]
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.is_relative_to("/tmp/pytest-of-root") or "w/nodes" in str(folder):
-            folder.chmod(0o755)
-    user = User(other, daemon.socket)
-    try:
-        assert isinstance(user.ask(m.FindHanded(request=1, key=keys[1])), m.Accepted)
-        theirs = user.ask(m.FindHanded(request=2, key=keys[0]))
-        assert isinstance(theirs, m.Failed)
-        assert theirs.code == Code.UNKNOWN_FILE
-    finally:
-        user.close()
+    inbox, keys = open_folder / "inbox", [secrets.token_bytes(16) for _ in range(4)]
+    daemon = DaemonProcess(
+        open_folder / "daemon",
+        Folder(open_folder / "store"),
+        settings=f'[access]\nuids = [{mine}, {other}]\nsocket_mode = "0666"\n',
+        daemon_settings=f'inbox = "{inbox}"\n',
+    )
+    with daemon:
+        daemon.kill()
+        assert stat.S_IMODE(inbox.stat().st_mode) == 0o3733, "nobody sees what others have left, or removes it"
+        for number, (uid, owner) in enumerate([(mine, mine), (other, other), (stranger, stranger), (other, mine)]):
+            key, file = keys[number], described(f"{number}.txt")
+            message = m.encode(m.Upload(request=0, key=key, file=file, source="x"), 1)
+            for ending, whose, content in (("data", owner, b"content"), ("message", uid, message)):
+                path = inbox / f"{key.hex()}.{ending}"
+                path.write_bytes(content)
+                os.chown(path, whose, -1)
+        daemon.start()
+        with daemon.experiment().run as exp:
+            found = eventually(lambda: len(files := exp.files.list()) == 2 and files)
+            assert sorted(each["filename"] for each in found) == ["0.txt", "1.txt"]
+        eventually(lambda: daemon.log().count("inbox_refused") == 2)
+        owners = daemon.rows("SELECT filename, owner_uid FROM files ORDER BY filename")
+        assert owners == [("0.txt", mine), ("1.txt", other)]
+        user = User(other, daemon.socket)
+        try:
+            assert isinstance(user.ask(m.FindHanded(request=1, key=keys[1])), m.Accepted)
+            theirs = user.ask(m.FindHanded(request=2, key=keys[0]))
+            assert isinstance(theirs, m.Failed)
+            assert theirs.code == Code.UNKNOWN_FILE
+        finally:
+            user.close()
 
 
 def test_a_script_finds_a_service_that_is_down_by_its_inbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

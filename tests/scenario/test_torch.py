@@ -146,14 +146,15 @@ def test_the_examples_of_its_page_run(torch: Path, service: DaemonProcess, tmp_p
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     together = run(torch, tmp_path, service.socket, "-c", "\n".join(examples))
-    assert together == "last.pt\n['a', 'b']\n"
+    assert re.fullmatch(r"last\.pt\n\['a', 'b'\]\nstep_1000 \S+ 1000 1\n", together)
 
 
 def test_what_is_no_archive_is_stored_as_it_is_and_told(service: DaemonProcess, exp: Experiment) -> None:
     """A client may say what it likes of its slot: it harms its own file at most."""
     content = b"PK\x05\x06 or so" * 100_000
-    result = exp.files._stream("a.pt", {}, lambda out: out.write(content), seal=True)
-    result.wait(30)
+    with exp.files.writing("a.pt", seal=True) as written:
+        written.out.write(content)
+    result = written.file.wait(30)
     assert path_in_store(service, result).read_bytes() == content
     assert service.log().count(f"not_sealed id={result['id']}") == 1
 

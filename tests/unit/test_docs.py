@@ -46,6 +46,7 @@ def _messages() -> str:
         f"| `{part.__name__}` | {_fields(part)} |"
         for part in (
             messages.Place,
+            messages.Share,
             messages.Described,
             messages.Origin,
             messages.Record,
@@ -57,6 +58,7 @@ def _messages() -> str:
             messages.Row,
             messages.Metric,
             messages.ExperimentRecord,
+            messages.SetRecord,
         )
     ]
     return "\n".join(lines)
@@ -271,7 +273,7 @@ def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
     stages = (
         "pin|accept|settle|copies|lease|seal|journal|catalog|runs|upload|single|batch|local|finish|duplicate|prune"
-        "|reclaim|supersede|inbox"
+        "|reclaim|supersede|inbox|sets"
     )
     named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()

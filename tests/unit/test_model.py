@@ -20,6 +20,12 @@ def test_a_records_path():
     assert replace(RECORD, prefix="").path == "c.pt"
 
 
+def test_what_is_said_of_a_file_makes_no_other_file_of_it():
+    stored = replace(RECORD, key="files/5", sha256="ab")
+    assert replace(stored, description="the best", revision=3, updated_ms=9).identity == stored.identity
+    assert len({stored.identity, RECORD.identity, replace(stored, owner_uid=1).identity}) == 3
+
+
 def test_a_job_has_its_records_id_and_starts_queued():
     job = Job(RECORD, Pin(PinKind.LINK))
     assert (job.id, job.state, job.on_disk, job.blocked) == (5, State.QUEUED, False, False)
@@ -56,3 +62,10 @@ def test_of_a_stored_file_nothing_is_kept_here() -> None:
     stored, gone = Job.stored(RECORD), Job.stored(RECORD, gone=True)
     assert (stored.record, stored.state, stored.pin, stored.on_disk) == (RECORD, State.DONE, Pin(PinKind.NONE), True)
     assert (stored.cancel_requested, gone.cancel_requested) == (False, True)
+
+
+def test_what_tells_two_files_of_one_id_apart():
+    one = FileRecord(7, 1000, "a", "b", "c", "", "d", 1, "text/plain", 1, 1, sha256="ab", key="files/7")
+    assert replace(one, revision=3, tags=("best",), deleted_ms=5).identity == one.identity
+    for other in (replace(one, owner_uid=1001), replace(one, key="files/8"), replace(one, sha256="cd")):
+        assert other.identity != one.identity

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ml_dash.errors import Code
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Trouble
+from ml_dashd.core.sets import Share
 from ml_dashd.core.states import State
 from ml_dashd.core.supersede import Rule, newest_of_each_path, trouble_of
 
@@ -39,6 +41,12 @@ def test_only_what_is_not_stored_gives_way(state: State) -> None:
 
 def test_what_is_deleted_already_does_not() -> None:
     assert not Rule().gives_way(job(1, cancel_requested=True), job(2))
+
+
+def test_what_a_set_protects_does_not() -> None:
+    older = job(1)
+    share = Share("0" * 32, "models", "a", 0, 2)
+    assert not Rule().gives_way(replace(older, record=replace(older.record, share=share)), job(2))
 
 
 def test_what_is_tagged_to_stay_does_not() -> None:

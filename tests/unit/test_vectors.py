@@ -17,6 +17,7 @@ FILE = Path(__file__).parents[1] / "vectors" / "frames.json"
 KINDS = {**m.REQUESTS, **m.REPLIES}
 
 PLACE = m.Place(namespace="alice", project="cv", experiment="resnet/seed 1", prefix="models/größe")
+SHARE = m.Share(key=bytes(range(16)), name="step_1000", attempt="job7.0", rank=3, world_size=4)
 DESCRIBED = m.Described(
     place=PLACE,
     to="best.pt",
@@ -25,6 +26,7 @@ DESCRIBED = m.Described(
     bindrs=("run",),
     metadata='{"epoch":12}',
     priority=-100,
+    share=SHARE,
 )
 RECORD = m.Record(
     id=7_123_456_789_012_345_678,
@@ -52,6 +54,26 @@ RECORD = m.Record(
     error_code="SOURCE_CHANGED",
     error_message="it changed",
     error_hint="upload it again",
+    share=SHARE,
+    pending=True,
+)
+SET = m.SetRecord(
+    id="0123456789abcdef" * 2,
+    namespace="alice",
+    project="cv",
+    experiment="resnet",
+    name="ckpt/step_1000",
+    attempt="job7.0",
+    number=7,
+    world_size=4,
+    state="OPEN",
+    opened_ms=1_750_000_000_000,
+    updated_ms=1_750_000_000_001,
+    files=6,
+    size_bytes=7,
+    ranks=3,
+    completed_ms=1_750_000_000_002,
+    missing=(3,),
 )
 LEAST_RECORD = m.Record(
     id=1,
@@ -144,6 +166,17 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
             ),
             0,
         ),
+        (m.OpenSet(request=40, place=PLACE, share=SHARE), 0),
+        (m.EndShare(request=41, place=PLACE, share=SHARE, files=2), 0),
+        (
+            m.ListSets(
+                request=42, place=PLACE, incomplete=True, cursor="7", page_size=10, share=KEY, timeout_ms=60_000
+            ),
+            0,
+        ),
+        (m.SetFiles(request=43, id="0123456789abcdef" * 2, after="7", page_size=10), 0),
+        (m.DropSet(request=44, id="0123456789abcdef" * 2), 0),
+        (m.Sets(request=42, sets=(SET,), cursor="7"), 0),
         (
             m.Experiments(
                 request=26, experiments=(RUN,), cursor="[]", params="{}", metrics=(m.Metric(name="train", rows=7),)
@@ -187,6 +220,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
                 page_size=10,
                 everywhere=True,
                 tags=("best",),
+                pending=True,
             ),
             0,
         ),
@@ -267,6 +301,7 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
                 blocked=(LEAST_RECORD,),
                 failed=(RECORD,),
                 moving=(LEAST_RECORD,),
+                sets=(SET,),
                 bytes_per_second=1 << 30,
                 limits=m.Limits(threads=4, nice=10, io_class="low", uncached_from=1 << 26, bandwidth=0),
             ),

@@ -77,7 +77,9 @@ def put(options: Namespace) -> int:
 def ls(options: Namespace) -> int:
     """Lists files as they come, page by page."""
     with reaching.connected(options) as connection:
-        found = reaching.listed(reaching.files(options, connection), options.pattern, latest=options.latest)
+        found = reaching.listed(
+            reaching.files(options, connection), options.pattern, latest=options.latest, pending=options.pending
+        )
         if options.json:
             show.array(map(show.plain, found))
         else:

@@ -31,7 +31,8 @@ EXAMPLES = {
     "ls": """\
   ml-dash ls --prefix alice/cv/resnet              every version of every file
   ml-dash ls models --prefix alice/cv/resnet       at and below models
-  ml-dash ls "**/*.json" --latest --prefix alice/cv/resnet --json""",
+  ml-dash ls "**/*.json" --latest --prefix alice/cv/resnet --json
+  ml-dash ls --pending --prefix alice/cv/resnet    files of sets that are not complete, too""",
     "get": """\
   ml-dash get models/best.pt --prefix alice/cv/resnet
   ml-dash get "models/*.pt" --prefix alice/cv/resnet -o ./out
@@ -164,6 +165,7 @@ def _ls(parser: Parser) -> None:
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", help='a folder, a file or a glob, such as "**/*.json"')
     add_prefix(parser)
     parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
+    parser.add_argument("--pending", action="store_true", help="files of sets that are not complete, too")
 
 
 def _get(parser: Parser) -> None:

@@ -6,7 +6,8 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ml_dash import wording
 from ml_dash.arguments import open_source, printable
 from ml_dash.cli import reaching, show, waiting
 from ml_dash.cli.pushing_runs import runs
+from ml_dash.cli.pushing_sets import PushedSets
 from ml_dash.cli.trees import covers
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, MLDashError, error
@@ -66,6 +68,11 @@ class Push:
     options: Namespace
     outcome: Pushed = field(default_factory=Pushed)
 
+    @cached_property
+    def sets(self) -> PushedSets:
+        """The sets to which its files belong."""
+        return PushedSets(self.source, self.service, self.target)
+
     def files(self) -> None:
         """Hands over every stored file of the root that is not there; returns once they are stored there."""
         for page in self._pages():
@@ -74,6 +81,8 @@ class Push:
             for record in mine:
                 self._one(record, there.get(record.id))
         self._settle()
+        if not self.options.dry_run:
+            self.sets.end(self._refuse_set)
 
     def is_meant(self, prefix: str) -> bool:
         """Whether an experiment is to be pushed."""
@@ -107,6 +116,7 @@ class Push:
         try:
             if there is not None and self._is_there(record, there):
                 return
+            self.sets.note_going(record)
             if self.options.dry_run:
                 self.outcome.sent[record.id] = record.sha256 or ""
             else:
@@ -131,7 +141,10 @@ class Push:
             self.outcome.deleted += 1
         elif there.state == "DONE":
             self.outcome.there += 1
+            if there.pending:
+                self.sets.note_going(record)
         else:
+            self.sets.note_going(record)
             self._go_on(there)
             self.outcome.sent[record.id] = record.sha256 or ""
         return True
@@ -144,10 +157,15 @@ class Push:
                 raise error(Code.INVALID_ARGUMENT, f"it failed there: {refused.message}", refused.hint)
 
     def _hand_over(self, record: m.Record) -> m.Record:
-        path = self._path(record)
+        path, share = self._path(record), self.sets.share_of(record)
+        place, to = self._place(record), record.filename
+        if share is not None:  # the file lies below its set's name
+            whole = f"{place.prefix}/{to}".lstrip("/")
+            place, to = replace(place, prefix=""), whole.removeprefix(f"{share.name}/")
         described = m.Described(
-            place=self._place(record),
-            to=record.filename,
+            place=place,
+            to=to,
+            share=share,
             description=record.description,
             tags=record.tags,
             bindrs=record.bindrs,
@@ -182,6 +200,11 @@ class Push:
         """Where a root keeps a file's bytes: its layout is the README's."""
         folder = self.root / record.namespace / record.project / record.experiment / "files"
         return folder / record.path.strip("/") / str(record.id) / record.filename
+
+    def _refuse_set(self, record: m.SetRecord, failure: MLDashError) -> None:
+        where = f"{record.namespace}/{record.project}/{record.experiment}"
+        what = error(failure.code, f"the set {record.name} (attempt {record.attempt}): {failure.message}", failure.hint)
+        self.outcome.refuse_experiment(where, what, quiet=self.options.json)
 
     def _settle(self) -> None:
         """Waits until all are stored there; their SHA-256 is compared, as it was while they were sent."""
@@ -229,8 +252,8 @@ def push(options: Namespace) -> int:
             hint = "keep the root until they are stored there; the same command goes on"
             what = f"{wording.files(len(work.outcome.sent))} handed over so far go on by themselves"
             raise show.Interrupted(what, hint) from None
-        left = _failed_in(source)
-    return _tell(work.outcome, left, options)
+        left, incomplete = _left_in(source)
+    return _tell(work.outcome, left, incomplete, options)
 
 
 def _service(options: Namespace, root: Path) -> Endpoint:
@@ -253,13 +276,13 @@ def _wait_for(source: Connection, options: Namespace) -> None:
         )
 
 
-def _failed_in(source: Connection) -> int:
-    """Files that failed in the root: there is nothing to push of them."""
+def _left_in(source: Connection) -> tuple[int, int]:
+    """Files that failed in the root, of which there is nothing to push; and sets that are not complete, which stay."""
     report = source.call(m.StatusReport, lambda number: m.Status(request=number))
-    return sum(count.files for count in report.counts if count.state == "FAILED")
+    return sum(count.files for count in report.counts if count.state == "FAILED"), len(report.sets)
 
 
-def _tell(outcome: Pushed, left: int, options: Namespace) -> int:
+def _tell(outcome: Pushed, left: int, incomplete: int, options: Namespace) -> int:
     if options.json:
         said: dict[str, Any] = {
             "experiments": outcome.experiments,
@@ -268,6 +291,7 @@ def _tell(outcome: Pushed, left: int, options: Namespace) -> int:
             "skipped": outcome.there,
             "deletedThere": outcome.deleted,
             "failedInRoot": left,
+            "incompleteSetsInRoot": incomplete,
             "failed": outcome.failed,
         }
         show.one(said | ({"dryRun": True} if options.dry_run else {}))
@@ -282,6 +306,7 @@ def _tell(outcome: Pushed, left: int, options: Namespace) -> int:
         parts += [f"{outcome.there} there already"] if outcome.there else []
         parts += [f"{outcome.deleted} deleted there"] if outcome.deleted else []
         parts += [f"{left} failed in the root"] if left else []
+        parts += [f"{wording.counted(incomplete, 'incomplete set')} left in the root"] if incomplete else []
         parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
         print(", ".join(parts))
     return 1 if outcome.failed or left else 0

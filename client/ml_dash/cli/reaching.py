@@ -69,10 +69,10 @@ def chosen(options: Namespace, connection: Connection) -> FileSet:
     return files(options, connection) if options.id is None else file_by_id(connection, options.id)
 
 
-def listed(found: Files, pattern: str | None, *, latest: bool) -> Iterator[FileResult]:
+def listed(found: Files, pattern: str | None, *, latest: bool, pending: bool = False) -> Iterator[FileResult]:
     """A glob lists what fits it; a plain name what is at it and below."""
     there, glob = below(found, pattern)
-    return there.each(glob, latest=latest)
+    return there.each(glob, latest=latest, pending=pending)
 
 
 def below(found: Files, pattern: str | None) -> tuple[FileSet, str | None]:

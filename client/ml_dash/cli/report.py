@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_dash import wording
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
-from ml_dash.messages import Limits, Record, StatusReport
+from ml_dash.messages import Limits, Record, SetRecord, StatusReport
 from ml_dash.result import FileResult, iso_time, to_dict
 
 
@@ -23,12 +23,15 @@ def table(files: Iterable[FileResult]) -> None:
             head = ""
         record = show.plain(file)
         created = show.moment(record["createdAt"])
-        print(
-            f"{record['id']:>19}  {record['state']:<10}  {show.size(record['sizeBytes']):>10}  {created}  "
-            f"{show.path(record)}"
-        )
+        state = "PENDING" if record["state"] == "DONE" and _is_pending(record) else record["state"]
+        print(f"{record['id']:>19}  {state:<10}  {show.size(record['sizeBytes']):>10}  {created}  {show.path(record)}")
     if head:
         print("no files", file=sys.stderr)
+
+
+def _is_pending(record: Mapping[str, Any]) -> bool:
+    """Whether it is stored, and its set not complete."""
+    return bool(record.get("checkpoint", {}).get("pending"))
 
 
 def versions(files: Iterable[FileResult]) -> None:
@@ -61,6 +64,7 @@ def as_object(answer: StatusReport, socket: Path) -> dict[str, Any]:
         "limits": _limits(answer.limits),
         "blocked": [troubled(record) for record in answer.blocked],
         "failed": [troubled(record) for record in answer.failed],
+        "incompleteSets": [_set_object(one) for one in answer.sets],
         "error": _error(answer) if answer.error_code else None,
     }
 
@@ -91,6 +95,7 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
             yield f"\n{title}:"
         for record in records:
             yield from trouble(record)
+    yield from _sets(answer)
 
 
 def _limits(limits: Limits | None) -> dict[str, Any] | None:
@@ -128,6 +133,34 @@ def trouble(record: Record) -> Iterator[str]:
 def troubled(record: Record) -> dict[str, Any]:
     """A file for programs, and what troubles it."""
     return to_dict(record) | {"attempt": record.attempt, "error": _error(record)}
+
+
+def _sets(answer: StatusReport) -> Iterator[str]:
+    """Sets that are not complete, and what is missing."""
+    if answer.sets:
+        yield "\nsets that are not complete:"
+    for one in answer.sets:
+        missing = ", ".join(map(str, one.missing)) + (", …" if one.world_size - one.ranks > len(one.missing) else "")
+        where = f"{one.namespace}/{one.project}/{one.experiment}"
+        since = show.duration(_since(one.updated_ms))
+        yield (
+            f"  {where}: {one.name} attempt {one.attempt}  {one.ranks} of {one.world_size} ranks, missing: {missing}; "
+            f"nothing came for {since}"
+        )
+
+
+def _set_object(one: SetRecord) -> dict[str, Any]:
+    return {
+        "experimentId": f"{one.namespace}/{one.project}/{one.experiment}",
+        "name": one.name,
+        "attempt": one.attempt,
+        "worldSize": one.world_size,
+        "ranks": one.ranks,
+        "missing": [*one.missing],
+        "files": one.files,
+        "openedAt": iso_time(one.opened_ms),
+        "updatedAt": iso_time(one.updated_ms),
+    }
 
 
 def _error(said: Record | StatusReport) -> dict[str, str | None]:

@@ -25,6 +25,7 @@ from ml_dash.messages.parts import (
     Ranges,
     Record,
     Refusal,
+    Share,
 )
 from ml_dash.messages.replies import (
     Accepted,
@@ -97,6 +98,7 @@ from ml_dash.messages.runs import (
     Rows,
     SetParams,
 )
+from ml_dash.messages.sets import SETS, DropSet, EndShare, ListSets, OpenSet, SetFiles, SetRecord, Sets
 from ml_dash.schema import broken, plain, reader
 
 __all__ = [
@@ -115,6 +117,7 @@ __all__ = [
     "REQUEST_LIMITS",
     "ROWS",
     "ROW_CHARACTERS",
+    "SETS",
     "Accepted",
     "AcceptedMany",
     "Branch",
@@ -133,8 +136,10 @@ __all__ = [
     "Done",
     "Drain",
     "Drained",
+    "DropSet",
     "Duplicate",
     "EndRun",
+    "EndShare",
     "Examine",
     "Examined",
     "ExperimentRecord",
@@ -150,6 +155,7 @@ __all__ = [
     "List",
     "ListExperiments",
     "ListNodes",
+    "ListSets",
     "LogRows",
     "Message",
     "Metric",
@@ -157,6 +163,7 @@ __all__ = [
     "NodeRecord",
     "Nodes",
     "OpenExperiment",
+    "OpenSet",
     "Origin",
     "Page",
     "Place",
@@ -175,7 +182,11 @@ __all__ = [
     "Retry",
     "Row",
     "Rows",
+    "SetFiles",
     "SetParams",
+    "SetRecord",
+    "Sets",
+    "Share",
     "SlotGranted",
     "Status",
     "StatusReport",
@@ -205,14 +216,15 @@ REQUESTS: dict[int, type[Message]] = {
     for message in (
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
         Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune, Retry, Verify, EndRun, SetParams, LogRows,
-        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows, ListNodes, FindHanded,
+        ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows, ListNodes, FindHanded, OpenSet, EndShare,
+        ListSets, SetFiles, DropSet,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
     message.kind: message
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
-        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows, Brought, Nodes,
+        Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows, Brought, Nodes, Sets,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}
@@ -237,7 +249,8 @@ def check(described: Described) -> None:
     """Raises INVALID_ARGUMENT where the caller's words are past a bound: the daemon would hang up for it."""
     place, tags = described.place, (*described.tags, *described.bindrs)
     texts = (described.to, described.description or "", described.metadata or "", *tags)
-    names = (place.namespace, place.project, place.experiment, place.prefix)
+    share = () if described.share is None else (described.share.name, described.share.attempt)
+    names = (place.namespace, place.project, place.experiment, place.prefix, *share)
     if sum(map(len, texts + names)) + len(tags) <= SHORT:
         return
     _check_bounds(described, texts)

@@ -52,10 +52,25 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a rank contributes to a set of files; `key` is 16 random bytes. `name` is below the place of the set.
+
+    In a Record it is below the experiment.
+    """
+
+    key: Key
+    name: Name
+    attempt: Name
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
     """What the caller says of a file. `metadata` is JSON text of an object, or None.
 
-    With `supersede` it takes the place of the caller's older versions of that path that are not stored yet.
+    With `supersede` it takes the place of the caller's older versions of that path that are not stored yet. With a
+    `share` it lies below the set's name, and is seen once the set is complete.
     """
 
     place: Place
@@ -66,6 +81,7 @@ class Described:
     metadata: Json | None = None
     priority: Priority = 0
     supersede: bool = False
+    share: Share | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +107,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A file as the daemon knows it: the catalog's fields, and how far it has come. Times are ms since 1970, UTC."""
+    """A file as the daemon knows it: the catalog's fields, and how far it has come. Times are ms since 1970, UTC.
+
+    `pending`: the set that it is a share of is not complete.
+    """
 
     id: int
     namespace: Name
@@ -118,3 +137,5 @@ class Record:
     error_code: Name | None = None
     error_message: Text | None = None
     error_hint: Text | None = None
+    share: Share | None = None
+    pending: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from ml_dash.messages.parts import KIB, MANY, Message, Name, Ranges, Record, Refusal, Text
+from ml_dash.messages.sets import SetRecord
 from ml_dash.schema import Max
 
 
@@ -151,6 +152,7 @@ class StatusReport(Message):
 
     `bytes_per_second` is what the store takes, as measured last; 0 where that is long ago. The error is why nothing
     can be taken in now. `superseded_files` gave way to newer versions; those of them that are gone count as CANCELLED.
+    `sets` are the newest of those that are not complete.
     """
 
     kind: ClassVar[int] = 74
@@ -174,6 +176,7 @@ class StatusReport(Message):
     bytes_per_second: int = 0
     superseded_files: int = 0
     limits: Limits | None = None
+    sets: Annotated[tuple[SetRecord, ...], Max(16)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,6 +114,7 @@ class List(Message):
 
     Only files that have all of `tags` count, for `latest`, too.
     With `everywhere` they are the stored files of all experiments, in the order of their ids, whatever else is asked.
+    Files of sets that are not complete are left out, unless `pending` asks for them, too.
     """
 
     kind: ClassVar[int] = 8
@@ -124,6 +125,7 @@ class List(Message):
     page_size: int = 500
     everywhere: bool = False
     tags: Tags = ()
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

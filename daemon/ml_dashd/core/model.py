@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ml_dash.errors import Code
+from ml_dashd.core.sets import Share
 from ml_dashd.core.states import UNFINISHED, State
 
 MAX_FILE_BYTES = 100_000_000_000
@@ -109,6 +110,10 @@ class FileRecord:
     deleted_ms: int | None = None
     revision: int = 0
     """How often what is said of it was changed: a commit never takes a later word back."""
+    share: Share | None = None
+    """The rank's share of a set that it belongs to (core/sets.py)."""
+    pending: bool = False
+    """Its set is not complete: only who asks for what is pending sees it."""
 
     @property
     def path(self) -> str:
@@ -284,7 +289,7 @@ class Selection:
     They come in the order of (path, newest first); `cursor` is the (path, id) of the last one seen. `pattern` is a
     glob relative to `prefix`, as core/narrow.py leaves it: who answers may leave out what does not fit it, and need
     not. `latest`: only the newest version of each path, and none of the cursor's. Each has
-    all of `tags`.
+    all of `tags`. Files of sets that are not complete are left out, unless `pending` asks for them, too.
     """
 
     namespace: str
@@ -297,6 +302,7 @@ class Selection:
     limit: int = 500
     scope: Scope = EVERYBODY
     tags: tuple[str, ...] = ()
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,12 @@ class Rule:
     def gives_way(self, older: Job, newer: Job) -> bool:
         """Whether the newer version is to be had wherever the older one is, which nobody has tagged to stay.
 
-        At every moment one of the two survives what both were promised to survive.
+        At every moment one of the two survives what both were promised to survive. A set protects its files: the newer
+        version may never be seen with the others of that set.
         """
         return (
             older.state in DROPPED
+            and older.record.share is None
             and not older.cancel_requested
             and self.keep_tags.isdisjoint(older.record.tags)
             and _outlives(newer) >= _outlives(older)

@@ -13,9 +13,25 @@ from typing import TYPE_CHECKING, Any
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
 from ml_dashd.core.spans import Span, spans
 from ml_dashd.edge.mongo import Document, Mongo
-from ml_dashd.edge.mongo_records import ORDER, amended, document, in_scope, index, question, read_record, said
+from ml_dashd.edge.mongo_records import (
+    GONE,
+    ORDER,
+    THERE,
+    amended,
+    deletion,
+    document,
+    in_scope,
+    index,
+    question,
+    read_record,
+    said,
+)
 from ml_dashd.edge.mongo_schema import FILES
+from ml_dashd.edge.sets_mongo import MongoSets
 from ml_dashd.ports import TakenError
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.collection import AsyncCollection
 
 if TYPE_CHECKING:
     from pymongo import UpdateOne
@@ -35,6 +51,7 @@ class MongoCatalog:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
         self._files = mongo.collection(FILES)
+        self.sets = MongoSets(mongo)
 
     async def commit(self, records: Sequence[FileRecord]) -> list[int]:
         return await self._mongo.call(self._commit(records))
@@ -43,8 +60,9 @@ class MongoCatalog:
         return await self._mongo.call(self._find({"_id": {"$in": list(ids)}}, [("_id", 1)], len(ids) or 1))
 
     async def select(self, selection: Selection) -> list[FileRecord]:
-        read = self._newest if selection.latest else self._versions
-        return await self._mongo.call(read(selection))
+        if selection.pending:
+            return await self._mongo.call(self._with_pending(selection))
+        return await self._mongo.call(self._selected(selection))
 
     async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
         asked = {"_id": {"$gt": after}, "listed": True, **in_scope(scope)}
@@ -54,7 +72,7 @@ class MongoCatalog:
         change = {"$set": {**amended(words), "updated_ms": at_ms}, "$inc": {"revision": 1}}
         # True is ReturnDocument.AFTER.
         found = await self._mongo.call(
-            self._files.find_one_and_update({"_id": file_id, "listed": True}, change, return_document=True)
+            self._files.find_one_and_update({"_id": file_id, **THERE}, change, return_document=True)
         )
         return None if found is None else read_record(found)
 
@@ -102,7 +120,7 @@ class MongoCatalog:
             return []
         updates = [
             UpdateOne(
-                {**_mine(record), "listed": True, "revision": {"$lt": record.revision}},
+                {**_mine(record), **THERE, "revision": {"$lt": record.revision}},
                 {"$set": said(record)},
                 hint=BY_ID,
             )
@@ -135,7 +153,7 @@ class MongoCatalog:
         return gone
 
     async def _delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
-        await self._files.update_many({"_id": {"$in": list(ids)}, "listed": True}, _deletion(at_ms, ""))
+        await self._files.update_many({"_id": {"$in": list(ids)}, **THERE}, deletion(at_ms))
         return await self._gone(ids, {})
 
     async def _prune(self, records: Sequence[FileRecord], at_ms: int) -> list[int]:
@@ -143,7 +161,7 @@ class MongoCatalog:
         from pymongo import UpdateOne  # noqa: PLC0415 optional
 
         mark = secrets.token_hex(8)
-        change = _deletion(at_ms, mark)
+        change = deletion(at_ms, mark)
         writes = [
             UpdateOne({"_id": record.id, "revision": record.revision, "listed": True}, change) for record in records
         ]
@@ -154,7 +172,7 @@ class MongoCatalog:
 
     async def _gone(self, ids: Sequence[int], asked: Document) -> list[int]:
         """Those of these that are deleted, in the order of their ids."""
-        found = self._files.find({"_id": {"$in": list(ids)}, "listed": False, **asked}, {"_id": 1}, sort=[("_id", 1)])
+        found = self._files.find({"_id": {"$in": list(ids)}, **GONE, **asked}, {"_id": 1}, sort=[("_id", 1)])
         return [each["_id"] for each in await found.to_list()]
 
     # ---- questions
@@ -162,30 +180,49 @@ class MongoCatalog:
     async def _find(
         self, asked: Document, order: list[tuple[str, int]], limit: int, hint: str | None = None
     ) -> list[FileRecord]:
-        found = self._files.find(asked, sort=order, limit=limit, hint=hint)
+        found = self._moment().find(asked, sort=order, limit=limit, hint=hint)
         return [read_record(each) for each in await found.to_list()]
 
-    async def _versions(self, selection: Selection) -> list[FileRecord]:
+    def _moment(self) -> AsyncCollection[Document]:
+        """The files as of one moment: else a find that yields could see a part of a set that becomes visible."""
+        from pymongo.read_concern import ReadConcern  # noqa: PLC0415 optional
+
+        return self._files.with_options(read_concern=ReadConcern("snapshot"))
+
+    async def _selected(self, selection: Selection, *, pending: bool = False) -> list[FileRecord]:
+        read = self._newest if selection.latest else self._versions
+        return await read(selection, pending=pending)
+
+    async def _with_pending(self, selection: Selection) -> list[FileRecord]:
+        """What is listed and what is pending, each from an index of its own."""
+        listed, pending = await self._selected(selection), await self._selected(selection, pending=True)
+        found = sorted([*listed, *pending], key=lambda record: (record.path, -record.id))
+        if selection.latest:
+            newest = {record.path: record for record in reversed(found)}
+            found = sorted(newest.values(), key=lambda record: record.path)
+        return found[: selection.limit]
+
+    async def _versions(self, selection: Selection, *, pending: bool = False) -> list[FileRecord]:
         found: list[FileRecord] = []
         for span in spans(selection):
-            left = selection.limit - len(found)
-            found += await self._find(question(selection, span), ORDER, left, index(selection))
+            asked, left = question(selection, span, pending=pending), selection.limit - len(found)
+            found += await self._find(asked, ORDER, left, index(selection, pending=pending))
             if len(found) >= selection.limit:
                 break
         return found
 
-    async def _newest(self, selection: Selection) -> list[FileRecord]:
+    async def _newest(self, selection: Selection, *, pending: bool = False) -> list[FileRecord]:
         """The newest of each path: keys alone are read to find them, and then their documents at once."""
         ids: list[int] = []
         for span in spans(selection):
-            ids += await self._newest_of(selection, span, selection.limit - len(ids))
+            ids += await self._newest_of(selection, span, selection.limit - len(ids), pending=pending)
             if len(ids) >= selection.limit:
                 break
         found = await self._find({"_id": {"$in": ids}}, [("_id", 1)], len(ids)) if ids else []
         by_id = {record.id: record for record in found}
         return [by_id[one] for one in ids if one in by_id]
 
-    async def _newest_of(self, selection: Selection, span: Span, limit: int) -> list[int]:
+    async def _newest_of(self, selection: Selection, span: Span, limit: int, *, pending: bool) -> list[int]:
         """After a page of keys the next path is sought, so that versions are not read one by one.
 
         Where most are older versions, pages become small: a seek each costs less than what it skips.
@@ -193,7 +230,8 @@ class MongoCatalog:
         ids: list[int] = []
         most = 1 if span.only else limit
         while True:
-            keys = await self._keys(question(selection, span), most, index(selection))
+            asked, hint = question(selection, span, pending=pending), index(selection, pending=pending)
+            keys = await self._keys(asked, most, hint)
             fresh: dict[str, int] = {}
             for key in keys:
                 fresh.setdefault(key["path"], key["_id"])
@@ -231,7 +269,3 @@ class MongoCatalog:
 
 def _mine(record: FileRecord) -> Document:
     return {"_id": record.id, **{name: getattr(record, name) for name in IDENTITY}}
-
-
-def _deletion(at_ms: int, mark: str) -> Document:
-    return {"$set": {"listed": False, "deleted_ms": at_ms, "reclaimable": True, "deletion": mark}}

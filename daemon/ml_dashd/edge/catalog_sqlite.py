@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ml_dashd.edge.amending import amend, later_word
 from ml_dashd.edge.database import LOCKED_S, Database, open_database
 from ml_dashd.edge.listing import ENDING, read_selection
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders, read_record, record_values, scope_where
+from ml_dashd.edge.sets_sqlite import SETS, SqliteSets, merge_sets
 from ml_dashd.ports import Faults, JournalError, TakenError
 
 log = logging.getLogger("ml_dashd.catalog")
@@ -76,8 +77,10 @@ MIGRATIONS = [
     CREATE INDEX files_by_folder ON files (namespace, project, experiment, prefix, path, id DESC)
         WHERE deleted_ms IS NULL;
     """,
+    SETS,
 ]
-_LISTED = "deleted_ms IS NULL"
+_THERE = "deleted_ms IS NULL"
+_LISTED = f"{_THERE} AND pending = 0"
 _SAME = "excluded.owner_uid = files.owner_uid AND excluded.key = files.key AND excluded.sha256 = files.sha256"
 """FileRecord.identity"""
 
@@ -87,6 +90,7 @@ class SqliteCatalog:
 
     def __init__(self, path: Path, faults: Faults) -> None:
         self._database = Database(path, MIGRATIONS, faults, "catalog")
+        self.sets = SqliteSets(self._database)
         self._path = path
         self._exported = -1
 
@@ -115,23 +119,22 @@ class SqliteCatalog:
         return await self._records(f"SELECT * FROM files WHERE id IN ({marks(ids)})", ids)
 
     async def select(self, selection: Selection) -> list[FileRecord]:
-        if selection.tags:
+        if selection.tags and not selection.pending:
             return await self._database.call(lambda connection: _read_tagged(connection, selection))
+        listed = _THERE if selection.pending else _LISTED
         return await self._database.call(
             lambda connection: [
-                read_record(row) for row in read_selection(connection, selection, RECORD_COLUMNS, _LISTED, narrows=True)
+                read_record(row) for row in read_selection(connection, selection, RECORD_COLUMNS, listed, narrows=True)
             ]
         )
 
     async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
         where, values = scope_where(scope)
-        statement = f"SELECT * FROM files WHERE deleted_ms IS NULL AND id > ? AND {where} ORDER BY id LIMIT ?"
+        statement = f"SELECT * FROM files WHERE {_LISTED} AND id > ? AND {where} ORDER BY id LIMIT ?"
         return await self._records(statement, [after, *values, limit])
 
     async def amend(self, file_id: int, words: Amendment, at_ms: int) -> FileRecord | None:
-        row = await self._database.call(
-            lambda connection: amend(connection, file_id, words, at_ms, "deleted_ms IS NULL"), spare=True
-        )
+        row = await self._database.call(lambda connection: amend(connection, file_id, words, at_ms, _THERE), spare=True)
         return None if row is None else read_record(row)
 
     async def delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
@@ -238,22 +241,24 @@ def _read_tagged(connection: sqlite3.Connection, selection: Selection) -> list[F
     return [read_record(row) for row in rows]
 
 
-def _upsert(connection: sqlite3.Connection, rows: Sequence[sqlite3.Row]) -> None:
-    for row in rows:
+def _upsert(connection: sqlite3.Connection, rows: Mapping[str, Sequence[sqlite3.Row]]) -> None:
+    for row in rows["files"]:
         statement = (
             f"{insert('files', row.keys())} {later_word()}, "
             "deleted_ms = coalesce(deleted_ms, excluded.deleted_ms), "
-            "reclaimed_ms = coalesce(reclaimed_ms, excluded.reclaimed_ms)"
+            "reclaimed_ms = coalesce(reclaimed_ms, excluded.reclaimed_ms), pending = min(pending, excluded.pending)"
         )
         connection.execute(statement, tuple(row))
+    merge_sets(connection, rows["sets"], rows["shares"])
 
 
-def _rows(path: Path, copy: Path) -> list[sqlite3.Row]:
+def _rows(path: Path, copy: Path) -> dict[str, list[sqlite3.Row]]:
     """All rows of a catalog that may be of an older release: a copy of it is brought up to date. Blocks."""
     try:
         shutil.copyfile(path, copy)
         with closing(open_database(copy, MIGRATIONS)) as connection:
-            return connection.execute("SELECT * FROM files").fetchall()
+            tables = ("files", "sets", "shares")
+            return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
     finally:
         _remove(copy)
 

@@ -31,6 +31,7 @@ from ml_dashd.core.model import (
     Unsent,
 )
 from ml_dashd.core.schedule import Lane
+from ml_dashd.core.sets import Delivery
 from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge import numbering
 from ml_dashd.edge.amending import amend
@@ -41,12 +42,14 @@ from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pi
 from ml_dashd.edge.listing import read_selection
 from ml_dashd.edge.moves import AHEAD, LET_GO, insert_all, move_all
 from ml_dashd.edge.rows import (
+    KEY_OF_SHARE,
     crc_blob,
     experiment_where,
     marks,
     read_crc,
     scope_where,
 )
+from ml_dashd.edge.share_rows import end_share, read_shares
 from ml_dashd.edge.superseding import older_versions, supersede
 from ml_dashd.ports import Clock, Faults, Handed, Superseded
 
@@ -206,6 +209,27 @@ class SqliteJournal:
     async def supersede(self, jobs: Sequence[Job], by: int) -> list[Job]:
         return await self._database.call(lambda connection: supersede(connection, jobs, by), spare=True)
 
+    async def of_share(self, share_key: str) -> list[Job]:
+        return await self._jobs(f"WHERE share IS NOT NULL AND {KEY_OF_SHARE} = ?", [share_key])
+
+    async def end_share(self, delivery: Delivery) -> None:
+        await self._database.call(lambda connection: end_share(connection, delivery), spare=True)
+
+    async def shares(self) -> list[Delivery]:
+        return await self._database.call(read_shares)
+
+    async def note_stuck(self, share_key: str, *, stuck: bool) -> None:
+        await self._database.call(
+            lambda connection: connection.execute(
+                "UPDATE shares SET stuck = ? WHERE key = ? AND stuck <> ?", (stuck, share_key, stuck)
+            ).close()
+        )
+
+    async def forget_share(self, share_key: str) -> None:
+        await self._database.call(
+            lambda connection: connection.execute("DELETE FROM shares WHERE key = ?", (share_key,)).close()
+        )
+
     async def withdrawn(self, ids: Sequence[int]) -> set[int]:
         rows = await self._rows(f"SELECT id FROM files WHERE id IN ({marks(ids)}) AND cancel_requested", ids)
         return {row["id"] for row in rows}
@@ -259,7 +283,7 @@ class SqliteJournal:
         return await self._jobs(f"WHERE id IN ({marks(ids)})", ids)
 
     async def select(self, selection: Selection) -> list[Job]:
-        listed = f"{_LISTED} AND NOT cancel_requested"
+        listed = f"{_LISTED} AND NOT cancel_requested{'' if selection.pending else ' AND NOT pending'}"
         return await self._database.call(
             lambda connection: [
                 read_job(row) for row in read_selection(connection, selection, READ_COLUMNS, listed, narrows=False)
@@ -274,7 +298,8 @@ class SqliteJournal:
             values,
         )
         failed = await self._jobs(f"{where} AND state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", values)
-        return row["files"], failed
+        (ended,) = await self._rows(f"SELECT count(*) AS shares FROM shares WHERE NOT stuck AND {these}", values)
+        return row["files"] + ended["shares"], failed
 
     async def due(
         self,

@@ -18,6 +18,8 @@ from ml_dashd.edge.rows import experiment_where
 
 ENDING = "substr(filename, length(rtrim(filename, replace(filename, '.', ''))) + 1)"
 """core/narrow.py: ending. An index over this expression serves only a question that has its very words."""
+_INDEXED = "deleted_ms IS NULL"
+"""The condition of the catalog's indexes."""
 FEW = 1000
 """Files of a folder that are looked through for those of an ending; of more, those of the ending are looked up."""
 
@@ -36,11 +38,11 @@ def read_selection(
 ) -> list[sqlite3.Row]:
     """The rows of a table `files` that are asked for, in their order.
 
-    `listed` is the condition of its indexes; `narrows`: it has one over folders, and one over ENDING. The table may be
-    `tags`, which has a row for each tag of a file: that is where files with certain tags are looked up.
+    `listed` holds the condition of its indexes; `narrows`: it has one over folders, and one over ENDING. The table may
+    be `tags`, which has a row for each tag of a file: that is where files with certain tags are looked up.
     """
     found: list[sqlite3.Row] = []
-    where = _file_where(selection, *(_narrowed(connection, selection, listed) if narrows else ("", [])))
+    where = _file_where(selection, *(_narrowed(connection, selection) if narrows else ("", [])))
     for span in spans(selection):
         statement, values = _question(selection, span, columns, listed, where, table)
         found += connection.execute(statement, [*values, selection.limit - len(found)]).fetchall()
@@ -98,19 +100,19 @@ def _tagged(tags: Sequence[str], table: str) -> tuple[str, Sequence[str]]:
     return " AND files.tag = ?" + other * (len(tags) - 1), tags
 
 
-def _narrowed(connection: sqlite3.Connection, selection: Selection, listed: str) -> Condition:
+def _narrowed(connection: sqlite3.Connection, selection: Selection) -> Condition:
     """What chooses the index of a folder or that of an ending, where a pattern tells; the one that has less to read."""
     if not selection.pattern:
         return "", []
     ending = narrow.ending_of_all(selection.pattern)
-    if narrow.is_of_one_folder(selection.pattern) and (ending is None or _is_small(connection, selection, listed)):
+    if narrow.is_of_one_folder(selection.pattern) and (ending is None or _is_small(connection, selection)):
         return " AND prefix = ?", [selection.prefix]
     return ("", []) if ending is None else (f" AND {ENDING} = ?", [ending])
 
 
-def _is_small(connection: sqlite3.Connection, selection: Selection, listed: str) -> bool:
+def _is_small(connection: sqlite3.Connection, selection: Selection) -> bool:
     where, values = experiment_where(replace(selection, scope=EVERYBODY))  # whose a file is, is not in the index
-    some = f"SELECT 1 FROM files WHERE {listed} AND {where} AND prefix = ? LIMIT ?"
+    some = f"SELECT 1 FROM files WHERE {_INDEXED} AND {where} AND prefix = ? LIMIT ?"
     (count,) = connection.execute(f"SELECT count(*) FROM ({some})", [*values, selection.prefix, FEW + 1]).fetchone()
     return int(count) <= FEW
 

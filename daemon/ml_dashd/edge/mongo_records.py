@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from ml_dashd.core import narrow
 from ml_dashd.core.model import Amendment, FileRecord, Scope, Selection
+from ml_dashd.core.sets import Share
 from ml_dashd.core.spans import Span
 from ml_dashd.edge.mongo import Document
 
 SAID = ("description", "tags", "bindrs", "metadata", "updated_ms", "revision")
 """What an amendment changes."""
 ORDER = [("path", 1), ("_id", -1)]
+THERE: Document = {"deleted_ms": None}
+"""The condition that a file is not deleted, listed or pending."""
+GONE: Document = {"deleted_ms": {"$ne": None}}
 _FIELDS = tuple(field.name for field in fields(FileRecord) if field.name != "id")
 
 
@@ -24,7 +28,8 @@ def document(record: FileRecord) -> Document:
     derived = {
         "path": record.path,
         "ending": narrow.ending(record.filename),
-        "listed": record.deleted_ms is None,
+        "listed": record.deleted_ms is None and not record.pending,
+        "share": None if record.share is None else asdict(record.share),
         "reclaimed_ms": None,
     }
     return {"_id": record.id, **made, "tags": list(record.tags), "bindrs": list(record.bindrs), "crc64nvme": crc} | (
@@ -35,6 +40,7 @@ def document(record: FileRecord) -> Document:
 def read_record(found: Document) -> FileRecord:
     values = {name: found[name] for name in _FIELDS}
     values["tags"], values["bindrs"] = tuple(found["tags"]), tuple(found["bindrs"])
+    values["share"] = None if found["share"] is None else Share(**found["share"])
     values["crc64nvme"] = None if found["crc64nvme"] is None else int(found["crc64nvme"], 16)
     return FileRecord(id=found["_id"], **values)
 
@@ -60,17 +66,19 @@ def in_scope(scope: Scope) -> Document:
     return {"$or": [{"owner_uid": scope.owner_uid}, {"namespace": {"$in": sorted(scope.namespaces)}}]}
 
 
-def index(selection: Selection) -> str:
+def index(selection: Selection, *, pending: bool = False) -> str:
     """The name of the index that answers a Selection: MongoDB's planner would try several, and choose by a sample."""
+    if pending:
+        return "pending"
     if selection.tags:
         return "by_tag"
     return "by_path" if _ending(selection) is None else "by_ending"
 
 
-def question(selection: Selection, span: Span) -> Document:
-    """The condition on files of one span. What concerns the path is read from an index alone."""
+def question(selection: Selection, span: Span, *, pending: bool = False) -> Document:
+    """The condition on files of one span, listed or pending. What concerns the path is read from an index alone."""
     asked: Document = {
-        "listed": True,
+        "pending" if pending else "listed": True,
         "namespace": selection.namespace,
         "project": selection.project,
         "experiment": selection.experiment,
@@ -80,7 +88,7 @@ def question(selection: Selection, span: Span) -> Document:
         asked["owner_uid"] = scope.owner_uid
     if selection.tags:
         asked["tags"] = {"$all": list(selection.tags)}
-    elif (ending := _ending(selection)) is not None:
+    elif not pending and (ending := _ending(selection)) is not None:
         asked["ending"] = ending
     asked["path"] = _paths(selection, span)
     if span.id is not None:
@@ -112,3 +120,12 @@ def _wider(selection: Selection) -> str:
     some = "[^/]*" if narrow.depth(pattern) is not None else ".*"
     words = {"*": some, "?": "."}
     return f"^{re.escape(prefix)}{''.join(words.get(mark) or re.escape(mark) for mark in glob)}$"
+
+
+def deletion(at_ms: int, mark: str = "") -> Document:
+    """The change that deletes a file."""
+    return {
+        "$set": {
+            "listed": False, "pending": False, "deleted_ms": at_ms, "reclaimable": True, "deletion": mark,
+        }
+    }  # fmt: skip

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILES, EXPERIMENTS, METRICS, ROWS, SCHEMA = "files", "experiments", "metrics", "metric_rows", "schema"
+SETS, SHARES, COUNTERS = "sets", "shares", "counters"
 
 _EXPERIMENT = ("namespace", "project", "experiment")
 _IS_LISTED = {"listed": True}
 _IS_RECLAIMABLE = {"reclaimable": True}
+_IS_PENDING = {"pending": True}
 INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
     # The keys hold `listed` though it is the condition of the index: MongoDB looks at a document for what they lack.
     FILES: {
@@ -29,6 +31,9 @@ INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
         "by_tag": (("listed", *_EXPERIMENT, "tags", "path", "-_id"), {"partialFilterExpression": _IS_LISTED}),
         "by_sha256": (("sha256",), {}),
         "deleted": (("reclaimable", "deleted_ms", "_id"), {"partialFilterExpression": _IS_RECLAIMABLE}),
+        "pending": (("pending", *_EXPERIMENT, "path", "-_id"), {"partialFilterExpression": _IS_PENDING}),
+        "by_share": (("share.key", "_id"), {"partialFilterExpression": {"share.key": {"$exists": True}}}),
+        "pending_since": (("pending", "uploaded_ms", "_id"), {"partialFilterExpression": _IS_PENDING}),
     },
     EXPERIMENTS: {"by_place": ((*_EXPERIMENT, "owner_uid"), {"unique": True})},
     METRICS: {"by_name": (("experiment", "name"), {"unique": True})},
@@ -36,6 +41,13 @@ INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
         "by_position": (("metric", "position"), {"unique": True}),
         "once": (("metric", "writer", "number"), {"unique": True}),
     },
+    SETS: {
+        "by_number": ((*_EXPERIMENT, "state", "-number"), {}),
+        "by_name": ((*_EXPERIMENT, "name", "owner_uid", "attempt", "-round"), {}),
+        "newest": (("state", "-number"), {}),
+        "since": (("state", "updated_ms"), {}),
+    },
+    SHARES: {"by_set": (("set_id", "rank"), {"unique": True})},
 }
 
 

@@ -9,8 +9,11 @@ from dataclasses import fields
 from typing import Any
 
 from ml_dashd.core.model import FileRecord, Scope, Selection
+from ml_dashd.core.sets import Share
 
 RECORD_COLUMNS = tuple(field.name for field in fields(FileRecord))
+KEY_OF_SHARE = "substr(share, 1, 32)"
+"""A share's key, as its indexes have it: one over this expression serves only a question that has its very words."""
 
 
 def record_values(record: FileRecord) -> dict[str, Any]:
@@ -19,6 +22,7 @@ def record_values(record: FileRecord) -> dict[str, Any]:
     values["tags"] = json.dumps(record.tags)
     values["bindrs"] = json.dumps(record.bindrs)
     values["crc64nvme"] = crc_blob(record.crc64nvme)
+    values["share"] = share_text(record.share)
     values["path"] = record.path
     return values
 
@@ -28,7 +32,20 @@ def read_record(row: Mapping[str, Any] | sqlite3.Row) -> FileRecord:
     values["tags"] = _words(row["tags"])
     values["bindrs"] = _words(row["bindrs"])
     values["crc64nvme"] = read_crc(row["crc64nvme"])
+    values["share"] = None if row["share"] is None else read_share(row["share"])
+    values["pending"] = bool(row["pending"])
     return FileRecord(**values)
+
+
+def share_text(share: Share | None) -> str | None:
+    """A share as a column: its key, and what else there is of it as JSON."""
+    if share is None:
+        return None
+    return share.key + json.dumps((share.name, share.attempt, share.rank, share.world_size))
+
+
+def read_share(text: str) -> Share:
+    return Share(text[:32], *json.loads(text[32:]))
 
 
 def _words(text: str) -> tuple[str, ...]:

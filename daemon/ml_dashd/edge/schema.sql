@@ -163,3 +163,22 @@ CREATE TABLE numbers (
     PRIMARY KEY (owner_uid, request_key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX numbers_by_id ON numbers (id);
+
+-- ---- step 12: files of sets, and the shares that ranks have ended and the catalog does not have
+
+ALTER TABLE files ADD COLUMN share TEXT;                -- its key, and JSON: edge/rows.py
+ALTER TABLE files ADD COLUMN pending INTEGER NOT NULL DEFAULT 0;
+-- The question of a share that is ended: its files.
+CREATE INDEX files_by_share ON files (substr(share, 1, 32)) WHERE share IS NOT NULL;
+
+CREATE TABLE shares (
+    number     INTEGER PRIMARY KEY,             -- the order in which they were ended
+    key        TEXT    NOT NULL UNIQUE,
+    owner_uid  INTEGER NOT NULL,
+    namespace  TEXT    NOT NULL,
+    project    TEXT    NOT NULL,
+    experiment TEXT    NOT NULL,
+    share      TEXT    NOT NULL,                -- as a file's
+    ids        TEXT    NOT NULL,                -- JSON array: its files
+    stuck      INTEGER NOT NULL DEFAULT 0       -- one of them has failed
+) STRICT;

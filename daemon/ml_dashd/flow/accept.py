@@ -21,6 +21,7 @@ from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.shares import share_of
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
@@ -348,7 +349,8 @@ class Accept:
         place = file.place
         namespace, project, experiment = names.clean_experiment(place.namespace, place.project, place.experiment)
         self._policy.check_write(session.uid, namespace)
-        prefix, filename = names.place(place.prefix, file.to)
+        share = None if file.share is None else share_of(place, file.share, session.uid)
+        prefix, filename = names.place(place.prefix if share is None else share.name, file.to)
         if numbered is None:
             now = self._clock.now_ms()
             numbered = self._ids.next(now), now
@@ -369,6 +371,8 @@ class Accept:
             tags=names.tags(file.tags, "tags"),
             bindrs=names.tags(file.bindrs, "bindrs"),
             metadata=names.metadata(file.metadata),
+            share=share,
+            pending=share is not None,
         )
         names.check_length(record, self._key_prefix)
         return record

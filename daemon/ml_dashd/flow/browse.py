@@ -75,6 +75,7 @@ class Browse:
         *,
         latest: bool,
         tags: Sequence[str] = (),
+        pending: bool = False,
     ) -> tuple[list[Seen], str | None]:
         """Files at or below a place that fit the pattern and have the tags, and the cursor of the next page.
 
@@ -82,6 +83,7 @@ class Browse:
         """
         scope = self._policy.scope(session.uid)
         selection = _selection(place, pattern, cursor, max(1, min(size, 1000)), scope, latest=latest, tags=tags)
+        selection = replace(selection, pending=pending)
         prefix = "/".join(names.clean(place.prefix, "the prefix"))
         names.matches("", "", pattern)  # a bad pattern is an error even where nothing is listed
         found: list[Seen] = []

@@ -1,7 +1,7 @@
 """Versions beyond those that are kept: on request, and, where [retention] asks for it, by themselves.
 
 The catalog lists what is stored and nothing else, so what is on its way counts for nothing. A version is deleted only
-as it was read: one that is tagged in this moment stays.
+as it was read: one that is tagged in this moment stays. Files of sets are left to flow/prune_sets.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ml_dashd.core import names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import FileRecord, Scope, Selection
 from ml_dashd.core.retention import Rule, Sieve
+from ml_dashd.core.sets import SetSelection, SetState
 from ml_dashd.flow.browse import PAGE_BYTES, Browse, answer_bytes
+from ml_dashd.flow.prune_sets import PruneSets, Wanted, is_of_sets
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Session
 
@@ -52,6 +54,7 @@ class Prune:
         self._policy = policy
         self._clock = clock
         self._faults = faults
+        self._sets = PruneSets(catalog=catalog, clock=clock, faults=faults)
         self._turns = Turns(*PRUNES)
 
     async def run(self, session: Session, request: Request) -> Pruned:
@@ -61,13 +64,17 @@ class Prune:
         scope = self._policy.scope(session.uid)
         if scope.owner_uid is not None:
             scope = Scope(scope.owner_uid)
+        rule = Rule(request.keep_last, frozenset(request.keep_tags))
+        sets = _sets(self._browse.selection(request.place, None, None, PAGE, scope), rule, request.pattern)
+        if is_of_sets(request.cursor):
+            async with self._turns.of(session.uid):
+                return Pruned(*await self._sets.step(sets, request.cursor or "", dry_run=request.dry_run))
         kept, cursor = _read_cursor(request.cursor)
         selection = self._browse.selection(request.place, request.pattern, cursor, PAGE, scope)
-        sieve = Sieve(
-            Rule(request.keep_last, frozenset(request.keep_tags)), selection.cursor[0] if selection.cursor else "", kept
-        )
+        sieve = Sieve(rule, selection.cursor[0] if selection.cursor else "", kept)
         async with self._turns.of(session.uid):
-            return await self._step(request, selection, sieve)
+            pruned = await self._step(request, selection, sieve)
+            return pruned if pruned.cursor is not None else replace(pruned, cursor=await self._sets.begin(sets))
 
     async def _step(self, request: Request, selection: Selection, sieve: Sieve) -> Pruned:
         prefix = "/".join(names.clean(request.place.prefix, "the prefix"))
@@ -81,8 +88,8 @@ class Prune:
                     at_end = False
                     break
                 selection = replace(selection, cursor=(record.path, record.id))
-                counts = record.id not in withdrawn and names.matches(record.path, prefix, request.pattern)
-                if counts and sieve.is_surplus(record):
+                fits = record.share is None and names.matches(record.path, prefix, request.pattern)
+                if fits and record.id not in withdrawn and sieve.is_surplus(record):
                     surplus.append(record)
                     size += answer_bytes(record)
             if at_end or surplus:
@@ -101,12 +108,12 @@ class Prune:
 
     async def _retain(self, selection: Selection, rule: Rule, pattern: str) -> None:
         sieve = Sieve(rule)
+        await self._sets.run(_sets(selection, rule, pattern))
         while batch := await self._catalog.select(selection):
             selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
             withdrawn = await self._withdrawn(batch)
-            counted = [
-                record for record in batch if record.id not in withdrawn and names.matches(record.path, "", pattern)
-            ]
+            single = [record for record in batch if record.share is None and record.id not in withdrawn]
+            counted = [record for record in single if names.matches(record.path, "", pattern)]
             await self._delete([record for record in counted if sieve.is_surplus(record)])
 
     async def _withdrawn(self, records: Sequence[FileRecord]) -> set[int]:
@@ -125,6 +132,18 @@ class Prune:
             event = {"files": len(gone), "first": first.id, "path": first.path}
             log.info("versions_pruned", extra=event)
         return [replace(record, deleted_ms=now) for record in records if record.id in gone]
+
+
+def _sets(selection: Selection, rule: Rule, pattern: str | None) -> Wanted:
+    """The sets of the same place and the same people."""
+    asked = SetSelection(
+        (SetState.COMPLETE,),
+        owner_uid=selection.scope.owner_uid,
+        namespaces=selection.scope.namespaces,
+        experiment=(selection.namespace, selection.project, selection.experiment),
+        prefix=selection.prefix,
+    )
+    return Wanted(asked, rule, selection.prefix, pattern)
 
 
 def _cursor(kept: Mapping[int, int], selection: Selection) -> str | None:

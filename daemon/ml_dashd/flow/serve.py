@@ -29,6 +29,8 @@ from ml_dashd.flow.inbox import Adoption, unknown
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
+from ml_dashd.flow.sets import FileSets, Show
+from ml_dashd.flow.shares import shown_share
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
 from ml_dashd.ports import Journal, JournalError, Pins, Send, Session, Slots, Threads
@@ -84,6 +86,7 @@ class Serve:
         experiments: Experiments,
         nodes: Nodes,
         inbox: Adoption | None,
+        sets: Callable[[Show], FileSets],
         stop: Callable[[], None],
         journal: Journal,
         pins: Pins,
@@ -118,6 +121,7 @@ class Serve:
         self._warm = warm
         self._threads = threads
         self._bell = bell
+        self._sets = sets(self._records)
         self._sessions: set[int] = set()
         self._answers: dict[type[m.Message], Callable[..., Awaitable[Reply]]] = {
             m.Hello: self._hello,
@@ -144,6 +148,7 @@ class Serve:
             m.FindHanded: self._find_handed,
             **experiments.answers,
             **nodes.answers,
+            **self._sets.answers,
         }
 
     async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
@@ -236,6 +241,7 @@ class Serve:
                 message.page_size,
                 latest=message.latest,
                 tags=message.tags,
+                pending=message.pending,
             )
         return m.Page(request=message.request, records=self._records(found), cursor=cursor), ()
 
@@ -305,6 +311,7 @@ class Serve:
             bytes_per_second=int(self._sending().bytes_per_second),
             superseded_files=summary.superseded,
             limits=self._limits,
+            sets=await self._sets.incomplete(session),
         ), ()
 
     async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
@@ -421,6 +428,8 @@ class Serve:
             error_code=trouble.code if trouble else None,
             error_message=trouble.message if trouble else None,
             error_hint=(trouble.hint or TABLE[trouble.code].hint) if trouble else None,
+            share=shown_share(record.share),
+            pending=record.pending,
         )
 
 

@@ -32,8 +32,11 @@ class Supersede:
         self._cancel = cancel
 
     def asked(self, record: FileRecord, *, by_caller: bool) -> bool:
-        """Whether a file takes the place of older versions: its caller says so, or the settings."""
-        return by_caller or self._rule.asks(record)
+        """Whether a file takes the place of older versions: its caller says so, or the settings.
+
+        One of a set does not: until the set is complete, nobody sees it.
+        """
+        return record.share is None and (by_caller or self._rule.asks(record))
 
     async def run(self, jobs: Iterable[Job]) -> None:
         """Drops what gives way to these. Idempotent: again when they outlive more than before, and after a crash.
