@@ -152,8 +152,9 @@ def test_the_examples_of_its_page_run(torch: Path, service: DaemonProcess, tmp_p
 def test_what_is_no_archive_is_stored_as_it_is_and_told(service: DaemonProcess, exp: Experiment) -> None:
     """A client may say what it likes of its slot: it harms its own file at most."""
     content = b"PK\x05\x06 or so" * 100_000
-    result = exp.files._stream("a.pt", {}, lambda out: out.write(content), seal=True)
-    result.wait(30)
+    with exp.files.writing("a.pt", seal=True) as written:
+        written.out.write(content)
+    result = written.file.wait(30)
     assert path_in_store(service, result).read_bytes() == content
     assert service.log().count(f"not_sealed id={result['id']}") == 1
 
