@@ -54,7 +54,7 @@ def test_a_save_over_the_quota_waits_until_files_are_stored(tmp_path: Path, capf
         with ThreadPoolExecutor(1) as trainer:
             third = trainer.submit(exp.files.save_blob, content(2, 4 * MIB), to="2.bin")
             said = ""
-            while "room" not in said:
+            while "a save has waited" not in said:
                 said += capfd.readouterr().err
             assert not third.done()
             assert "spool.quota" in said

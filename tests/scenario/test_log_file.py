@@ -30,9 +30,8 @@ def test_a_long_log_is_turned_while_the_daemon_runs(root: Root) -> None:
     (state / "log.1").write_bytes(b"the one before\n")
     (state / "log").write_bytes(EARLIER * (LOG_BYTES // len(EARLIER)))  # less than a line is missing
     with root.experiment().run as exp:
-        saved = [exp.files.save_blob(bytes(70_000), to=f"{number}.bin") for number in range(3)]
-        for each in saved:
-            each.wait(60)
+        for number in range(3):  # one after the other: those that are stored together have one line
+            exp.files.save_blob(bytes(70_000), to=f"{number}.bin").wait(60)
         eventually(lambda: root.log().count("file_stored") == 3)
     last, log = (state / "log.1").read_bytes(), root.log()
     assert last.startswith(EARLIER)

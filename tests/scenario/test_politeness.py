@@ -36,12 +36,12 @@ def priorities(process: int) -> Counter[tuple[int, int]]:
 @pytest.mark.parametrize(
     ("settings", "nice", "io_class", "said"),
     [
-        ("", 10, "low", "4 threads, nice 10, I/O low, files from 64.0 MiB on past the page cache, no cap on bandwidth"),
+        ("", 10, "low", "4 threads, nice 10, I/O low, files from 67.1 MB on past the page cache, no cap on bandwidth"),
         (
             '[limits]\nnice = 3\nio_class = "idle"\nthreads = 5\nuncached_from = 0\nbandwidth = 1048576\n',
             3,
             "idle",
-            "5 threads, nice 3, I/O idle, cached, at most 1.0 MiB/s",
+            "5 threads, nice 3, I/O idle, cached, at most 1.0 MB/s",
         ),
     ],
     ids=["by default", "as set"],

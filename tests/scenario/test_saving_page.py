@@ -22,7 +22,7 @@ def test_every_example_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 9
+    assert len(examples) == 10
     exec("\n".join(examples), {"exp": exp})  # noqa: S102 our own page
     exp.files.flush(60)
     assert paths(exp.files().list()) == [
