@@ -139,7 +139,15 @@ class HandOff:
         """
         source = text(fpath, "fpath")
         name = name_of(source) if to is None else to
-        file = self._describe(name, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
+        file = self._describe(
+            name,
+            description=description,
+            tags=tags,
+            bindrs=bindrs,
+            metadata=metadata,
+            priority=priority,
+            supersede=supersede,
+        )
         key, absolute = new_key(), printable(os.path.abspath(source))  # noqa: PTH100 keeps symlinks
         descriptor = open_source(source)
         try:
@@ -397,24 +405,14 @@ class HandOff:
 
     # ---- the pieces
 
-    def _describe(
-        self,
-        to: str,
-        description: str | None = None,
-        tags: Sequence[str] | None = None,
-        bindrs: Sequence[str] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        *,
-        priority: int = 0,
-        supersede: bool | None = None,
-    ) -> m.Described:
+    def _describe(self, to: str, **said: Unpack[Said]) -> m.Described:
         """What is said of a file: the call's words, else the builder's.
 
         A save of that path that goes on in the background is waited for: this one is to be the newer version.
         """
-        said = self._say(to, description, tags, bindrs, metadata, priority=priority, supersede=supersede)
-        self._connection.background.wait_for(path_of(said))
-        return said
+        described = self._say(to, **said)
+        self._connection.background.wait_for(path_of(described))
+        return described
 
     def _say(
         self,

@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from ml_dash import messages as m
-from ml_dash.arguments import PathLike, seconds_of, text, texts, words
+from ml_dash.arguments import PathLike, Said, seconds_of, text, texts, words
 from ml_dash.connection import Connection, new_key, now_ms
 from ml_dash.download import Downloads, way_out
 from ml_dash.errors import Code, MLDashError, error
@@ -123,11 +123,11 @@ class Checkpoint(Tensors):
 
     # ---- the pieces
 
-    def _describe(self, to: str, *args: Any, **given: Any) -> m.Described:
+    def _describe(self, to: str, **said: Unpack[Said]) -> m.Described:
         if self._open is None:
             what = f"{to!r} is saved outside of the with block of {self!r}"
             raise error(Code.INVALID_ARGUMENT, what, "save inside of it: at its end the share is complete")
-        described = replace(super()._describe(to, *args, **given), share=self._open, supersede=False)
+        described = replace(super()._describe(to, **said), share=self._open, supersede=False)
         m.check(described)
         return described
 

@@ -15,7 +15,7 @@ from tests.e2e.test_round_trip import (  # noqa: F401
     test_objects_lie_where_the_spec_says,
     test_unicode_and_long_names,
 )
-from tests.harness import Bucket, DaemonProcess, StoreUnderTest, assert_whole, make_file
+from tests.harness import Bucket, DaemonProcess, StoreUnderTest, assert_whole, eventually, make_file
 from tests.servers.ceph import Ceph
 
 MIB = 1 << 20
@@ -61,4 +61,7 @@ def test_a_file_is_taken_back_while_it_is_sent(stopping: DaemonProcess, tmp_path
         with pytest.raises(MLDashError) as ended:
             result.wait(30)
         assert ended.value.code is Code.CANCELLED
+        eventually(
+            lambda: stopping.store.open_uploads() == []
+        )  # the server ends a part that it has begun
         assert_whole(stopping, exp, {})

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from ml_dash.errors import MLDashError
 from ml_dashd.core.checksum import Digest, digest
 from ml_dashd.core.fair import Claim
-from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.model import Evidence, Job, PinKind
 from ml_dashd.core.retry import StoreError
 from ml_dashd.core.schedule import Lane
 from ml_dashd.flow.pace import FairBuffers, Pace, as_fault
@@ -51,18 +49,12 @@ class Single:
 
         `content` is what the journal holds of an inline one. Raises StoreError, or the error that ends the file.
         """
-        async with self._body(job, content) as (body, sent, sha256):
-            check_handed(job, sha256)
-            self._faults.at("single.before_put")
-            try:
-                async with (
-                    self._pace.turn(job, Lane.SMALL, len(body)) as deadline_s,
-                    asyncio.timeout(deadline_s),
-                ):
-                    evidence = await self._store.put(job.target, body, sent)
-            except TimeoutError as late:
-                raise as_fault(late, f"put {job.record.key}") from None
-            self._faults.at("single.after_put")
+        if job.pin.kind is PinKind.INLINE:  # hashed here: a thread is not worth its while
+            body = memoryview(content)
+            sent, sha256 = digest(body, job.algorithm), hashlib.sha256(content).hexdigest()
+            evidence = await self._send(job, body, sent, sha256)
+        else:
+            evidence, sent, sha256 = await self._read_and_send(job)
         self._meter.sent(job.record.size_bytes)
         return await self._verifier.changes(job, evidence, sent, sha256)
 
@@ -74,17 +66,28 @@ class Single:
             return ended
         return away
 
-    @asynccontextmanager
-    async def _body(self, job: Job, content: bytes) -> AsyncIterator[tuple[memoryview, Digest, str]]:
-        """The bytes, their Digest and hex SHA-256. Inline ones are hashed here: a thread is not worth its while."""
-        if job.pin.kind is PinKind.INLINE:
-            yield memoryview(content), digest(memoryview(content), job.algorithm), hashlib.sha256(content).hexdigest()
-            return
+    async def _read_and_send(self, job: Job) -> tuple[Evidence, Digest, str]:
+        """Its memory is free again before the store's answer is weighed, which may take some to read the bytes back."""
         buffer = await self._buffers.take(job.record.size_bytes, Claim.of(Lane.SMALL, job))
         clean = False
         try:
-            sent, sha256 = await read_whole(job, content, self._pins, self._threads, buffer, job.algorithm)
-            yield buffer, sent, sha256
+            sent, sha256 = await read_whole(job, self._pins, self._threads, buffer)
+            evidence = await self._send(job, buffer, sent, sha256)
             clean = True
         finally:
             self._buffers.give_back(buffer, clean=clean)
+        return evidence, sent, sha256
+
+    async def _send(self, job: Job, body: memoryview, sent: Digest, sha256: str) -> Evidence:
+        check_handed(job, sha256)
+        self._faults.at("single.before_put")
+        try:
+            async with (
+                self._pace.turn(job, Lane.SMALL, len(body)) as deadline_s,
+                asyncio.timeout(deadline_s),
+            ):
+                evidence = await self._store.put(job.target, body, sent)
+        except TimeoutError as late:
+            raise as_fault(late, f"put {job.record.key}") from None
+        self._faults.at("single.after_put")
+        return evidence

@@ -46,10 +46,8 @@ async def open_source(job: Job, journal: Journal, pins: Pins, threads: Threads) 
     return opened[0]
 
 
-async def read_whole(
-    job: Job, content: bytes, pins: Pins, threads: Threads, into: memoryview, algorithm: Algorithm
-) -> tuple[Digest, str]:
-    """Fills a buffer with a whole source: its Digest and its hex SHA-256, in one turn of a thread.
+async def read_whole(job: Job, pins: Pins, threads: Threads, into: memoryview) -> tuple[Digest, str]:
+    """Fills a buffer with a whole source that is not inline: its Digest and its hex SHA-256, in one turn of a thread.
 
     One that may have been written to unseen is read once more: what is the same both times was the same in between.
     Raises SOURCE_LOST or SOURCE_CHANGED.
@@ -57,9 +55,9 @@ async def read_whole(
     await seal(job, pins, threads)
 
     def work() -> tuple[Digest, str]:
-        source = pins.open(job, content)
+        source = pins.open(job, b"")
         try:
-            sha256, digester = hashlib.sha256(), Digester(algorithm)
+            sha256, digester = hashlib.sha256(), Digester(job.algorithm)
             source.read(0, into, (sha256, digester))
             read = digester.digest()
             if not source.check() and _crc64_of(source) != read.crc64nvme:
