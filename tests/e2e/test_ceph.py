@@ -61,7 +61,5 @@ def test_a_file_is_taken_back_while_it_is_sent(stopping: DaemonProcess, tmp_path
         with pytest.raises(MLDashError) as ended:
             result.wait(30)
         assert ended.value.code is Code.CANCELLED
-        eventually(
-            lambda: stopping.store.open_uploads() == []
-        )  # the server ends a part that it has begun
+        eventually(lambda: stopping.store.open_uploads() == [])  # the server ends a part that it has begun
         assert_whole(stopping, exp, {})
