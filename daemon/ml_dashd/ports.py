@@ -195,6 +195,9 @@ class Journal(Protocol):
     async def get(self, ids: Sequence[int]) -> list[Job]:
         """The jobs of these ids that the journal still has."""
 
+    async def holdup(self, ids: Sequence[int]) -> Job | None:
+        """Of the jobs of these ids one that is not stored: first what is taken back, then what has failed."""
+
     async def numbers(self, keys: Sequence[tuple[int, bytes]]) -> dict[tuple[int, bytes], int]:
         """The ids of files that were left in the inbox, by their owners' uids and keys; of those that have one."""
 
@@ -350,6 +353,19 @@ class TakenError(Exception):
         super().__init__(f"other files have the ids {', '.join(str(record.id) for record in others)}")
         self.others = others
         self.gone = gone
+
+
+def gone_of(records: Sequence[FileRecord], there: Sequence[FileRecord]) -> list[int]:
+    """Those of the records to be listed that are deleted, by what the catalog has of their ids.
+
+    Raises TakenError where an id is another file's.
+    """
+    mine = {record.id: record.identity for record in records}
+    others = [found for found in there if found.identity != mine[found.id]]
+    gone = [found.id for found in there if found.deleted_ms is not None and found.identity == mine[found.id]]
+    if others:
+        raise TakenError(others, gone)
+    return gone
 
 
 class Superseded(Exception):  # noqa: N818 it is no error: somebody else was first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +162,16 @@ def test_of_two_records_what_was_changed_last_stays():
     assert runs.brought_together(here, there) == both
     assert runs.brought_together(there, here) == both
     assert runs.brought_together(both, there) == both
+
+
+def test_a_record_that_is_brought_moves_on_where_something_is_new():
+    here, there = run(5, readme="here"), run(6, metadata="{}")
+    kept, values = runs.joined_with(here, {"a": "1", "b": "2"}, there, {"a": "3"}) or (None, {})
+    assert (kept, values) == (replace(runs.brought_together(here, there), updated_ms=6), {"a": "3", "b": "2"})
+    assert runs.joined_with(kept, values, there, {"a": "3"}) is None
+    older, values = runs.joined_with(there, {"a": "3"}, here, {"a": "1", "c": "4"}) or (None, {})
+    assert (older.updated_ms, values) == (7, {"a": "3", "c": "4"}), "nobody who has the other misses this"
+    assert "'loss' would be one too many" in str(runs.too_many_metrics("loss", 9))
 
 
 def test_parameters_take_the_place_of_what_can_not_stand_beside_them():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ml_dash.errors import Code, error
-from ml_dashd.core.model import EVERYBODY, FileRecord, Scope
+from ml_dashd.core.model import EVERYBODY, Owned, Scope
 
 
 class Right(StrEnum):
@@ -60,8 +60,8 @@ class Policy:
             return EVERYBODY
         return Scope(uid, frozenset(namespace for namespace, readers in self.read.items() if uid in readers))
 
-    def may(self, right: Right, uid: int, record: FileRecord) -> bool:
-        """Whether this uid may do that to this file."""
+    def may(self, right: Right, uid: int, record: Owned) -> bool:
+        """Whether this uid may do that to this file, or set."""
         if right is Right.READ:
             return self.scope(uid).holds(record)
         return record.owner_uid == uid or self.is_admin(uid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Protocol
 
 from ml_dash.errors import Code
 from ml_dashd.core.sets import Share
@@ -265,6 +266,16 @@ class OpenUpload:
     upload_id: str
 
 
+class Owned(Protocol):
+    """What belongs to somebody, and to an experiment: a file, a set."""
+
+    @property
+    def owner_uid(self) -> int: ...
+
+    @property
+    def namespace(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """The files that somebody may read: those of `owner_uid`, and all of these namespaces; without a uid, all."""
@@ -272,8 +283,8 @@ class Scope:
     owner_uid: int | None
     namespaces: frozenset[str] = frozenset()
 
-    def holds(self, record: FileRecord) -> bool:
-        """Whether this file is one of them."""
+    def holds(self, record: Owned) -> bool:
+        """Whether this file, or set, is one of them."""
         return self.owner_uid in (None, record.owner_uid) or record.namespace in self.namespaces
 
 

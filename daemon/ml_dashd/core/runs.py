@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core import names
 
 MAX_NAME_BYTES = 1024
@@ -178,6 +178,24 @@ def brought_together(here: Run, there: Run) -> Run:
         metadata=older.metadata if newer.metadata is None else newer.metadata,
         shown_ms=here.shown_ms,
     )
+
+
+def joined_with(
+    here: Run, values: Mapping[str, str], there: Run, params: Mapping[str, str]
+) -> tuple[Run, dict[str, str]] | None:
+    """`brought_together`, with the parameters of both, and its time moved on; None where nothing changes."""
+    kept = brought_together(here, there)
+    is_newer = there.updated_ms > here.updated_ms
+    merged = dict(laid_over(params, values) if is_newer else laid_over(values, params))
+    if kept == here and merged == values:
+        return None
+    return replace(kept, updated_ms=max(kept.updated_ms, here.updated_ms + 1)), merged
+
+
+def too_many_metrics(name: str, most: int) -> MLDashError:
+    """The refusal of a metric beyond as many as an experiment may have."""
+    what = f"the metric {name!r} would be one too many: an experiment has at most {most}"
+    return error(Code.INVALID_ARGUMENT, what, "log several values in a row of one metric")
 
 
 def check_params(values: Mapping[str, str], most_bytes: int) -> None:

@@ -28,13 +28,11 @@ from ml_dashd.edge.mongo_records import (
 )
 from ml_dashd.edge.mongo_schema import FILES
 from ml_dashd.edge.sets_mongo import MongoSets
-from ml_dashd.ports import TakenError
-
-if TYPE_CHECKING:
-    from pymongo.asynchronous.collection import AsyncCollection
+from ml_dashd.ports import gone_of
 
 if TYPE_CHECKING:
     from pymongo import UpdateOne
+    from pymongo.asynchronous.collection import AsyncCollection
 
 IDENTITY = ("owner_uid", "key", "sha256")
 """FileRecord.identity"""
@@ -145,12 +143,7 @@ class MongoCatalog:
     async def _checked(self, records: Sequence[FileRecord]) -> list[int]:
         """Those of these that are deleted. Raises TakenError where an id is another file's."""
         there = await self._find({"_id": {"$in": [record.id for record in records]}}, [("_id", 1)], len(records))
-        mine = {record.id: record.identity for record in records}
-        others = [found for found in there if found.identity != mine[found.id]]
-        gone = [found.id for found in there if found.deleted_ms is not None and found.identity == mine[found.id]]
-        if others:
-            raise TakenError(others, gone)
-        return gone
+        return gone_of(records, there)
 
     async def _delete(self, ids: Sequence[int], at_ms: int) -> list[int]:
         await self._files.update_many({"_id": {"$in": list(ids)}, **THERE}, deletion(at_ms))

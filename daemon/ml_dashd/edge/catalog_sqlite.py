@@ -18,7 +18,7 @@ from ml_dashd.edge.database import LOCKED_S, Database, open_database
 from ml_dashd.edge.listing import ENDING, read_selection
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders, read_record, record_values, scope_where
 from ml_dashd.edge.sets_sqlite import SETS, SqliteSets, merge_sets
-from ml_dashd.ports import Faults, JournalError, TakenError
+from ml_dashd.ports import Faults, JournalError, gone_of
 
 log = logging.getLogger("ml_dashd.catalog")
 
@@ -100,20 +100,15 @@ class SqliteCatalog:
         later = f"{later_word()} WHERE excluded.revision > files.revision AND files.deleted_ms IS NULL AND {_SAME}"
         statement = f"{insert('files', rows[0], len(rows))} {later}"
         values = [value for row in rows for value in row.values()]
-        mine = {record.id: record.identity for record in records}
+        ids = [record.id for record in records]
 
         def work(connection: sqlite3.Connection) -> list[FileRecord]:
             if connection.execute(statement, values).rowcount == len(rows):
                 return []
-            there = f"SELECT * FROM files WHERE id IN ({marks(list(mine))}) ORDER BY id"
-            return [read_record(row) for row in connection.execute(there, list(mine)).fetchall()]
+            there = f"SELECT * FROM files WHERE id IN ({marks(ids)}) ORDER BY id"
+            return [read_record(row) for row in connection.execute(there, ids).fetchall()]
 
-        there = await self._database.call(work)
-        others = [found for found in there if found.identity != mine[found.id]]
-        gone = [found.id for found in there if found.deleted_ms is not None and found.identity == mine[found.id]]
-        if others:
-            raise TakenError(others, gone)
-        return gone
+        return gone_of(records, await self._database.call(work))
 
     async def get(self, ids: Sequence[int]) -> list[FileRecord]:
         return await self._records(f"SELECT * FROM files WHERE id IN ({marks(ids)})", ids)

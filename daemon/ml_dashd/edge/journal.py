@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -281,6 +282,14 @@ class SqliteJournal:
 
     async def get(self, ids: Sequence[int]) -> list[Job]:
         return await self._jobs(f"WHERE id IN ({marks(ids)})", ids)
+
+    async def holdup(self, ids: Sequence[int]) -> Job | None:
+        found = await self._jobs(
+            "WHERE id IN (SELECT value FROM json_each(?)) AND (state <> 'DONE' OR cancel_requested) "
+            "ORDER BY cancel_requested OR state = 'CANCELLED' DESC, state = 'FAILED' DESC, id LIMIT 1",
+            (json.dumps(list(ids)),),
+        )
+        return found[0] if found else None
 
     async def select(self, selection: Selection) -> list[Job]:
         listed = f"{_LISTED} AND NOT cancel_requested{'' if selection.pending else ' AND NOT pending'}"

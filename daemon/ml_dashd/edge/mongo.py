@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -47,7 +47,7 @@ _FULL = {14031, 12501}
 class Mongo:
     """A client of one database. Made without a connection: a server that is away is found so by the first call."""
 
-    def __init__(self, url: str, prepare: Callable[[Mongo], Awaitable[None]] | None = None) -> None:
+    def __init__(self, url: str, prepare: Callable[[Mongo], Coroutine[Any, Any, None]] | None = None) -> None:
         """Takes a catalog.url, and what is to be done in the database, by `run`, before the first call.
 
         Raises CONFIG for a URL that PyMongo refuses, MISSING_LIBRARY without PyMongo.
@@ -81,10 +81,10 @@ class Mongo:
             raise
         return await self.run(work)
 
-    async def _be_prepared(self, prepare: Callable[[Mongo], Awaitable[None]]) -> None:
+    async def _be_prepared(self, prepare: Callable[[Mongo], Coroutine[Any, Any, None]]) -> None:
         """Whoever comes while it is tried shares the outcome."""
         if self._preparing is None or self._preparing.done():
-            self._preparing = asyncio.create_task(_whole(prepare(self)))
+            self._preparing = asyncio.create_task(prepare(self))
             self._preparing.add_done_callback(self._ended)
         try:
             await asyncio.shield(self._preparing)
@@ -105,11 +105,11 @@ class Mongo:
         try:
             result = await asyncio.shield(task)
         except _theirs() as failure:
-            named = self._named(failure)
-            if named is None:
+            known = named(failure, self.place)
+            if known is None:
                 raise
-            self._trouble = Trouble(named.code, str(named), TABLE[named.code].hint)
-            raise named from None  # PyMongo's own words may hold the URL
+            self._trouble = Trouble(known.code, str(known), TABLE[known.code].hint)
+            raise known from None  # PyMongo's own words may hold the URL
         self._trouble = None
         return result
 
@@ -127,14 +127,6 @@ class Mongo:
         self._under_way.discard(task)
         if not task.cancelled():
             task.exception()  # of one whose caller is gone nobody else asks
-
-    def _named(self, failure: Exception) -> JournalError | None:
-        """A failure as the rest of the daemon knows it; None for a defect, such as a malformed question."""
-        return named(failure, self.place)
-
-
-async def _whole(work: Awaitable[None]) -> None:
-    await work
 
 
 def place(url: str) -> str:

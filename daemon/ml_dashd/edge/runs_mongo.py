@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ml_dash.errors import Code, error
 from ml_dash.messages import METRICS as MOST_METRICS
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import (
@@ -22,9 +21,10 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     RunStatus,
-    brought_together,
     check_params,
+    joined_with,
     laid_over,
+    too_many_metrics,
 )
 from ml_dashd.edge.mongo import Document, Mongo
 from ml_dashd.edge.mongo_records import in_scope
@@ -219,11 +219,12 @@ class MongoRuns:
                     continue
                 return True
             state = _read_state(found)
-            new = _brought(state, run, params)
-            if new is state:
+            joined = joined_with(state.run, state.values, run, params)
+            if joined is None:
                 return False
-            check_params(new.values, most_bytes)
-            if await self._put(found, new):
+            kept, values = joined
+            check_params(values, most_bytes)
+            if await self._put(found, replace(state, run=kept).with_params(values, kept.updated_ms)):
                 return True
 
     async def _find(self, asked: Document, order: list[tuple[str, int]], limit: int) -> list[Run]:
@@ -239,7 +240,9 @@ class MongoRuns:
     async def _append(self, key: RunKey, rows: Sequence[BroughtRow]) -> int:
         import pymongo  # noqa: PLC0415 optional
 
-        experiment = (await self._ensure(key, min(each.row.created_ms for each in rows)))["_id"]
+        experiment = await self._number(key)  # the record itself holds all parameters
+        if experiment is None:
+            experiment = (await self._ensure(key, min(each.row.created_ms for each in rows)))["_id"]
 
         async def work(session: AsyncClientSession) -> int:
             added = 0
@@ -273,8 +276,7 @@ class MongoRuns:
     async def _new_metric(self, session: AsyncClientSession, experiment: Any, name: str) -> Document:
         room = {"_id": experiment, "metrics": {"$lt": MOST_METRICS}}
         if not (await self._experiments.update_one(room, {"$inc": {"metrics": 1}}, session=session)).matched_count:
-            what = f"the metric {name!r} would be one too many: an experiment has at most {MOST_METRICS}"
-            raise error(Code.INVALID_ARGUMENT, what, "log several values in a row of one metric")
+            raise too_many_metrics(name, MOST_METRICS)
         made = {"experiment": experiment, "name": name, "rows": 0, "shown": 0, "turn": 0}
         await self._metrics.insert_one(made, session=session)
         return made  # with its _id
@@ -314,17 +316,6 @@ class MongoRuns:
     async def _note_shown(self, key: RunKey, metric: str, count: int) -> None:
         asked = {"experiment": await self._number(key), "name": metric}
         await self._metrics.update_one(asked, {"$set": {"shown": count}})
-
-
-def _brought(state: _State, run: Run, params: Mapping[str, str]) -> _State:
-    """What becomes of a record that is known when it is brought: itself where nothing changes."""
-    kept = brought_together(state.run, run)
-    is_newer = run.updated_ms > state.run.updated_ms
-    merged = laid_over(params, state.values) if is_newer else laid_over(state.values, params)
-    if kept == state.run and merged == state.values:
-        return state
-    updated_ms = max(kept.updated_ms, state.run.updated_ms + 1)
-    return replace(state, run=replace(kept, updated_ms=updated_ms)).with_params(merged, updated_ms)
 
 
 def _row(metric: Any, position: int, row: Row) -> Document:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_dash.errors import Code, error
 from ml_dash.messages import METRICS
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import (
@@ -24,9 +23,10 @@ from ml_dashd.core.runs import (
     Run,
     RunKey,
     RunStatus,
-    brought_together,
     check_params,
+    joined_with,
     laid_over,
+    too_many_metrics,
 )
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.rows import scope_where
@@ -164,19 +164,17 @@ class SqliteRuns:
             here = None if found is None else _read_run(found)
             number = _ensure(connection, run.key, run.created_ms)
             old = _params(connection, number)
-            kept = run if here is None else brought_together(here, run)
-            is_newer = here is None or run.updated_ms > here.updated_ms
-            merged = laid_over(params, old) if is_newer else laid_over(old, params)
-            if kept == here and merged == old:
+            joined = (run, dict(params)) if here is None else joined_with(here, old, run, params)
+            if joined is None:
                 return False
+            kept, merged = joined
             check_params(merged, most_bytes)
-            updated_ms = kept.updated_ms if here is None else max(kept.updated_ms, here.updated_ms + 1)
-            _set_params(connection, number, old, merged, updated_ms)
+            _set_params(connection, number, old, merged, kept.updated_ms)
             connection.execute(
                 "UPDATE experiments SET status = ?, error = ?, host = ?, user = ?, created_ms = ?, started_ms = ?,"
                 " updated_ms = ?, ended_ms = ?, readme = ?, tags = ?, bindrs = ?, metadata = ? WHERE id = ?",
                 (
-                    kept.status, kept.error, kept.host, kept.user, kept.created_ms, kept.started_ms, updated_ms,
+                    kept.status, kept.error, kept.host, kept.user, kept.created_ms, kept.started_ms, kept.updated_ms,
                     kept.ended_ms, kept.readme, _words(kept.tags), _words(kept.bindrs), kept.metadata, number,
                 ),
             )  # fmt: skip
@@ -318,8 +316,7 @@ def _append(connection: sqlite3.Connection, experiment: int, row: NewRow, origin
 def _new_metric(connection: sqlite3.Connection, experiment: int, name: str) -> tuple[int, int]:
     (count,) = connection.execute("SELECT count(*) FROM metrics WHERE experiment = ?", (experiment,)).fetchone()
     if count >= METRICS:
-        what = f"the metric {name!r} would be one too many: an experiment has at most {METRICS}"
-        raise error(Code.INVALID_ARGUMENT, what, "log several values in a row of one metric")
+        raise too_many_metrics(name, METRICS)
     made = connection.execute(
         "INSERT INTO metrics (experiment, name, rows, shown) VALUES (?, ?, 0, 0)", (experiment, name)
     )

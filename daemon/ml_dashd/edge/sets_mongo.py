@@ -134,9 +134,11 @@ class MongoSets:
             await self._update_files(session, replaced["ids"], THERE, deletion(at_ms))
         made = {"_id": share.key, "set_id": current.id, "rank": share.rank, "ids": list(delivery.ids), **there}
         await self._shares.insert_one(made, session=session)
-        shares = await self._shares.find({"set_id": current.id}, session=session).to_list()
-        if len(shares) == current.world_size and await self._all_there(session, shares):
-            await self._complete(session, current, shares, at_ms)
+        of_it = {"set_id": current.id}
+        if await self._shares.count_documents(of_it, session=session) == current.world_size:
+            shares = await self._shares.find(of_it, session=session).to_list()
+            if await self._all_there(session, shares):
+                await self._complete(session, current, shares, at_ms)
         return Verdict.DELIVERED
 
     async def _all_there(self, session: AsyncClientSession, shares: Sequence[Document]) -> bool:
@@ -243,7 +245,7 @@ class MongoSets:
             asked["number"] = {"$lt": selection.before}
         asked["$and"] = [each for each in conditions if each] or [{}]
         found = self._sets.find(asked, sort=[("number", -1)], limit=selection.limit)
-        return [await self._record(each) for each in await found.to_list()]
+        return await self._records(await found.to_list())
 
     async def _members(self, set_id: str, after: int, limit: int) -> list[FileRecord]:
         shares = await self._shares.find({"set_id": set_id}, {"ids": 1}).to_list()
@@ -262,31 +264,50 @@ class MongoSets:
         return found
 
     async def _strays(self, before_ms: int, limit: int) -> list[FileRecord]:
-        """In pages, because files of open sets may stand before them."""
+        """In pages, because files of open sets may stand before them; those of a share follow one another, mostly."""
         found: list[FileRecord] = []
+        is_open: dict[str, bool] = {}
         asked: Document = {"pending": True, "uploaded_ms": {"$lt": before_ms}}
         async for document in self._files.find(asked, sort=[("uploaded_ms", 1), ("_id", 1)], hint="pending_since"):
             record = read_record(document)
-            holder = None if record.share is None else await self._holding(record.share.key)
-            if holder is None or holder.state is not SetState.OPEN:
+            key = "" if record.share is None else record.share.key
+            if key not in is_open:
+                is_open[key] = await self._is_open(key)
+            if not is_open[key]:
                 found.append(record)
             if len(found) == limit:
                 break
         return found
 
+    async def _is_open(self, share_key: str) -> bool:
+        """Whether a share is in a set that may still become complete."""
+        share = await self._shares.find_one({"_id": share_key}, {"set_id": 1})
+        asked = {"_id": None if share is None else share["set_id"], "state": SetState.OPEN}
+        return await self._sets.find_one(asked, {"_id": 1}) is not None
+
     async def _record(self, found: Document) -> SetRecord:
-        """A document with what its shares say."""
-        wanted = {"rank": 1, "files": 1, "size_bytes": 1}
-        shares = await self._shares.find({"set_id": found["_id"]}, wanted, sort=[("rank", 1)]).to_list()
-        return SetRecord(
-            id=found["_id"],
-            key=SetKey(**{name: found[name] for name in _KEY}),
-            state=SetState(found["state"]),
-            files=sum(share["files"] for share in shares),
-            size_bytes=sum(share["size_bytes"] for share in shares),
-            ranks=tuple(share["rank"] for share in shares) if found["state"] == SetState.OPEN else (),
-            **{name: found[name] for name in _PLAIN},
-        )
+        return (await self._records([found]))[0]
+
+    async def _records(self, found: Sequence[Document]) -> list[SetRecord]:
+        """Documents with what their shares say."""
+        wanted = {"set_id": 1, "rank": 1, "files": 1, "size_bytes": 1}
+        asked = {"set_id": {"$in": [each["_id"] for each in found]}}
+        shares: dict[str, list[Document]] = {each["_id"]: [] for each in found}
+        async for share in self._shares.find(asked, wanted, sort=[("set_id", 1), ("rank", 1)]):
+            shares[share["set_id"]].append(share)
+        return [_read_set(each, shares[each["_id"]]) for each in found]
+
+
+def _read_set(found: Document, shares: Sequence[Document]) -> SetRecord:
+    return SetRecord(
+        id=found["_id"],
+        key=SetKey(**{name: found[name] for name in _KEY}),
+        state=SetState(found["state"]),
+        files=sum(share["files"] for share in shares),
+        size_bytes=sum(share["size_bytes"] for share in shares),
+        ranks=tuple(share["rank"] for share in shares) if found["state"] == SetState.OPEN else (),
+        **{name: found[name] for name in _PLAIN},
+    )
 
 
 def _ids(shares: Iterable[Document]) -> Iterator[int]:

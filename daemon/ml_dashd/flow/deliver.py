@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Job
 from ml_dashd.core.sets import Delivery, SetKey, SetState, Verdict, called, mismatch
-from ml_dashd.core.states import UNFINISHED, State
+from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, JournalError
 
@@ -29,7 +28,6 @@ PAUSE_S = 600.0
 REPORT_S = 900.0
 """A set to which nothing has come for so long is reported: ranks of a job save within minutes of each other."""
 BATCH = 100
-AT_ONCE = 1000
 REFUSED = 1000
 """Refusals that are remembered for who waits."""
 
@@ -117,16 +115,14 @@ class Deliver:
 
     async def _one(self, delivery: Delivery) -> bool:
         """Whether it waits no more."""
-        jobs: list[Job] = []
-        for start in range(0, len(delivery.ids), AT_ONCE):
-            jobs += await self._journal.get(delivery.ids[start : start + AT_ONCE])
-        if any(job.cancel_requested or job.state is State.CANCELLED for job in jobs):
+        job = await self._journal.holdup(delivery.ids)
+        if job is not None and (job.cancel_requested or job.state is State.CANCELLED):
             await self._refuse(delivery, error(Code.SET_INCOMPLETE, f"a file of {_said(delivery)} was deleted"))
             return True
-        if failed := [job for job in jobs if job.state is State.FAILED]:
-            return await self._wait_for_failed(delivery, failed)
+        if job is not None and job.state is State.FAILED:
+            return await self._wait_for_failed(delivery, job)
         await self._note_stuck(delivery, stuck=False)
-        if any(job.state in UNFINISHED for job in jobs):
+        if job is not None:
             return False
         await self._deliver(delivery)
         return True
@@ -152,12 +148,12 @@ class Deliver:
         elif record.state is SetState.OVERTAKEN:
             log.info("set_overtaken", extra={"set": where, "attempt": record.key.attempt, "files": record.files})
 
-    async def _wait_for_failed(self, delivery: Delivery, failed: Sequence[Job]) -> bool:
-        """Until they are tried again; a later share of the rank takes its place."""
+    async def _wait_for_failed(self, delivery: Delivery, failed: Job) -> bool:
+        """Until it is tried again; a later share of the rank takes its place."""
         if not await self._note_stuck(delivery, stuck=True):
             event = {
                 "set": _where(delivery.key), "attempt": delivery.key.attempt, "rank": delivery.share.rank,
-                "id": failed[0].id, "path": failed[0].record.path,
+                "id": failed.id, "path": failed.record.path,
             }  # fmt: skip
             log.warning("share_stuck", extra=event)
         later = [each for each in self._waiting.values() if _place(each) == _place(delivery)]

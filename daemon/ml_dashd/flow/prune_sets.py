@@ -6,11 +6,10 @@ A set goes where the pattern fits all of its files, and none of them has a tag t
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from ml_dash.errors import Code, error
-from ml_dashd.core import names
+from ml_dashd.core import cursors, names
 from ml_dashd.core.model import FileRecord
 from ml_dashd.core.retention import Rule
 from ml_dashd.core.sets import SetRecord, SetSelection, SetState, surplus
@@ -45,36 +44,38 @@ class PruneSets:
     async def begin(self, wanted: Wanted) -> str | None:
         """The cursor of the first step; None where there are no sets."""
         some = await self._catalog.sets.select(replace(wanted.selection, limit=1))
-        return f"{MARK}\n\n0\n{some[0].number + 1}" if some else None
+        return _next_below(some[0].number + 1) if some else None
 
     async def step(self, wanted: Wanted, cursor: str, *, dry_run: bool) -> tuple[list[FileRecord], str | None]:
         """Deletes the next set, or says of which files one consists that is deleted; and the next cursor."""
-        set_id, after, number = _read(cursor)
+        _, set_id, after, number = cursors.read(cursor, str, str, cursors.number, cursors.number)
         if not set_id:
             going = await self._next(wanted, number)
             if going is None:
                 return [], None
             set_id, number = going.id, going.number
             if not dry_run and not await self._drop(going, wanted.rule):
-                return [], f"{MARK}\n\n0\n{number}"
+                return [], _next_below(number)
         files = await self._catalog.sets.files(set_id, after, PAGE)
         more = len(files) == PAGE
-        return files, f"{MARK}\n{set_id}\n{files[-1].id}\n{number}" if more else f"{MARK}\n\n0\n{number}"
+        return files, cursors.write(MARK, set_id, files[-1].id, number) if more else _next_below(number)
 
     async def run(self, wanted: Wanted) -> None:
         """Deletes all that are too many."""
-        number = None
-        while (going := await self._next(wanted, number)) is not None:
-            await self._drop(going, wanted.rule)
-            number = going.number
+        for record in await self._surplus(wanted):
+            if await self._may_go(record, wanted):
+                await self._drop(record, wanted.rule)
 
-    async def _next(self, wanted: Wanted, below: int | None) -> SetRecord | None:
+    async def _next(self, wanted: Wanted, below: int) -> SetRecord | None:
         """The newest that is too many, below a number."""
-        every = [record async for record in self._complete(wanted.selection)]
-        for record in surplus(every, wanted.rule.keep_last):
-            if (below is None or record.number < below) and await self._may_go(record, wanted):
+        for record in await self._surplus(wanted):
+            if record.number < below and await self._may_go(record, wanted):
                 return record
         return None
+
+    async def _surplus(self, wanted: Wanted) -> list[SetRecord]:
+        every = [record async for record in self._complete(wanted.selection)]
+        return [*surplus(every, wanted.rule.keep_last)]
 
     async def _complete(self, selection: SetSelection) -> AsyncIterator[SetRecord]:
         selection = replace(selection, states=(SetState.COMPLETE,), limit=PAGE)
@@ -111,8 +112,6 @@ def is_of_sets(cursor: str | None) -> bool:
     return cursor is not None and cursor.startswith(f"{MARK}\n")
 
 
-def _read(cursor: str) -> tuple[str, int, int]:
-    parts: Sequence[str] = cursor.split("\n")
-    if len(parts) != 4 or not (parts[2].isascii() and parts[2].isdigit() and parts[3].isascii() and parts[3].isdigit()):  # noqa: PLR2004
-        raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Pruned gave")
-    return parts[1], int(parts[2]), int(parts[3])
+def _next_below(number: int) -> str:
+    """The cursor of a step that looks for the next set."""
+    return cursors.write(MARK, "", 0, number)

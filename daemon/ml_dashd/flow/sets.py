@@ -7,9 +7,9 @@ from typing import Any
 
 from ml_dash import messages as m
 from ml_dash.errors import Code, error
-from ml_dashd.core import names
+from ml_dashd.core import cursors, names
 from ml_dashd.core import sets as core
-from ml_dashd.core.access import Policy
+from ml_dashd.core.access import Policy, Right
 from ml_dashd.core.model import Job
 from ml_dashd.core.sets import Delivery, SetKey, SetRecord, SetSelection, SetState
 from ml_dashd.flow.bell import Bell
@@ -135,8 +135,7 @@ class FileSets:
         if message.share is not None:
             return await self._wait(session, message, key_of(session.uid, message.share)), ()
         place, scope = message.place, self._policy.scope(session.uid)
-        if message.cursor is not None and not (message.cursor.isascii() and message.cursor.isdigit()):
-            raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Sets gave")
+        (before,) = (None,) if message.cursor is None else cursors.read(message.cursor, cursors.number)
         limit = max(1, min(message.page_size, m.SETS))
         selection = SetSelection(
             INCOMPLETE if message.incomplete else (SetState.COMPLETE,),
@@ -144,12 +143,12 @@ class FileSets:
             namespaces=scope.namespaces,
             experiment=names.clean_experiment(place.namespace, place.project, place.experiment),
             prefix="/".join(names.clean(place.prefix, "the prefix")),
-            before=None if message.cursor is None else int(message.cursor),
+            before=before,
             limit=limit,
         )
         async with self._looks.of(session.uid):
             found = await self._catalog.sets.select(selection)
-        cursor = str(found[-1].number) if len(found) == limit else None
+        cursor = cursors.write(found[-1].number) if len(found) == limit else None
         return m.Sets(request=message.request, sets=tuple(map(_shown, found)), cursor=cursor), ()
 
     async def _wait(self, session: Session, message: m.ListSets, share_key: str) -> m.Sets:
@@ -160,7 +159,7 @@ class FileSets:
             waits = self._deliver.waits(share_key)  # asked first: what is delivered meanwhile is found below
             async with self._looks.of(session.uid):
                 found = await self._catalog.sets.holding(share_key)
-            if found is not None and not self._may_read(session, found):
+            if found is not None and not self._policy.may(Right.READ, session.uid, found.key):
                 found = None
             if found is None and not waits:
                 raise self._deliver.refusal(share_key) or error(
@@ -175,9 +174,8 @@ class FileSets:
 
     async def _files(self, session: Session, message: m.SetFiles, *_: Any) -> Reply:
         record = await self._find(session, message.id)
-        if message.after is not None and not (message.after.isascii() and message.after.isdigit()):
-            raise error(Code.INVALID_ARGUMENT, "the cursor is not one that a Page gave")
-        limit, after = max(1, min(message.page_size, 1000)), int(message.after or 0)
+        (after,) = (0,) if message.after is None else cursors.read(message.after, cursors.number)
+        limit = max(1, min(message.page_size, 1000))
         async with self._looks.of(session.uid):
             found = await self._catalog.sets.files(record.id, after, limit)
         weight, last, jobs = 0, None, list[Job]()
@@ -188,12 +186,12 @@ class FileSets:
             if weight >= PAGE_BYTES:
                 break
         at_end = len(found) < limit and (not found or last == found[-1].id)
-        cursor = None if at_end or last is None else str(last)
+        cursor = None if at_end or last is None else cursors.write(last)
         return m.Page(request=message.request, records=self._show(jobs), cursor=cursor), ()
 
     async def _drop(self, session: Session, message: m.DropSet, *_: Any) -> Reply:
         record = await self._find(session, message.id)
-        if record.key.owner_uid != session.uid and not self._policy.is_admin(session.uid):
+        if not self._policy.may(Right.CHANGE, session.uid, record.key):
             what = f"{core.called(record.key)} belongs to uid {record.key.owner_uid}, not {session.uid}"
             raise error(Code.ACCESS_DENIED, what, "ask its owner, or one of the admins named in [access]")
         self._faults.at("sets.before_drop")
@@ -205,13 +203,9 @@ class FileSets:
     async def _find(self, session: Session, set_id: str) -> SetRecord:
         async with self._looks.of(session.uid):
             record = await self._catalog.sets.get(set_id)
-        if record is None or not self._may_read(session, record):
+        if record is None or not self._policy.may(Right.READ, session.uid, record.key):
             raise error(Code.NO_MATCH, f"no set has the id {set_id}", "list them with checkpoints()")
         return record
-
-    def _may_read(self, session: Session, record: SetRecord) -> bool:
-        scope, key = self._policy.scope(session.uid), record.key
-        return scope.owner_uid in (None, key.owner_uid) or key.namespace in scope.namespaces
 
 
 def _owner_and_place(of: Job | Delivery) -> tuple[object, ...]:
