@@ -104,12 +104,8 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
 @pytest.mark.parametrize("when", ["asked", "half"])
 def test_the_trainer(daemon: DaemonProcess, when: str) -> None:
     """Nothing of it is there: it was not acknowledged."""
-    assert daemon.process is not None
     with trainer(daemon, "a", when) as process:
-        if when == "asked":  # and not answered: the slot is granted to one who is gone
-            daemon.process.send_signal(signal.SIGSTOP)
-        go_on(process)
-        assert heard(process) == when
+        bring_to(daemon, process, when)
         process.kill()
         process.wait()
         daemon.resume()
@@ -119,12 +115,8 @@ def test_the_trainer(daemon: DaemonProcess, when: str) -> None:
 @pytest.mark.parametrize("when", ["asked", "half"])
 def test_the_daemon(daemon: DaemonProcess, when: str) -> None:
     """The trainer still has it, and asks the next one."""
-    assert daemon.process is not None
     with trainer(daemon, "a", when) as process:
-        if when == "asked":
-            daemon.process.send_signal(signal.SIGSTOP)
-        go_on(process)
-        assert heard(process) == when
+        bring_to(daemon, process, when)
         daemon.kill()
         daemon.start()
         if when == "half":
@@ -135,12 +127,8 @@ def test_the_daemon(daemon: DaemonProcess, when: str) -> None:
 
 @pytest.mark.parametrize("when", ["asked", "half"])
 def test_both(daemon: DaemonProcess, when: str) -> None:
-    assert daemon.process is not None
     with trainer(daemon, "a", when) as process:
-        if when == "asked":
-            daemon.process.send_signal(signal.SIGSTOP)
-        go_on(process)
-        assert heard(process) == when
+        bring_to(daemon, process, when)
         daemon.kill()
         process.kill()
         process.wait()
@@ -172,6 +160,15 @@ def test_either_at_any_moment(daemon: DaemonProcess, full_size: bool) -> None:
             if {f"{name}.bin"} == {one["filename"] for one in exp.files().list()} - expected.keys():
                 expected[f"{name}.bin"] = sha256(name)
     assert_room_for_one_more(daemon, expected)
+
+
+def bring_to(daemon: DaemonProcess, process: subprocess.Popen[str], when: str) -> None:
+    """Until it has asked for a slot, which is not answered (it is granted to one who is gone), or has half filled it."""
+    assert daemon.process is not None
+    if when == "asked":
+        daemon.process.send_signal(signal.SIGSTOP)
+    go_on(process)
+    assert heard(process) == when
 
 
 def wait_out(process: subprocess.Popen[str], seconds: float) -> None:
