@@ -163,7 +163,7 @@ def test_either_at_any_moment(daemon: DaemonProcess, full_size: bool) -> None:
 
 
 def bring_to(daemon: DaemonProcess, process: subprocess.Popen[str], when: str) -> None:
-    """Until it has asked for a slot, which is not answered (it is granted to one who is gone), or has half filled it."""
+    """Until it has asked for a slot (not answered: it is granted to one who is gone), or has half filled it."""
     assert daemon.process is not None
     if when == "asked":
         daemon.process.send_signal(signal.SIGSTOP)
