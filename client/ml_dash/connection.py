@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -380,6 +381,11 @@ def now_ms() -> int:
 def new_key() -> bytes:
     """An idempotency key."""
     return secrets.token_bytes(16)
+
+
+def numbered(message: M) -> Callable[[int], M]:
+    """What makes that request with its number."""
+    return lambda number: replace(message, request=number)
 
 
 def expect(reply: type[M], answer: Message) -> M:

@@ -30,7 +30,7 @@ from ml_dash.arguments import (
 )
 from ml_dash.change import Change
 from ml_dash.connection import Connection
-from ml_dash.download import Downloads, way_out
+from ml_dash.download import Downloads, place_below
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.reading import read_text
@@ -153,14 +153,10 @@ class FileSet(Change, Checkpoints):
             is_folder = target.is_dir() or (to is not None and os.fspath(to).endswith("/"))
             yield record, target / record.filename if is_folder else target
             return
-        prefix = f"/{self._place.prefix}" if self._place.prefix else ""
         found = False
         for record in self._records(self._place, pattern, latest=True):
             found = True
-            below = target / record.path.removeprefix(prefix).strip("/") / record.filename
-            if (refusal := way_out(target, below)) is not None:
-                raise refusal
-            yield record, below
+            yield record, place_below(target, record, self._place.prefix)
         if not found:
             raise self._no_match(pattern)
 
