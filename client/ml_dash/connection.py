@@ -150,6 +150,10 @@ class Connection:
             except MLDashError as refused:
                 patience.wait(refused)
 
+    def hand_over(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
+        """`call`, and waits as long as a hand-off does: not long where the service has an inbox."""
+        return self.call(reply, build, descriptors, self.silent_s, self.lost_s)
+
     def call_aside(
         self,
         reply: type[M],

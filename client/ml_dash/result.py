@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ml_dash import wording
 from ml_dash.arguments import seconds_of
@@ -141,6 +141,16 @@ class FileResult(dict[str, Any]):
         if super().__getitem__("checksum") is None:
             _wait([self], "hashed", None)
             self.refresh()
+
+
+class Written:
+    """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
+
+    def __init__(self, out: BinaryIO, *, seal: bool) -> None:
+        self.out = out
+        self.seal = seal
+        """Whether the daemon puts an archive's checksums right; it does not for one that lies in an inbox."""
+        self.file: FileResult
 
 
 def records_of(connection: Connection, ids: Sequence[int]) -> Iterator[Record]:

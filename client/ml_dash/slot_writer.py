@@ -124,8 +124,7 @@ class SlotWriter(io.RawIOBase):
             if self._lease is not None:
                 self._memory = self._lease.read(self.size_bytes)
             self.discard()
-            connection, message = self._connection, put(bytes(self._memory))
-            return connection.call(Accepted, message, silent_s=connection.silent_s, lost_s=connection.lost_s)
+            return self._connection.hand_over(Accepted, put(bytes(self._memory)))
         lease, self._lease = self._lease, None
         build = commit(self.size_bytes)
         if lease is not None:
