@@ -25,8 +25,6 @@ from ml_dash.arguments import (
     is_glob,
     seconds_of,
     text,
-    texts,
-    words,
 )
 from ml_dash.change import Change
 from ml_dash.connection import Connection
@@ -193,15 +191,8 @@ class Files(FileSet):
         if dir is not None and prefix is not None:
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
         where = unicodedata.normalize("NFC", text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
-        defaults = Defaults(
-            where,
-            file_id_of(file_id),
-            None if description is None else words(description, "description"),
-            None if tags is None else texts(tags, "tags"),
-            None if bindrs is None else texts(bindrs, "bindrs"),
-            metadata,
-            flag(supersede, "supersede"),
-        )
+        given = Defaults(where, file_id_of(file_id), supersede=flag(supersede, "supersede"))
+        defaults = given.merged(description, tags, bindrs, metadata)
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
 
     def flush(self, timeout: float | None = None) -> None:

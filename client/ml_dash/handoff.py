@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Unpack
 
 from ml_dash import checkpoint, json_text, serialize
@@ -55,6 +55,22 @@ class Defaults:
     bindrs: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] | None = None
     supersede: bool = False
+
+    def merged(
+        self,
+        description: str | None,
+        tags: Sequence[str] | None,
+        bindrs: Sequence[str] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Defaults:
+        """The call's words, checked, else these."""
+        return replace(
+            self,
+            description=self.description if description is None else words(description, "description"),
+            tags=self.tags if tags is None else texts(tags, "tags"),
+            bindrs=self.bindrs if bindrs is None else texts(bindrs, "bindrs"),
+            metadata=self.metadata if metadata is None else metadata,
+        )
 
 
 @dataclass(frozen=True, slots=True)

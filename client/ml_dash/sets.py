@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ml_dash import messages as m
-from ml_dash.arguments import PathLike, Said, seconds_of, text, texts, words
+from ml_dash.arguments import PathLike, Said, seconds_of, text
 from ml_dash.connection import Connection, new_key, now_ms, numbered
 from ml_dash.download import Downloads, place_below
 from ml_dash.errors import Code, MLDashError, error
@@ -254,16 +254,8 @@ class Checkpoints(HandOff):
         id and restart count; a `world_size` of 1 needs neither, and each call is an attempt of its own. A rank that
         saves again replaces its share within the attempt. The other words hold for every file.
         """
-        given = self._defaults
         count, own = _count(world_size, "world_size", 1), rank_of(name, world_size) if rank is None else rank
-        defaults = Defaults(
-            given.prefix,
-            None,
-            given.description if description is None else words(description, "description"),
-            given.tags if tags is None else texts(tags, "tags"),
-            given.bindrs if bindrs is None else texts(bindrs, "bindrs"),
-            given.metadata if metadata is None else metadata,
-        )
+        defaults = self._defaults.merged(description, tags, bindrs, metadata)
         share = m.Share(
             key=b"",
             name=text(name, "name"),
