@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ml_dash import messages as m
-from ml_dash.arguments import PathLike, Said, seconds_of, text
+from ml_dash.arguments import PathLike, Said, seconds_of, text, whole_number
 from ml_dash.connection import Connection, new_key, now_ms, numbered
 from ml_dash.download import Downloads, place_below
 from ml_dash.errors import Code, MLDashError, error
@@ -254,13 +254,13 @@ class Checkpoints(HandOff):
         id and restart count; a `world_size` of 1 needs neither, and each call is an attempt of its own. A rank that
         saves again replaces its share within the attempt. The other words hold for every file.
         """
-        count, own = _count(world_size, "world_size", 1), rank_of(name, world_size) if rank is None else rank
+        count, own = whole_number(world_size, "world_size", 1), rank_of(name, world_size) if rank is None else rank
         defaults = self._defaults.merged(description, tags, bindrs, metadata)
         share = m.Share(
             key=b"",
             name=text(name, "name"),
             attempt=_attempt(attempt, count),
-            rank=_count(own, "rank", 0),
+            rank=whole_number(own, "rank", 0),
             world_size=count,
         )
         return Checkpoint(self._connection, self._place, defaults, self._durability, share)
@@ -301,9 +301,3 @@ def _attempt(given: str | int | None, world_size: int) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise error(Code.INVALID_ARGUMENT, f"attempt={given!r}", "pass text or a number that all ranks have in common")
     return str(given)
-
-
-def _count(value: Any, name: str, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise error(Code.INVALID_ARGUMENT, f"{name}={value!r}", f"pass a whole number from {least} on")
-    return value
