@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,14 +18,15 @@ from typing import BinaryIO
 from ml_dash import messages as m
 from ml_dash.connection import Connection, now_ms
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.patience import FIRST_LOOK_S, LONGEST_LOOK_S
 from ml_dash.result import FileResult, Written
+from ml_dash.slot_writer import LARGEST_BYTES
+from ml_dash.wording import say
 
 DOWN = frozenset({Code.DAEMON_UNAVAILABLE, Code.CONNECTION_LOST, Code.SHUTTING_DOWN})
 """Failures after which the inbox is used, where there is one."""
-LARGEST_BYTES = 100_000_000_000
 MODE = 0o640
 """The daemon reads it by its group, which the folder passes on."""
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
 FICLONE = 0x40049409
 """linux/fs.h: share the blocks of another file."""
 _COPY_STEP = 64 * 1024 * 1024
@@ -193,8 +193,7 @@ def inbox_of_outage(connection: Connection) -> Inbox | None:
 def _say_once(connection: Connection, folder: Path) -> None:
     if not connection.has_said_down:
         connection.has_said_down = True
-        what = f"the service at {connection.endpoint.socket} is down: files wait in its inbox, {folder}"
-        print(f"ml-dash: {what}", file=sys.stderr)  # noqa: T201
+        say(f"the service at {connection.endpoint.socket} is down: files wait in its inbox, {folder}")
 
 
 def _record(file: m.Described, size_bytes: int) -> m.Record:

@@ -23,7 +23,7 @@ GROW_BYTES = 1024**3
 GATHER_BYTES = 256 * 1024
 """What is written in smaller pieces is gathered first: a system call a piece would cost more than its bytes."""
 LARGEST_BYTES = 100_000_000_000
-"""The spec's 100 GB: no slot may be larger, so none asks for more than it needs there."""
+"""The spec's 100 GB: no file may be larger, nor a slot, so none asks for more than it needs there."""
 
 
 class SlotWriter(io.RawIOBase):

@@ -107,7 +107,7 @@ class Interrupted(KeyboardInterrupt):
 def trouble(message: str, hint: str | None) -> None:
     """Says on stderr what is wrong with one file of many; the command goes on."""
     with suppress(OSError):
-        print(f"ml-dash: {message}", file=sys.stderr)
+        wording.say(message)
         if hint:
             print(f"hint: {hint}", file=sys.stderr)
 
