@@ -275,6 +275,21 @@ class DaemonProcess:
         return str(path)
 
 
+@contextlib.contextmanager
+def away(folder: Path, spool: str = "", faults: str = "") -> Iterator[tuple[DaemonProcess, Path]]:
+    """A daemon whose store can take nothing in until the gate is removed. `spool` is settings of that table."""
+    store = Folder(folder / "store")
+    store.root.mkdir()
+    gate = store.root / ".ml-dash-tmp"
+    gate.touch()
+    daemon = DaemonProcess(folder / "daemon", store, settings=f"[spool]\n{spool}")
+    try:
+        daemon.start(faults)
+        yield daemon, gate
+    finally:
+        daemon.kill()
+
+
 def is_object(name: str) -> bool:
     """Whether a file below a store's folder is one that was handed over: not what the daemon tells of an experiment."""
     folder, _, filename = name.rpartition("/")

@@ -48,6 +48,7 @@ class ManyWords(Words, total=False):
 
 
 DESCRIBED = tuple(Said.__annotations__)
+WORDS = tuple(Words.__annotations__)
 
 
 def open_source(source: str) -> int:
@@ -109,9 +110,13 @@ def durability_of(word: str) -> str:
 
 
 def priority_of(value: Any) -> int:
-    least, most = m.PRIORITIES
-    if type(value) is not int or not least <= value <= most:
-        raise error(Code.INVALID_ARGUMENT, f"priority={value!r}", f"pass a whole number from {least} to {most}")
+    return whole_number(value, "priority", *m.PRIORITIES)
+
+
+def whole_number(value: Any, name: str, least: int, most: int | None = None) -> int:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise error(Code.INVALID_ARGUMENT, f"{name}={value!r}", f"pass a whole number {bounds}")
     return value
 
 
@@ -125,10 +130,9 @@ def only_known(described: Mapping[str, Any]) -> dict[str, Any]:
     """The words that every saver takes; any other is a TypeError, as from a plain function."""
     for name in described:
         if name not in DESCRIBED:
-            close = get_close_matches(name, (*DESCRIBED, "durability"), 1)
+            close = get_close_matches(name, WORDS, 1)
             meant = f"did you mean {close[0]!r}? " if close else ""
-            known = f"known are {', '.join(DESCRIBED)}, durability"
-            raise TypeError(f"unexpected keyword argument {name!r}; {meant}{known}")
+            raise TypeError(f"unexpected keyword argument {name!r}; {meant}known are {', '.join(WORDS)}")
     return dict(described)
 
 
@@ -137,7 +141,7 @@ def split_words(given: dict[str, Any], taken: tuple[str, ...]) -> tuple[Words, d
     for name in taken:
         if name in given:
             raise TypeError(f"unexpected keyword argument {name!r}: to= says it")
-    described = {name: said for name, said in given.items() if name in (*DESCRIBED, "durability")}
+    described = {name: said for name, said in given.items() if name in WORDS}
     return cast("Words", described), {name: said for name, said in given.items() if name not in described}
 
 
@@ -145,10 +149,15 @@ def seconds_of(value: Any, name: str) -> float | None:
     """A time to wait: a number of seconds, one below 0 as 0, or None for as long as it takes."""
     if value is None:
         return None
-    seconds = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    seconds = number_of(value)
     if math.isnan(seconds):
         raise error(Code.INVALID_ARGUMENT, f"{name}={value!r}", "pass a number of seconds, or None")
     return seconds
+
+
+def number_of(value: Any) -> float:
+    """A number of any kind; NaN for what is none."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def words(value: Any, name: str) -> str:
@@ -175,6 +184,13 @@ def texts(values: Any, name: str) -> tuple[str, ...]:
     for value in given:
         words(value, name)
     return given
+
+
+def array_name(name: Any) -> str:
+    """The name of a tensor or an array in a file of several."""
+    if not isinstance(name, str):
+        raise error(Code.INVALID_ARGUMENT, f"the name {name!r} is {type(name).__name__}, not str", "use str as names")
+    return name
 
 
 def file_id_of(value: str | int | None) -> int | None:

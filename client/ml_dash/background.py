@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ml_dash.errors import Code, error
 from ml_dash.messages import Record
+from ml_dash.wording import say
 
 if TYPE_CHECKING:
     from ml_dash.connection import Connection
@@ -26,7 +26,7 @@ _UNTOLD: list[Saving] = []
 @atexit.register
 def _tell() -> None:
     for saving in [*_UNTOLD]:
-        print(f"ml-dash: {saving.path} was not handed over: {saving.told()}", file=sys.stderr)  # noqa: T201
+        say(f"{saving.path} was not handed over: {saving.told()}")
 
 
 def forget_failures() -> None:

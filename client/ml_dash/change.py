@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from ml_dash import messages as m
 from ml_dash import serialize
-from ml_dash.arguments import Said, file_id_of, only_known, text, texts, words
+from ml_dash.arguments import Said, file_id_of, only_known, text, texts
 from ml_dash.connection import Connection, new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
@@ -41,7 +41,7 @@ class Change(Look):
         """
         if (file_id := self._defaults.file_id) is None:
             raise error(Code.INVALID_ARGUMENT, "update() needs an id", "call files(file_id=…, tags=…).update()")
-        words = _merged(self._defaults, description, tags, bindrs, metadata)
+        words = self._defaults.merged(description, tags, bindrs, metadata)
         return self._result(_update(self._connection, file_id, words))
 
     def duplicate(
@@ -68,7 +68,7 @@ class Change(Look):
             bindrs=record.bindrs,
             metadata=None if record.metadata is None else json.loads(record.metadata),
         )
-        words = _merged(defaults, *(getattr(self._defaults, name) for name in WORDS))
+        words = defaults.merged(**_words(self._defaults))
         file = self._describe(to, **only_known({**_words(words), **described}))
         return self._result(_duplicate(self._connection, record.id, file))
 
@@ -120,24 +120,6 @@ def _update(connection: Connection, file_id: int, given: Defaults) -> m.Record:
     }
     m.check_update(m.Update(request=0, id=file_id, **words))
     return connection.call(m.Accepted, lambda number: m.Update(request=number, id=file_id, **words)).record
-
-
-def _merged(
-    given: Defaults,
-    description: str | None,
-    tags: Sequence[str] | None,
-    bindrs: Sequence[str] | None,
-    metadata: Mapping[str, Any] | None,
-) -> Defaults:
-    """The call's words, else the builder's."""
-    return Defaults(
-        given.prefix,
-        given.file_id,
-        given.description if description is None else words(description, "description"),
-        given.tags if tags is None else texts(tags, "tags"),
-        given.bindrs if bindrs is None else texts(bindrs, "bindrs"),
-        given.metadata if metadata is None else metadata,
-    )
 
 
 def _duplicate(connection: Connection, source: int, file: m.Described) -> m.Record:

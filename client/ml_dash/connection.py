@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -148,6 +149,10 @@ class Connection:
                     return expect(reply, answer)
             except MLDashError as refused:
                 patience.wait(refused)
+
+    def hand_over(self, reply: type[M], build: Callable[[int], Message], descriptors: Sequence[int] = ()) -> M:
+        """`call`, and waits as long as a hand-off does: not long where the service has an inbox."""
+        return self.call(reply, build, descriptors, self.silent_s, self.lost_s)
 
     def call_aside(
         self,
@@ -380,6 +385,11 @@ def now_ms() -> int:
 def new_key() -> bytes:
     """An idempotency key."""
     return secrets.token_bytes(16)
+
+
+def numbered(message: M) -> Callable[[int], M]:
+    """What makes that request with its number."""
+    return lambda number: replace(message, request=number)
 
 
 def expect(reply: type[M], answer: Message) -> M:

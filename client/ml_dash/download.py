@@ -321,6 +321,14 @@ def way_out(folder: Path, target: Path) -> MLDashError | None:
     )
 
 
+def place_below(folder: Path, record: m.Record, prefix: str) -> Path:
+    """Where a file that lies at or below a prefix goes below a folder. Raises what `way_out` refuses."""
+    target = folder / record.path.removeprefix(f"/{prefix}").strip("/") / record.filename
+    if (refusal := way_out(folder, target)) is not None:
+        raise refusal
+    return target
+
+
 def _is_of_all(failure: Exception) -> bool:
     """Whether other files would fail of it, too."""
     if isinstance(failure, MLDashError):

@@ -23,7 +23,8 @@ from ml_dash.params import Params
 from ml_dash.prefix import place_of, prefix_of, user_name
 from ml_dash.reach import find_endpoint, find_service
 from ml_dash.result import failure_of
-from ml_dash.run import Run, RunState, say
+from ml_dash.run import Run, RunState
+from ml_dash.wording import say
 
 R = TypeVar("R")
 

@@ -25,12 +25,10 @@ from ml_dash.arguments import (
     is_glob,
     seconds_of,
     text,
-    texts,
-    words,
 )
 from ml_dash.change import Change
 from ml_dash.connection import Connection
-from ml_dash.download import Downloads, way_out
+from ml_dash.download import Downloads, place_below
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.reading import read_text
@@ -153,14 +151,10 @@ class FileSet(Change, Checkpoints):
             is_folder = target.is_dir() or (to is not None and os.fspath(to).endswith("/"))
             yield record, target / record.filename if is_folder else target
             return
-        prefix = f"/{self._place.prefix}" if self._place.prefix else ""
         found = False
         for record in self._records(self._place, pattern, latest=True):
             found = True
-            below = target / record.path.removeprefix(prefix).strip("/") / record.filename
-            if (refusal := way_out(target, below)) is not None:
-                raise refusal
-            yield record, below
+            yield record, place_below(target, record, self._place.prefix)
         if not found:
             raise self._no_match(pattern)
 
@@ -197,15 +191,8 @@ class Files(FileSet):
         if dir is not None and prefix is not None:
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
         where = unicodedata.normalize("NFC", text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
-        defaults = Defaults(
-            where,
-            file_id_of(file_id),
-            None if description is None else words(description, "description"),
-            None if tags is None else texts(tags, "tags"),
-            None if bindrs is None else texts(bindrs, "bindrs"),
-            metadata,
-            flag(supersede, "supersede"),
-        )
+        given = Defaults(where, file_id_of(file_id), supersede=flag(supersede, "supersede"))
+        defaults = given.merged(description, tags, bindrs, metadata)
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
 
     def flush(self, timeout: float | None = None) -> None:

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Unpack
 
 from ml_dash import checkpoint, json_text, serialize
@@ -37,7 +37,7 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.inbox import Inbox, inbox_after, inbox_of_outage
 from ml_dash.many import OF_ONE_FILE, Basket, Refused
 from ml_dash.media import encoding, figure, image, video
-from ml_dash.result import FileResult
+from ml_dash.result import FileResult, Written
 from ml_dash.slot_writer import slot_writer
 
 Many = Mapping[str, PathLike] | Iterable[PathLike]
@@ -55,6 +55,22 @@ class Defaults:
     bindrs: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] | None = None
     supersede: bool = False
+
+    def merged(
+        self,
+        description: str | None,
+        tags: Sequence[str] | None,
+        bindrs: Sequence[str] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Defaults:
+        """The call's words, checked, else these."""
+        return replace(
+            self,
+            description=self.description if description is None else words(description, "description"),
+            tags=self.tags if tags is None else texts(tags, "tags"),
+            bindrs=self.bindrs if bindrs is None else texts(bindrs, "bindrs"),
+            metadata=self.metadata if metadata is None else metadata,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +96,6 @@ class Saved:
             durability=self.durability,
             seal=self.seal,
         )
-
-
-class Written:
-    """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
-
-    def __init__(self, out: BinaryIO, *, seal: bool) -> None:
-        self.out = out
-        self.seal = seal
-        """Whether the daemon puts an archive's checksums right; it does not for one that lies in an inbox."""
-        self.file: FileResult
 
 
 class HandOff:
@@ -151,7 +157,7 @@ class HandOff:
         key, absolute = new_key(), printable(os.path.abspath(source))  # noqa: PTH100 keeps symlinks
         descriptor = open_source(source)
         try:
-            accepted = self._connection.call(
+            accepted = self._connection.hand_over(
                 m.Accepted,
                 lambda number: m.Upload(
                     request=number,
@@ -163,8 +169,6 @@ class HandOff:
                     protect=protect or "",
                 ),
                 (descriptor,),
-                silent_s=self._connection.silent_s,
-                lost_s=self._connection.lost_s,
             )
         except MLDashError as failure:
             return self._inbox_after(failure).leave_copy(file, key, absolute, descriptor)
@@ -324,8 +328,7 @@ class HandOff:
         saved, connection = self._saved(to, described), self._connection
         try:
             if len(data) <= m.INLINE_BYTES:
-                put = saved.put(bytes(data))
-                accepted = connection.call(m.Accepted, put, silent_s=connection.silent_s, lost_s=connection.lost_s)
+                accepted = connection.hand_over(m.Accepted, saved.put(bytes(data)))
             else:
                 accepted = connection.save(data, saved.commit(len(data)))
         except MLDashError as failure:
@@ -360,10 +363,8 @@ class HandOff:
         """
         saved = self._saved(to, described, seal=seal, key=key)
         if (inbox := self._inbox_of_outage()) is not None:
-            with inbox.writing(saved.file, saved.key) as (out, done):
-                written = Written(out, seal=False)
+            with inbox.writing(saved.file, saved.key) as written:
                 yield written
-            written.file = done[0]
             return
         with slot_writer(self._connection, size_hint) as (slot, buffered):
             written = Written(buffered, seal=seal)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -19,14 +18,15 @@ from typing import BinaryIO
 from ml_dash import messages as m
 from ml_dash.connection import Connection, now_ms
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.result import FileResult
+from ml_dash.patience import FIRST_LOOK_S, LONGEST_LOOK_S
+from ml_dash.result import FileResult, Written
+from ml_dash.slot_writer import LARGEST_BYTES
+from ml_dash.wording import say
 
 DOWN = frozenset({Code.DAEMON_UNAVAILABLE, Code.CONNECTION_LOST, Code.SHUTTING_DOWN})
 """Failures after which the inbox is used, where there is one."""
-LARGEST_BYTES = 100_000_000_000
 MODE = 0o640
 """The daemon reads it by its group, which the folder passes on."""
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
 FICLONE = 0x40049409
 """linux/fs.h: share the blocks of another file."""
 _COPY_STEP = 64 * 1024 * 1024
@@ -77,7 +77,7 @@ class Inbox:
         self._connection = connection
         self._folder = folder
 
-    def leave_copy(self, file: m.Described, key: bytes, source: str, descriptor: int) -> LeftInInbox:
+    def leave_copy(self, file: m.Described, key: bytes, source: str, descriptor: int) -> FileResult:
         """Leaves a copy of an open file: it may be changed and removed afterwards. Idempotent by the key.
 
         Raises SOURCE_CHANGED where it is written to meanwhile, TOO_LARGE, DISK_FULL.
@@ -93,28 +93,25 @@ class Inbox:
 
         return self.leave(file, key, write, source)
 
-    def leave_bytes(self, file: m.Described, key: bytes, content: memoryview | bytes) -> LeftInInbox:
+    def leave_bytes(self, file: m.Described, key: bytes, content: memoryview | bytes) -> FileResult:
         """Leaves content. Idempotent by the key. Raises as `leave_copy` does."""
         return self.leave(file, key, lambda out: _write_all(out, content))
 
-    def leave(
-        self, file: m.Described, key: bytes, write: Callable[[BinaryIO], object], source: str = ""
-    ) -> LeftInInbox:
+    def leave(self, file: m.Described, key: bytes, write: Callable[[BinaryIO], object], source: str = "") -> FileResult:
         """Leaves what `write` writes."""
-        with self.writing(file, key, source) as (out, done):
-            write(out)
-        return done[0]
+        with self.writing(file, key, source) as written:
+            write(written.out)
+        return written.file
 
     @contextmanager
-    def writing(
-        self, file: m.Described, key: bytes, source: str = ""
-    ) -> Iterator[tuple[BinaryIO, Sequence[LeftInInbox]]]:
-        """A file to write to; after the block, which may fail, the second has the result, or nothing is left of it."""
+    def writing(self, file: m.Described, key: bytes, source: str = "") -> Iterator[Written]:
+        """A file to write to; after the block it lies in the inbox, and nothing is left of it where that has failed."""
         message = m.Upload(request=0, key=key, file=file, source=source or file.to)
-        name, done = key.hex(), list[LeftInInbox]()
+        name = key.hex()
         with self._new(f"{name}.data") as data:
             with os.fdopen(os.dup(data), "w+b") as out:  # which the caller may close
-                yield out, done
+                written = Written(out, seal=False)
+                yield written
             size = os.fstat(data).st_size
             if size > LARGEST_BYTES:
                 raise error(Code.TOO_LARGE, f"{source or file.to} has {size} bytes")
@@ -127,7 +124,7 @@ class Inbox:
             raise
         self._connection.is_down = True
         _say_once(self._connection, self._folder)
-        done.append(LeftInInbox(_record(file, size), self._connection, key))
+        written.file = LeftInInbox(_record(file, size), self._connection, key)
 
     @contextmanager
     def _new(self, name: str) -> Iterator[int]:
@@ -196,8 +193,7 @@ def inbox_of_outage(connection: Connection) -> Inbox | None:
 def _say_once(connection: Connection, folder: Path) -> None:
     if not connection.has_said_down:
         connection.has_said_down = True
-        what = f"the service at {connection.endpoint.socket} is down: files wait in its inbox, {folder}"
-        print(f"ml-dash: {what}", file=sys.stderr)  # noqa: T201
+        say(f"the service at {connection.endpoint.socket} is down: files wait in its inbox, {folder}")
 
 
 def _record(file: m.Described, size_bytes: int) -> m.Record:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection, new_key
+from ml_dash.connection import Connection, new_key, numbered
 from ml_dash.errors import Code, MLDashError
 
 MESSAGE_BYTES = m.PutMany.limit - m.INLINE_BYTES
@@ -67,13 +67,7 @@ class Basket(Generic[R]):
         yield from accepted
 
     def _put(self, files: tuple[m.Content, ...]) -> Sequence[m.Record]:
-        connection = self._connection
-        return connection.call(
-            m.AcceptedMany,
-            lambda number: m.PutMany(request=number, files=files),
-            silent_s=connection.silent_s,
-            lost_s=connection.lost_s,
-        ).records
+        return self._connection.hand_over(m.AcceptedMany, numbered(m.PutMany(request=0, files=files))).records
 
     def _put_one_by_one(self, files: tuple[m.Content, ...], refused: Refused) -> Iterator[m.Record]:
         """A message is taken as a whole or not at all: one of them is to blame."""

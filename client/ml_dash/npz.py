@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
+from ml_dash.arguments import array_name
 from ml_dash.errors import Code, error
 from ml_dash.media.libraries import library
 
@@ -70,10 +71,8 @@ class Npz:
 
 def _entry(name: str, value: Any) -> _Entry:
     numpy = library("numpy", "numpy")
-    if not isinstance(name, str):
-        raise error(Code.INVALID_ARGUMENT, f"the name {name!r} is {type(name).__name__}, not str", "use str as names")
     try:
-        encoded = f"{name}.npy".encode()
+        encoded = f"{array_name(name)}.npy".encode()
     except UnicodeEncodeError:
         raise error(Code.INVALID_ARGUMENT, f"the name {name[:80]!r} has half of a surrogate pair", "") from None
     if len(encoded) > _LONGEST_NAME or "\0" in name:
@@ -125,12 +124,8 @@ def _content(entry: _Entry) -> Iterator[Any]:
 
 
 def _crc(entry: _Entry) -> int:
-    return _crc_of(_content(entry))
-
-
-def _crc_of(pieces: Iterable[Any]) -> int:
     crc = 0
-    for piece in pieces:
+    for piece in _content(entry):
         crc = zlib.crc32(piece, crc)
     return crc
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.persistence import LOSSES, PASSING
+from ml_dash.wording import say
 
 POLICIES = ("warn", "wait", "raise")
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 1.0
@@ -56,7 +56,4 @@ class Patience:
         now = time.monotonic()
         if now >= self._speak_at:
             self._speak_at = now + AGAIN_S
-            print(  # noqa: T201 a word to whoever started the script
-                f"ml-dash: a save has waited for {now - self._begun:.0f} s: {refused.message} ({refused.hint})",
-                file=sys.stderr,
-            )
+            say(f"a save has waited for {now - self._begun:.0f} s: {refused.message} ({refused.hint})")

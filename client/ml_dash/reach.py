@@ -348,8 +348,7 @@ def _say_what_goes_on(files: int, size_bytes: int) -> None:
     """
     if files:
         verb = "goes" if files == 1 else "go"
-        what = f"{wording.files(files)} ({wording.size(size_bytes)})"
-        print(f"ml-dash: {what} of an earlier run {verb} on", file=sys.stderr)  # noqa: T201
+        wording.say(f"{wording.files(files)} ({wording.size(size_bytes)}) of an earlier run {verb} on")
 
 
 @contextmanager

@@ -6,14 +6,17 @@ import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ml_dash import wording
 from ml_dash.arguments import seconds_of
-from ml_dash.connection import Connection
+from ml_dash.connection import Connection, numbered
 from ml_dash.errors import Code, MLDashError, error, parse_code
-from ml_dash.messages import Get, Page, Record, Wait, Waited
+from ml_dash.messages import Get, ListSets, Message, Page, Record, Wait, Waited
+
+M = TypeVar("M", bound=Message)
 
 WAIT_MS = 30_000
 """One request's wait; longer waits ask again."""
@@ -140,6 +143,16 @@ class FileResult(dict[str, Any]):
             self.refresh()
 
 
+class Written:
+    """A file that is being written: `out` takes its bytes, `file` is its record once it is handed over."""
+
+    def __init__(self, out: BinaryIO, *, seal: bool) -> None:
+        self.out = out
+        self.seal = seal
+        """Whether the daemon puts an archive's checksums right; it does not for one that lies in an inbox."""
+        self.file: FileResult
+
+
 def records_of(connection: Connection, ids: Sequence[int]) -> Iterator[Record]:
     """The files of these ids, in their order. Raises UNKNOWN_FILE for one that is not known."""
     left = tuple(ids)
@@ -156,21 +169,25 @@ def records_of(connection: Connection, ids: Sequence[int]) -> Iterator[Record]:
 
 def wait_for(connection: Connection, ids: Sequence[int], until: str, timeout: float | None) -> None:
     """Returns once every file has reached `until`; raises the error of one that never will, or TIMEOUT."""
-    timeout = seconds_of(timeout, "timeout")
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        left_ms = WAIT_MS if deadline is None else max(0, min(WAIT_MS, int((deadline - time.monotonic()) * 1000)))
-        answer = connection.call_aside(
-            Waited,
-            lambda number, left=left_ms: Wait(request=number, until=until, timeout_ms=left, ids=tuple(ids)),  # type: ignore[misc]
-            silent_s=None if deadline is None else left_ms / 1000,
-        )
+    timeout, pending = seconds_of(timeout, "timeout"), 0
+    for answer in answers(connection, Waited, Wait(request=0, until=until, timeout_ms=0, ids=tuple(ids)), timeout):
         if answer.failed:
             raise failure_of(answer.failed[0])
         if not answer.pending:
             return
+        pending = answer.pending
+    raise error(Code.TIMEOUT, f"{pending} of {wording.files(len(ids))} not {until} after {timeout:g} s")
+
+
+def answers(connection: Connection, reply: type[M], asked: Wait | ListSets, timeout: float | None) -> Iterator[M]:
+    """The answers to a request that waits, which is asked again and again; they end with the time, at least one."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left_ms = WAIT_MS if deadline is None else max(0, min(WAIT_MS, int((deadline - time.monotonic()) * 1000)))
+        silent_s = None if deadline is None else left_ms / 1000
+        yield connection.call_aside(reply, numbered(replace(asked, timeout_ms=left_ms)), silent_s=silent_s)
         if deadline is not None and time.monotonic() >= deadline:
-            raise error(Code.TIMEOUT, f"{answer.pending} of {wording.files(len(ids))} not {until} after {timeout:g} s")
+            return
 
 
 def failure_of(record: Record) -> MLDashError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from enum import StrEnum
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from ml_dash.arguments import text
 from ml_dash.connection import now_ms
 from ml_dash.errors import MLDashError, NetworkError
+from ml_dash.wording import say
 
 if TYPE_CHECKING:
     from ml_dash.experiment import Experiment
@@ -134,11 +134,6 @@ class Run:
         finally:
             if ended:  # else the call can be made again
                 self.state = state
-
-
-def say(line: str) -> None:
-    """A word to whoever started the script."""
-    print(f"ml-dash: {line}", file=sys.stderr)  # noqa: T201
 
 
 def _in_words(raised: BaseException | None) -> str:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 
 from ml_dash import json_values
+from ml_dash.arguments import array_name
 from ml_dash.errors import Code, error
 from ml_dash.media.libraries import library
 
@@ -102,10 +103,8 @@ class SafeTensors:
         out.writelines(source.content() for _, source in self._sources)
 
 
-def _checked(name: Any) -> str:
-    if not isinstance(name, str):
-        raise error(Code.INVALID_ARGUMENT, f"the name {name!r} is {type(name).__name__}, not str", "use str as names")
-    if name == RESERVED:
+def _checked(name: str) -> str:
+    if array_name(name) == RESERVED:
         raise error(Code.INVALID_ARGUMENT, f"a tensor can't be called {RESERVED}", "that is the header's: metadata=")
     return name
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,19 +17,17 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ml_dash import messages as m
-from ml_dash.arguments import PathLike, Said, seconds_of, text, texts, words
-from ml_dash.connection import Connection, new_key, now_ms
-from ml_dash.download import Downloads, way_out
+from ml_dash.arguments import PathLike, Said, seconds_of, text, whole_number
+from ml_dash.connection import Connection, new_key, now_ms, numbered
+from ml_dash.download import Downloads, place_below
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults, HandOff
 from ml_dash.inbox import Inbox
 from ml_dash.launcher import attempt_of, rank_of
 from ml_dash.pages import pages
-from ml_dash.result import FileResult, iso_time
+from ml_dash.result import FileResult, answers, iso_time
 from ml_dash.tensors import Tensors
 
-WAIT_MS = 30_000
-"""One request's wait; longer waits ask again."""
 STEP = re.compile(r"([0-9]{1,18})$")
 
 
@@ -104,22 +101,14 @@ class Checkpoint(Tensors):
         timeout, share = seconds_of(timeout, "timeout"), self._ended
         if share is None:
             raise error(Code.INVALID_ARGUMENT, f"{self!r} is not ended", "wait for it after its with block")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = WAIT_MS if deadline is None else max(0, min(WAIT_MS, int((deadline - time.monotonic()) * 1000)))
-            answer = self._connection.call_aside(
-                m.Sets,
-                lambda number, left=left: m.ListSets(  # type: ignore[misc]
-                    request=number, place=self._place, share=share.key, timeout_ms=left
-                ),
-                silent_s=None if deadline is None else left / 1000,
-            )
+        asked = m.ListSets(request=0, place=self._place, share=share.key)
+        missing: Sequence[int] = ()
+        for answer in answers(self._connection, m.Sets, asked, timeout):
             if answer.sets and answer.sets[0].state != "OPEN":
                 return SavedCheckpoint(answer.sets[0], self._place, self._connection)
-            if deadline is not None and time.monotonic() >= deadline:
-                missing = answer.sets[0].missing if answer.sets else (self.rank,)
-                ranks = ", ".join(map(str, missing))
-                raise error(Code.TIMEOUT, f"{self.name} is not complete after {timeout:g} s: ranks {ranks} are missing")
+            missing = answer.sets[0].missing if answer.sets else (self.rank,)
+        ranks = ", ".join(map(str, missing))
+        raise error(Code.TIMEOUT, f"{self.name} is not complete after {timeout:g} s: ranks {ranks} are missing")
 
     # ---- the pieces
 
@@ -234,21 +223,13 @@ class SavedCheckpoint:
 
     @cached_property
     def _records(self) -> list[m.Record]:
-        def ask(after: str | None) -> m.Page:
-            return self._connection.call(
-                m.Page, lambda number: m.SetFiles(request=number, id=self._found.id, after=after)
-            )
-
-        return [record for page in pages(ask) for record in page.records]
+        return records_of_set(self._connection, self._found.id)
 
     def _targets(self, folder: Path, rank: int | None) -> Iterator[tuple[m.Record, Path]]:
         for record in self._records:
             if rank is not None and (record.share is None or record.share.rank != rank):
                 continue
-            below = folder / record.path.removeprefix(f"/{self._found.name}").strip("/") / record.filename
-            if (refusal := way_out(folder, below)) is not None:
-                raise refusal
-            yield record, below
+            yield record, place_below(folder, record, self._found.name)
 
 
 class Checkpoints(HandOff):
@@ -273,21 +254,13 @@ class Checkpoints(HandOff):
         id and restart count; a `world_size` of 1 needs neither, and each call is an attempt of its own. A rank that
         saves again replaces its share within the attempt. The other words hold for every file.
         """
-        given = self._defaults
-        count, own = _count(world_size, "world_size", 1), rank_of(name, world_size) if rank is None else rank
-        defaults = Defaults(
-            given.prefix,
-            None,
-            given.description if description is None else words(description, "description"),
-            given.tags if tags is None else texts(tags, "tags"),
-            given.bindrs if bindrs is None else texts(bindrs, "bindrs"),
-            given.metadata if metadata is None else metadata,
-        )
+        count, own = whole_number(world_size, "world_size", 1), rank_of(name, world_size) if rank is None else rank
+        defaults = self._defaults.merged(description, tags, bindrs, metadata)
         share = m.Share(
             key=b"",
             name=text(name, "name"),
             attempt=_attempt(attempt, count),
-            rank=_count(own, "rank", 0),
+            rank=whole_number(own, "rank", 0),
             world_size=count,
         )
         return Checkpoint(self._connection, self._place, defaults, self._durability, share)
@@ -304,13 +277,21 @@ class Checkpoints(HandOff):
         return [*self._each_set(incomplete=incomplete)]
 
     def _each_set(self, *, incomplete: bool) -> Iterator[SavedCheckpoint]:
-        def ask(after: str | None) -> m.Sets:
-            return self._connection.call(
-                m.Sets,
-                lambda number: m.ListSets(request=number, place=self._place, incomplete=incomplete, cursor=after),
-            )
+        found = sets_at(self._connection, self._place, incomplete=incomplete)
+        return (SavedCheckpoint(one, self._place, self._connection) for one in found)
 
-        return (SavedCheckpoint(one, self._place, self._connection) for page in pages(ask) for one in page.sets)
+
+def sets_at(connection: Connection, place: m.Place, *, incomplete: bool = False) -> Iterator[m.SetRecord]:
+    """The complete sets at and below a place, the newest first, or those that are incomplete; a page at a time."""
+    asked = m.ListSets(request=0, place=place, incomplete=incomplete)
+    found = pages(lambda after: connection.call(m.Sets, numbered(replace(asked, cursor=after))))
+    return (one for page in found for one in page.sets)
+
+
+def records_of_set(connection: Connection, set_id: str) -> list[m.Record]:
+    """The files of a set that are there."""
+    found = pages(lambda after: connection.call(m.Page, numbered(m.SetFiles(request=0, id=set_id, after=after))))
+    return [record for page in found for record in page.records]
 
 
 def _attempt(given: str | int | None, world_size: int) -> str:
@@ -320,9 +301,3 @@ def _attempt(given: str | int | None, world_size: int) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise error(Code.INVALID_ARGUMENT, f"attempt={given!r}", "pass text or a number that all ranks have in common")
     return str(given)
-
-
-def _count(value: Any, name: str, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise error(Code.INVALID_ARGUMENT, f"{name}={value!r}", f"pass a whole number from {least} on")
-    return value

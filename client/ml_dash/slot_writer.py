@@ -23,7 +23,7 @@ GROW_BYTES = 1024**3
 GATHER_BYTES = 256 * 1024
 """What is written in smaller pieces is gathered first: a system call a piece would cost more than its bytes."""
 LARGEST_BYTES = 100_000_000_000
-"""The spec's 100 GB: no slot may be larger, so none asks for more than it needs there."""
+"""The spec's 100 GB: no file may be larger, nor a slot, so none asks for more than it needs there."""
 
 
 class SlotWriter(io.RawIOBase):
@@ -124,8 +124,7 @@ class SlotWriter(io.RawIOBase):
             if self._lease is not None:
                 self._memory = self._lease.read(self.size_bytes)
             self.discard()
-            connection, message = self._connection, put(bytes(self._memory))
-            return connection.call(Accepted, message, silent_s=connection.silent_s, lost_s=connection.lost_s)
+            return self._connection.hand_over(Accepted, put(bytes(self._memory)))
         lease, self._lease = self._lease, None
         build = commit(self.size_bytes)
         if lease is not None:

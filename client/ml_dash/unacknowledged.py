@@ -63,14 +63,6 @@ class BackgroundResult(FileResult):
         self._identify()
         return super().keys()
 
-    def items(self) -> Any:
-        self._identify()
-        return super().items()
-
-    def values(self) -> Any:
-        self._identify()
-        return super().values()
-
     # ---- what never waits
 
     def __bool__(self) -> bool:

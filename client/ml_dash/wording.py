@@ -1,6 +1,8 @@
-"""Counts and sizes as people say them, wherever the client speaks."""
+"""Counts and sizes as people say them, wherever the client speaks; and the word that it says aside."""
 
 from __future__ import annotations
+
+import sys
 
 
 def counted(count: int, what: str) -> str:
@@ -16,6 +18,11 @@ def files(count: int) -> str:
 def files_are(count: int) -> str:
     """1 file is, 2 files are."""
     return f"{files(count)} {'is' if count == 1 else 'are'}"
+
+
+def say(line: str) -> None:
+    """A word to whoever started the script, on stderr."""
+    print(f"ml-dash: {line}", file=sys.stderr)  # noqa: T201
 
 
 def size(count: float) -> str:

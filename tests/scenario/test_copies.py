@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.doubles.disks import tmpfs
-from tests.harness import DaemonProcess, Folder, assert_whole, eventually, make_file
+from tests.harness import DaemonProcess, Folder, assert_whole, away, eventually, make_file
 
 MIB = 1 << 20
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def away(tmp_path: Path, settings: str = "", faults: str = "") -> Iterator[tuple[DaemonProcess, Path]]:
-    """A daemon whose store can take nothing in until the gate is removed."""
-    store = Folder(tmp_path / "store")
-    store.root.mkdir()
-    gate = store.root / ".ml-dash-tmp"
-    gate.touch()
-    daemon = DaemonProcess(tmp_path / "daemon", store, settings=f"[spool]\n{settings}")
-    try:
-        daemon.start(faults)
-        yield daemon, gate
-    finally:
-        daemon.kill()
 
 
 def is_copied(result: Any) -> bool:

@@ -17,23 +17,12 @@ import pytest
 from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
 from tests.doubles.disks import failing_disk, fill, tmpfs
-from tests.harness import DaemonProcess, Folder, StoreUnderTest, assert_whole, eventually, make_file
+from tests.harness import DaemonProcess, Folder, StoreUnderTest, assert_whole, away, eventually, make_file
 
 KIB, MIB = 1 << 10, 1 << 20
 PAGE = 4096
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def away(tmp_path: Path, settings: str) -> Iterator[tuple[DaemonProcess, Path]]:
-    """A daemon whose store can take nothing in until the gate is removed."""
-    store = Folder(tmp_path / "store")
-    store.root.mkdir()
-    gate = store.root / ".ml-dash-tmp"
-    gate.touch()
-    with DaemonProcess(tmp_path / "daemon", store, settings=f"[spool]\n{settings}") as daemon:
-        yield daemon, gate
 
 
 def content(number: int, size: int) -> bytes:

@@ -376,6 +376,30 @@ def test_put_leaves_a_file_too_and_with_wait_it_waits(daemon: DaemonProcess, inb
     assert ended.out.endswith("DONE\n")
 
 
+def test_put_leaves_several_files_too(daemon: DaemonProcess, inbox: Path, tmp_path: Path) -> None:
+    """Small ones, which travel together, and larger ones; none waits for the id that the service will give it."""
+    shell = Shell(tmp_path, ["--socket", str(daemon.socket)])
+    (tmp_path / "a.txt").write_text("a")
+    make_file(tmp_path / "b.bin", 300_000)
+    ended = shell("put", "a.txt", "b.bin", "--prefix", "alice/cv/resnet", ML_DASH_INBOX=str(inbox))
+    assert ended.out.splitlines() == [
+        "in the inbox  a.txt  QUEUED",
+        "in the inbox  b.bin  QUEUED",
+        "2 files handed over",
+    ]
+    assert "is down" in ended.err
+    assert len([name for name in names(inbox) if name.endswith(".message")]) == 2
+    starting = threading.Timer(0.5, daemon.start)
+    starting.start()
+    ended = shell("put", "a.txt", "b.bin", "--prefix", "alice/cv/resnet", "--wait", ML_DASH_INBOX=str(inbox))
+    starting.join()
+    assert ended.out.splitlines()[-1] == "2 files handed over"
+    with daemon.experiment().run as exp:
+        exp.files.flush(60)
+        assert sorted(each["filename"] for each in exp.files.list()) == ["a.txt", "a.txt", "b.bin", "b.bin"]
+    emptied(inbox)
+
+
 def test_without_an_inbox_a_service_that_is_down_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MLDashError) as refused:
         Experiment("alice/cv/resnet", socket=tmp_path / "socket").run.start()

@@ -20,7 +20,17 @@ from ml_dash.errors import Code
 from tests.doubles.disks import ext4, tmpfs
 from tests.doubles.meddling import CHANGES, HARMLESS
 from tests.doubles.raw_client import RawClient
-from tests.harness import PREFIX, Bucket, DaemonProcess, Folder, StoreUnderTest, assert_whole, eventually, make_file
+from tests.harness import (
+    PREFIX,
+    Bucket,
+    DaemonProcess,
+    Folder,
+    StoreUnderTest,
+    assert_whole,
+    away,
+    eventually,
+    make_file,
+)
 from tests.scenario.shell import Shell
 
 MIB = 1 << 20
@@ -35,17 +45,6 @@ WRITES = {what: change for what, change in CHANGES.items() if what != "touched"}
 F_SETSIG = 10
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def away(tmp_path: Path, settings: str = NO_COPIES) -> Iterator[tuple[DaemonProcess, Callable[[], None]]]:
-    """A daemon whose store takes nothing in until the second of the two is called."""
-    store = Folder(tmp_path / "store")
-    store.root.mkdir()
-    gate = store.root / ".ml-dash-tmp"
-    gate.touch()
-    with DaemonProcess(tmp_path / "daemon", store, settings=f"[spool]\n{settings}") as daemon:
-        yield daemon, gate.unlink
 
 
 @contextmanager
@@ -66,7 +65,7 @@ def leases(path: Path) -> list[str]:
 def test_whatever_a_writer_does_the_old_bytes_are_stored(tmp_path: Path, disk: str) -> None:
     made = {"ext4": lambda: ext4(tmp_path / "disk"), "tmpfs": lambda: tmpfs(tmp_path / "disk", 300 * MIB)}
     events = WRITES | HARMLESS
-    with made.get(disk, lambda: nullcontext(tmp_path))() as folder, away(tmp_path) as (daemon, come_back):
+    with made.get(disk, lambda: nullcontext(tmp_path))() as folder, away(tmp_path, NO_COPIES) as (daemon, gate):
         expected = {what: make_file(folder / what, SIZE, seed) for seed, what in enumerate(events)}
         with daemon.experiment().run as exp:
             results = {what: exp.files.upload(folder / what, to=what, protect="lease") for what in events}
@@ -77,7 +76,7 @@ def test_whatever_a_writer_does_the_old_bytes_are_stored(tmp_path: Path, disk: s
                 now = results[what].refresh()["pin"]
                 assert now == ("copy" if what in WRITES else "lease" if what != "linked elsewhere" else now), what
                 assert now in ("copy", "lease", held)
-            come_back()
+            gate.unlink()
             for what in events:
                 results[what].wait(60)
             assert_whole(daemon, exp, expected)
@@ -123,7 +122,7 @@ def test_a_writer_waits_at_every_stage(tmp_path: Path, stage: str, store: str, r
 def test_a_writer_goes_on_once_the_journal_has_the_copy(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     sha256 = make_file(path, SIZE)
-    with away(tmp_path) as (daemon, come_back):
+    with away(tmp_path, NO_COPIES) as (daemon, gate):
         daemon.kill()
         daemon.start(faults="lease.copied=hang,lease.repinned=hang")
         with daemon.experiment().run as exp, writing_later(path) as write:
@@ -137,7 +136,7 @@ def test_a_writer_goes_on_once_the_journal_has_the_copy(tmp_path: Path) -> None:
             written.result(30)
             assert result.refresh()["pin"] == "copy"
             result = eventually(lambda: result if result.refresh()["ack"] == "disk" else None)
-            come_back()
+            gate.unlink()
             result.wait(60)
             assert_whole(daemon, exp, {"a.bin": sha256})
 
@@ -150,7 +149,7 @@ def writing_later(path: Path) -> Iterator[Callable[[], Future[int]]]:
 
 def test_where_no_lease_is_to_be_had_the_pin_says_so(tmp_path: Path) -> None:
     """And what is not stored, cancelled or given up keeps none: nobody waits for it."""
-    with away(tmp_path, NO_COPIES + "lease_max_delay = 0.2\n") as (daemon, come_back):
+    with away(tmp_path, NO_COPIES + "lease_max_delay = 0.2\n") as (daemon, gate):
         for name in ("open", "mapped", "cancelled", "older", "newer"):
             make_file(tmp_path / name, MIB, seed=len(name))
         make_file(tmp_path / "large", 60 * MIB)
@@ -175,7 +174,7 @@ def test_where_no_lease_is_to_be_had_the_pin_says_so(tmp_path: Path) -> None:
             assert leases(tmp_path / "cancelled") == leases(tmp_path / "older") == ["ACTIVE"]
             exp.files("cancelled").delete()
             exp.files.upload(tmp_path / "newer", to="last.pt", supersede=True)
-            come_back()
+            gate.unlink()
             exp.files.flush(timeout=60)
             eventually(lambda: leases(tmp_path / "cancelled") == leases(tmp_path / "older") == [])
 
@@ -198,7 +197,7 @@ def test_a_client_has_no_signal_sent_to_the_daemon(tmp_path: Path) -> None:
     """The description that it passes is its own, too, with the signal that a broken lease sends."""
     with (
         tmpfs(tmp_path / "disk", 64 * MIB) as disk,  # a link would be opened by the daemon itself
-        away(tmp_path) as (daemon, _),
+        away(tmp_path, NO_COPIES) as (daemon, _),
         RawClient(daemon.socket).greet() as client,
     ):
         make_file(disk / "a.bin", SIZE)
@@ -222,6 +221,6 @@ def test_a_client_has_no_signal_sent_to_the_daemon(tmp_path: Path) -> None:
 
 def test_a_file_put_from_the_shell(tmp_path: Path) -> None:
     make_file(tmp_path / "a.bin", MIB)
-    with away(tmp_path) as (daemon, _):
+    with away(tmp_path, NO_COPIES) as (daemon, _):
         shell = Shell(tmp_path, ["--socket", str(daemon.socket)])
         assert shell.json("put", "a.bin", "--prefix", PREFIX, "--protect", "lease")["pin"] == "lease"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,13 +39,10 @@ def never(failure: MLDashError, _: m.Content) -> m.Record:
 class Daemon:
     """Takes what is sent, as the wire would."""
 
-    silent_s: float | None = None
-    lost_s = 0.0
-
     def __init__(self) -> None:
         self.messages: list[m.PutMany] = []
 
-    def call(self, _: type[m.Message], build: Callable[[int], m.Message], **__: Any) -> m.AcceptedMany:
+    def hand_over(self, _: type[m.Message], build: Callable[[int], m.Message]) -> m.AcceptedMany:
         (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(build(1)))
         message = m.decode(frame, m.REQUESTS)
         assert isinstance(message, m.PutMany)

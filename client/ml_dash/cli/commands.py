@@ -74,8 +74,7 @@ def put(options: Namespace) -> int:
     if options.json:
         show.one(show.plain(result))
     else:
-        known = show.plain(result)
-        print(f"{known['id'] or 'in the inbox'}  {show.path(known)}  {known['state']}")
+        print(show.handed_over(show.plain(result)))
     return 0
 
 

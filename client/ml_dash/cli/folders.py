@@ -86,14 +86,16 @@ def put(options: Namespace) -> int:
     distinct((own_name(path), path) for path in options.files)
     with (reaching.looking if options.dry_run else reaching.connected)(options) as connection:
         files = reaching.files(options, connection)((options.to or "").strip("/"))
-        found = _fit(_meant(options, _store_of(connection)), outcome)
+        store = _store_of(connection) if options.recursive else None
+        found = _fit(_meant(options, store), outcome)
         try:
-            ids = _hand_over(options, files, found, outcome)
+            handed = _hand_over(options, files, found, outcome)
         except KeyboardInterrupt:
             count = wording.files(len(outcome.files))
             what = f"{count} handed over so far, they go on by themselves"
             raise show.Interrupted(what, "the same command goes on") from None
-        if options.wait and ids:
+        if options.wait and handed:
+            ids = [int(file["id"]) for file in handed]
             waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", wording.files(len(ids)))
     return outcome.tell()
 
@@ -144,10 +146,10 @@ def _fit(found: Iterator[Local | Unfit | LeftOut], outcome: Outcome) -> list[Loc
     return [*fit.values()]
 
 
-def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outcome: Outcome) -> list[int]:
-    """Hands over what is not there; returns the ids."""
+def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outcome: Outcome) -> list[FileResult]:
+    """Hands over what is not there; an id of what lies in an inbox would have to be waited for, so none is read."""
     there = _newest(files) if options.recursive else {}
-    ids: list[int] = []
+    handed: list[FileResult] = []
     total = sum(each.size_bytes for each in found)
     title = options.files[0] if len(options.files) == 1 else wording.files(len(found))
     with Bars(title, total, quiet=options.json) as bars:
@@ -164,7 +166,7 @@ def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outco
         if options.dry_run:
             for name, path in fresh():
                 outcome.add(f"{path} → {_at(files, name)}", {"path": _at(files, name), "source": path})
-            return ids
+            return handed
         described = {"description": options.description, "tags": options.tags, "metadata": options.metadata}
         for file in files.each_of(
             fresh(),
@@ -176,11 +178,11 @@ def _hand_over(options: Namespace, files: FileSet, found: Sequence[Local], outco
             supersede=options.supersede,
             **described,
         ):
-            ids.append(int(file["id"]))
+            handed.append(file)
             bars.pause()
             record = show.plain(file)
-            outcome.add(f"{record['id']}  {show.path(record)}  {record['state']}", record)
-    return ids
+            outcome.add(show.handed_over(record), record)
+    return handed
 
 
 def _newest(files: FileSet) -> dict[str, FileResult]:

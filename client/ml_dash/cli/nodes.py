@@ -43,7 +43,7 @@ def _lines(found: Iterator[m.Nodes]) -> Iterator[str]:
             yield f"{'NUMBER':>6}  {'LAST SEEN':<19}  {'LEASE ENDS':<19}  HOST"
             first = False
         for node in page.nodes:
-            times = (_moment(ms) for ms in (node.seen_ms, node.until_ms))
+            times = (f"{show.moment_of(ms):<19}" for ms in (node.seen_ms, node.until_ms))
             words = (" (this daemon)" if node.mine else "") + ("" if node.held else " (its lease is over)")
             yield f"{node.number:>6}  {'  '.join(times)}  {node.host}{words}"
 
@@ -57,7 +57,3 @@ def _as_object(node: m.NodeRecord) -> dict[str, Any]:
         "held": node.held,
         "thisDaemon": node.mine,
     }
-
-
-def _moment(ms: int | None) -> str:
-    return f"{'' if ms is None else show.moment(str(iso_time(ms))):<19}"

@@ -41,7 +41,6 @@ class Pushed:
     failed: list[dict[str, Any]] = field(default_factory=list)
     experiments: list[str] = field(default_factory=list)
     """Those of which something is new there."""
-    experiments_there: int = 0
     rows: int = 0
 
     def refuse(self, record: m.Record, failure: MLDashError, *, quiet: bool) -> None:
@@ -202,9 +201,8 @@ class Push:
         return folder / record.path.strip("/") / str(record.id) / record.filename
 
     def _refuse_set(self, record: m.SetRecord, failure: MLDashError) -> None:
-        where = f"{record.namespace}/{record.project}/{record.experiment}"
         what = error(failure.code, f"the set {record.name} (attempt {record.attempt}): {failure.message}", failure.hint)
-        self.outcome.refuse_experiment(where, what, quiet=self.options.json)
+        self.outcome.refuse_experiment(_experiment(record), what, quiet=self.options.json)
 
     def _settle(self) -> None:
         """Waits until all are stored there; their SHA-256 is compared, as it was while they were sent."""
@@ -312,7 +310,7 @@ def _tell(outcome: Pushed, left: int, incomplete: int, options: Namespace) -> in
     return 1 if outcome.failed or left else 0
 
 
-def _experiment(record: m.Record) -> str:
+def _experiment(record: m.Record | m.SetRecord) -> str:
     return f"{record.namespace}/{record.project}/{record.experiment}"
 
 

@@ -56,8 +56,6 @@ def _one(push: Push, prefix: str, record: m.ExperimentRecord) -> None:
         outcome.experiments.append(prefix)
         if not push.options.json:
             print(f"{about.experiments[0].status}  {prefix}")
-    else:
-        outcome.experiments_there += 1
 
 
 def _bring_record(push: Push, about: m.Experiments, there: m.Place) -> bool:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection
+from ml_dash.connection import Connection, numbered
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.pages import pages
-
-M = TypeVar("M", bound=m.Message)
+from ml_dash.sets import records_of_set, sets_at
 
 WAIT_MS = 60_000
 """For a set whose files are stored: it takes a moment."""
@@ -77,11 +74,11 @@ class PushedSets:
         for rank in range(record.world_size):
             share = one.shares.get(rank) or _without_files(record, rank)
             message = m.EndShare(request=0, place=place, share=share, files=one.files.get(rank, 0))
-            self.service.call(m.Done, _numbered(message), silent_s=None)
+            self.service.call(m.Done, numbered(message), silent_s=None)
         if share is None:
             return
         asked = m.ListSets(request=0, place=place, share=share.key, timeout_ms=WAIT_MS)
-        answer = self.service.call_aside(m.Sets, _numbered(asked), silent_s=None)
+        answer = self.service.call_aside(m.Sets, numbered(asked), silent_s=None)
         if not answer.sets or answer.sets[0].state != "COMPLETE":
             raise error(Code.SET_INCOMPLETE, "it is not complete there", "push again")
 
@@ -96,17 +93,10 @@ class PushedSets:
 
     def _load(self, place: m.Place) -> None:
         """All whole sets of an experiment."""
-        listed = pages(
-            lambda after: self.source.call(m.Sets, _numbered(m.ListSets(request=0, place=place, cursor=after)))
-        )
-        for found in (one for page in listed for one in page.sets):
-            records = [*self._files(found.id)]
+        for found in sets_at(self.source, place):
+            records = records_of_set(self.source, found.id)
             if len(records) == found.files:
                 self._take(found, records)
-
-    def _files(self, set_id: str) -> list[m.Record]:
-        listed = pages(lambda after: self.source.call(m.Page, _numbered(m.SetFiles(request=0, id=set_id, after=after))))
-        return [record for page in listed for record in page.records]
 
     def _take(self, found: m.SetRecord, records: list[m.Record]) -> None:
         one = _Set(found, {}, {})
@@ -122,8 +112,3 @@ def _without_files(record: m.SetRecord, rank: int) -> m.Share:
     """The share of a rank that has saved nothing: the same, however often it is pushed."""
     key = hashlib.sha256(f"{record.id} {rank}".encode()).digest()[:16]
     return m.Share(key=key, name=record.name, attempt=record.attempt, rank=rank, world_size=record.world_size)
-
-
-def _numbered(message: M) -> Callable[[int], M]:
-    """What makes that request with its number."""
-    return lambda number: replace(message, request=number)

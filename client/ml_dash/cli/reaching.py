@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from ml_dash.arguments import is_glob
@@ -28,25 +28,15 @@ def endpoint_and_why(options: Namespace) -> tuple[Endpoint, str]:
     return (endpoint_of(options.root), "its root is named") if options.root else which(options.socket, None)
 
 
-@contextmanager
-def connected(options: Namespace) -> Iterator[Connection]:
+def connected(options: Namespace) -> closing[Connection]:
     """A connection; the daemon of a root is started if need be."""
-    connection = Connection(endpoint(options))
-    try:
-        yield connection
-    finally:
-        connection.close()
+    return closing(Connection(endpoint(options)))
 
 
-@contextmanager
-def looking(options: Namespace) -> Iterator[Connection]:
+def looking(options: Namespace) -> closing[Connection]:
     """As `connected`, for what only looks, or removes: where no root is, none is made, and nothing is found."""
     place = endpoint(options)
-    connection = Connection(place) if is_there(place) else Nobody(place)
-    try:
-        yield connection
-    finally:
-        connection.close()
+    return closing(Connection(place) if is_there(place) else Nobody(place))
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def experiment_lines(records: Iterator[m.ExperimentRecord]) -> Iterator[str]:
     """The experiments for people."""
     yield f"{'STATUS':<9}  {'STARTED':<19}  {'ENDED':<19}  EXPERIMENT"
     for record in records:
-        started, ended = (_moment(ms) for ms in (record.started_ms, record.ended_ms))
+        started, ended = (show.moment_of(ms) for ms in (record.started_ms, record.ended_ms))
         prefix = f"{record.namespace}/{record.project}/{record.experiment}"
         why = f"  {' '.join(record.error.split())[:120]}" if record.error else ""
         yield f"{record.status:<9}  {started:<19}  {ended:<19}  {prefix}{why}"
@@ -149,10 +149,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _moment(ms: int | None) -> str:
-    return "" if ms is None else show.moment(str(iso_time(ms)))
 
 
 def _named(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ml_dash import wording
 from ml_dash.errors import MLDashError
-from ml_dash.result import FileResult
+from ml_dash.result import FileResult, iso_time
 
 LATELY_S = 120
 """Up to here a duration is shown in seconds; up to as many minutes in minutes, and so on."""
@@ -32,6 +32,11 @@ def moment(iso: str) -> str:
     return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def moment_of(ms: int | None) -> str:
+    """The same of milliseconds since 1970; nothing where there is none."""
+    return "" if ms is None else moment(str(iso_time(ms)))
+
+
 def path(record: Mapping[str, Any]) -> str:
     """A file's path in its experiment, as `get` and `rm` take it."""
     return f"{record['path']}/{record['filename']}".lstrip("/")
@@ -40,6 +45,11 @@ def path(record: Mapping[str, Any]) -> str:
 def plain(file: FileResult) -> dict[str, Any]:
     """The fields as they are known now; reading them through the result would wait for the checksum."""
     return dict(dict.items(file))
+
+
+def handed_over(record: Mapping[str, Any]) -> str:
+    """A file that was handed over, in a line. One that lies in an inbox has no id yet."""
+    return f"{record['id'] or 'in the inbox'}  {path(record)}  {record['state']}"
 
 
 def document(value: Any, indent: int | None = None) -> str:
@@ -97,7 +107,7 @@ class Interrupted(KeyboardInterrupt):
 def trouble(message: str, hint: str | None) -> None:
     """Says on stderr what is wrong with one file of many; the command goes on."""
     with suppress(OSError):
-        print(f"ml-dash: {message}", file=sys.stderr)
+        wording.say(message)
         if hint:
             print(f"hint: {hint}", file=sys.stderr)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ml_dash.arguments import number_of
 from ml_dash.errors import Code, MLDashError, error
 
 Options = Mapping[str, str]
@@ -115,7 +114,7 @@ def _codec_of(codec: Any, to: str, form: Format) -> Codec:
 def _crf_of(quality: Any, codec: Codec) -> int:
     if quality is None:
         return codec.crf
-    value = float(quality) if isinstance(quality, Real) and not isinstance(quality, bool) else math.nan
+    value = number_of(quality)
     if not 0 <= value <= BEST_QUALITY:
         raise _wrong("quality", quality, f"pass a number from 0 to {BEST_QUALITY}, the best")
     return max(LEAST_CRF, round(codec.worst_crf * (1 - value / BEST_QUALITY)))

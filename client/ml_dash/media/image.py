@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from ml_dash.arguments import whole_number
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.media.libraries import library
 from ml_dash.media.pixels import is_array, pixels
@@ -58,9 +59,8 @@ def image_of(content: Any, to: str) -> Any:
 
 
 def quality_of(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= 100:  # noqa: PLR2004 Pillow's scale
-        raise error(Code.INVALID_ARGUMENT, f"quality={value!r}", "pass a whole number from 1 to 100")
-    return value
+    """On Pillow's scale."""
+    return whole_number(value, "quality", 1, 100)
 
 
 def write_image(out: BinaryIO, image: Any, to: str, quality: int) -> None:
