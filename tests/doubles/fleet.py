@@ -45,7 +45,7 @@ class Numbers:
 
 
 class FakeLeases:
-    """The `Leases` of ports.py on that table; it passes the contract suite that MongoDB's passes."""
+    """The port `Leases` on that table; it passes the contract suite that MongoDB's passes."""
 
     def __init__(self, numbers: Numbers) -> None:
         self.numbers = numbers

@@ -44,7 +44,7 @@ LEAST_KEYS = 8
 
 
 class MongoCatalog:
-    """The `Catalog` of ports.py. The database is brought up to date by edge/mongo_schema.py."""
+    """The port `Catalog`. The database is brought up to date by edge/mongo_schema.py."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo

@@ -86,7 +86,7 @@ _SAME = "excluded.owner_uid = files.owner_uid AND excluded.key = files.key AND e
 
 
 class SqliteCatalog:
-    """The `Catalog` of ports.py."""
+    """The port `Catalog`."""
 
     def __init__(self, path: Path, faults: Faults) -> None:
         self._database = Database(path, MIGRATIONS, faults, "catalog")

@@ -39,7 +39,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTT
 
 
 class InboxFolder:
-    """The `Inbox` of ports.py. Makes the folder where it is missing, with a mode that goes with the socket's.
+    """The port `Inbox`. Makes the folder where it is missing, with a mode that goes with the socket's.
 
     Raises CONFIG where others could remove or replace what lies in it.
     """

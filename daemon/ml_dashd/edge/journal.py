@@ -85,7 +85,7 @@ SELECT max(
 
 
 class SqliteJournal:
-    """The `Journal` of ports.py. `lane_of` sorts a file into a lane when it is accepted; `committing` times."""
+    """The port `Journal`. `lane_of` sorts a file into a lane when it is accepted; `committing` times."""
 
     def __init__(
         self,

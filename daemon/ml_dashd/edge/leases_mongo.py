@@ -17,7 +17,7 @@ _NOW = {"$toLong": "$$NOW"}
 
 
 class MongoLeases:
-    """The `Leases` of ports.py."""
+    """The port `Leases`."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo

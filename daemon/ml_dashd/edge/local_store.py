@@ -38,7 +38,7 @@ KEEP_SYNCED = 4096
 
 
 class LocalStore:
-    """The `Store` of ports.py on a folder. `mode` is that of the files; folders get the matching search bits.
+    """The port `Store` on a folder. `mode` is that of the files; folders get the matching search bits.
 
     `url` is what the folder is called where `root` is only a way to it; `throttle` caps what is written.
     """

@@ -14,7 +14,7 @@ NAME = "drain.json"
 
 
 class ManifestFile:
-    """The `Manifest` of ports.py."""
+    """The port `Manifest`."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME

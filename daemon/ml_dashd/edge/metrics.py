@@ -42,7 +42,7 @@ class Described(NamedTuple):
 
 
 class PrometheusMeter:
-    """The `Meter` of ports.py, and the page that shows what it counted.
+    """The port `Meter`, and the page that shows what it counted.
 
     `described` lists the daemon's own metrics; the library adds those of the process.
     """

@@ -44,7 +44,7 @@ _TORN_READS = 3
 
 
 class SpoolPins:
-    """The `Pins` of ports.py. `pools` are spool folders, the first of them the default, at most one a file system.
+    """The port `Pins`. `pools` are spool folders, the first of them the default, at most one a file system.
 
     `keeper` is where held descriptors outlive this process, if there is such a place. Sources of `uncached_from` bytes
     and more leave the page cache alone, 0 for none; slots stay in memory for the next save.

@@ -14,7 +14,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Here:
-    """The `Whereabouts` of ports.py, for a daemon with that state folder."""
+    """The port `Whereabouts`, for a daemon with that state folder."""
 
     def __init__(self, state_dir: Path, machine: Path = MACHINE, boot: Path = BOOT) -> None:
         folder = state_dir.stat()

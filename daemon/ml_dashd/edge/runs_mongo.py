@@ -71,7 +71,7 @@ class _State:
 
 
 class MongoRuns:
-    """The `Runs` of ports.py. It needs a replica set: a server that is alone has no transactions."""
+    """The port `Runs`. It needs a replica set: a server that is alone has no transactions."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo

@@ -71,7 +71,7 @@ _METRIC = f"name = ? AND experiment = (SELECT id FROM experiments WHERE {_MINE})
 
 
 class SqliteRuns:
-    """The `Runs` of ports.py."""
+    """The port `Runs`."""
 
     def __init__(self, path: Path, faults: Faults) -> None:
         self._database = Database(path, MIGRATIONS, faults, "runs")

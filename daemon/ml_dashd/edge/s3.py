@@ -47,7 +47,7 @@ ABORT_TRIES = 5
 
 
 class S3Store:
-    """The `Store` of ports.py on S3."""
+    """The port `Store` on S3."""
 
     def __init__(self, settings: S3Settings, throttle: Throttle | None = None) -> None:
         self.url = f"s3://{settings.bucket}/{settings.key_prefix}".rstrip("/")

@@ -18,7 +18,7 @@ from ml_dashd.edge.system import SystemClock
 
 
 class S3Examiner:
-    """The `Examiner` of ports.py."""
+    """The port `Examiner`."""
 
     def __init__(self, settings: S3Settings, clients: Clients, clock: SystemClock) -> None:
         self._settings = settings

@@ -41,7 +41,7 @@ Send = Callable[[str, dict[str, str], dict[str, str], memoryview, Digest, str], 
 
 
 class S3Probe:
-    """The `Prober` of ports.py. `ask` and `send` are the store's own calls, so that what is tried is what is used.
+    """The port `Prober`. `ask` and `send` are the store's own calls, so that what is tried is what is used.
 
     `folder` is what the keys of all probes begin with. The settings' placement goes with whatever is made: a bucket's
     policy may refuse what is not encrypted.

@@ -39,7 +39,7 @@ _PLAIN = ("round", "number", "world_size", "opened_ms", "updated_ms", "completed
 
 
 class MongoSets:
-    """The `Sets` of ports.py."""
+    """The port `Sets`."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo

@@ -77,7 +77,7 @@ _NOT_THERE = "NOT EXISTS (SELECT 1 FROM files WHERE files.id = one.value AND del
 
 
 class SqliteSets:
-    """The `Sets` of ports.py."""
+    """The port `Sets`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

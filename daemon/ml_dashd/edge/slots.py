@@ -59,7 +59,7 @@ class _Entry:
 
 
 class SlotFiles:
-    """The `Slots` of ports.py, with what the pins ask of it. Calls come from several threads."""
+    """The port `Slots`, with what the pins ask of it. Calls come from several threads."""
 
     def __init__(
         self,

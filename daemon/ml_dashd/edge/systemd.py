@@ -34,7 +34,7 @@ _PIN = re.compile(r"pin-(\d{1,19})")
 
 
 class Systemd:
-    """The `Supervisor` of ports.py, the listening socket, and the `Keeper` of descriptors.
+    """The port `Supervisor`, the listening socket, and the `Keeper` of descriptors.
 
     `said` are its environment variables. Safe among threads.
     """

@@ -21,7 +21,7 @@ READ_BYTES = 1 << 20
 
 
 class FolderTree:
-    """The `Tree` of ports.py. `mode` is that of the files; folders get the matching search bits."""
+    """The port `Tree`. `mode` is that of the files; folders get the matching search bits."""
 
     def __init__(self, root: Path, mode: int = 0o640) -> None:
         self._root = root

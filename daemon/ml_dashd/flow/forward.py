@@ -31,7 +31,7 @@ PIECE = 500
 
 
 class Forward:
-    """The `Runs` of ports.py, made of those of this machine, `here`, and those of the fleet."""
+    """The port `Runs`, made of those of this machine, `here`, and those of the fleet."""
 
     def __init__(self, *, here: Runs, fleet: Runs, clock: Clock) -> None:
         self._here = here

@@ -59,7 +59,7 @@ class Kept:
 
 
 class NodeNumber:
-    """The `Ids` of ports.py for daemons that share a catalog."""
+    """The port `Ids` for daemons that share a catalog."""
 
     def __init__(self, leases: Leases, journal: Journal, here: Whereabouts, clock: Clock, high_water: int) -> None:
         self._leases = leases

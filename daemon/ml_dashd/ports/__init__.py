@@ -1,0 +1,57 @@
+"""What the flow asks of the world. Each port is a Protocol, with an implementation in `edge`, chosen by `app`.
+
+The stores and the catalogs have contract suites in tests/contract, which every implementation passes.
+"""
+
+from ml_dashd.ports.catalog import Catalog, TakenError, gone_of
+from ml_dashd.ports.inbox import Dropped, Inbox
+from ml_dashd.ports.journal import Handed, Journal, JournalError, Superseded
+from ml_dashd.ports.nodes import Ids, Leases, Whereabouts
+from ml_dashd.ports.operations import Machine, Manifest, Meter, Supervisor
+from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Pins, Source, SyncRefusedError
+from ml_dashd.ports.runs import Runs, Tree
+from ml_dashd.ports.service import Send, Service, Session
+from ml_dashd.ports.sets import Sets
+from ml_dashd.ports.slots import Slot, Slots
+from ml_dashd.ports.store import Examiner, Prober, Store
+from ml_dashd.ports.system import Buffers, Clock, Faults, Strand, Threads
+
+__all__ = [
+    "Buffers",
+    "Catalog",
+    "Clock",
+    "Dropped",
+    "Examiner",
+    "Faults",
+    "Feedable",
+    "Handed",
+    "Ids",
+    "Inbox",
+    "Journal",
+    "JournalError",
+    "Leases",
+    "Machine",
+    "Manifest",
+    "Meter",
+    "NotAnArchiveError",
+    "Pins",
+    "Prober",
+    "Runs",
+    "Send",
+    "Service",
+    "Session",
+    "Sets",
+    "Slot",
+    "Slots",
+    "Source",
+    "Store",
+    "Strand",
+    "Superseded",
+    "Supervisor",
+    "SyncRefusedError",
+    "TakenError",
+    "Threads",
+    "Tree",
+    "Whereabouts",
+    "gone_of",
+]

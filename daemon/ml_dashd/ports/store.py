@@ -1,0 +1,104 @@
+"""Where objects go, and what is found out of the server that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Protocol
+
+from ml_dashd.core.capabilities import Capabilities
+from ml_dashd.core.checksum import Digest
+from ml_dashd.core.checkup import Reach
+from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
+from ml_dashd.core.plan import Part
+from ml_dashd.core.retry import StoreError
+
+
+class Store(Protocol):
+    """Where objects go. Raises StoreError (core/retry.py) and nothing else for what a store can answer."""
+
+    url: str
+    single_bytes: int
+    """The largest file that goes in one request."""
+    copy_bytes: int
+    """The largest object that is copied in one request."""
+
+    async def prepare(self, known: Algorithm | None = None) -> Algorithm:
+        """Which checksum to use: what the settings name, else `known`, else what the store is found to verify."""
+
+    def key(self, record: FileRecord) -> str:
+        """The object's name in the store."""
+
+    def scratch(self, number: int) -> str:
+        """The name of an object that is made only to see what the store does; no file's is like it."""
+
+    async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
+        """Stores a whole object in one request. Idempotent: a key only ever gets the same bytes."""
+
+    async def copy(self, source: str, target: Target) -> None:
+        """Makes an object of the bytes that the key `source` has, within the store. Idempotent.
+
+        Its outcome is not evidence: ask `head`. Raises Fault.MISSING where there is no such object.
+        """
+
+    async def copy_part(self, source: str, target: Target, upload_id: str, part: Part) -> None:
+        """Sends a part that is a range of another object, as `copy` does. Idempotent. Ask `list_parts`.
+
+        Raises Fault.UNSUPPORTED where the store has no such call.
+        """
+
+    async def begin(self, target: Target) -> str:
+        """Begins a multipart upload and returns its id. Each call begins another; nothing is visible yet."""
+
+    async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
+        """Sends one part. Idempotent: a part that comes again replaces itself."""
+
+    async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
+        """The parts that the store has, by number. Raises Fault.GONE when it has no such upload."""
+
+    async def complete(self, target: Target, upload_id: str, parts: Sequence[SentPart], whole: Digest) -> None:
+        """Makes the object of its parts. Its outcome is not evidence: ask `head`."""
+
+    async def abort(self, target: Target, upload_id: str) -> None:
+        """Forgets an upload and its parts. Idempotent."""
+
+    async def head(self, key: str) -> Evidence | None:
+        """What the store states of an object; None when there is none."""
+
+    async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
+        """Fills the buffer with the bytes from an offset on, and tells how many came, as they come.
+
+        Raises Fault.MISSING when there is no such object, and Fault.CORRUPT when it ends before that. An answer that
+        breaks off is Fault.TRANSIENT, and what came of it counts for nothing.
+        """
+
+    async def share(self, key: str, descriptor: int) -> bool:
+        """Gives an open file the object's very blocks, without a copy; False, and nothing done, where it can't."""
+
+    async def delete(self, key: str) -> None:
+        """Removes an object. Idempotent."""
+
+    def uploads(self, key: str) -> AsyncIterator[OpenUpload]:
+        """The multipart uploads of this key that are open: a key holds a file's id, so they are all ours."""
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+
+
+class Prober(Protocol):
+    """Finds out what a store's server really does. Raises StoreError."""
+
+    place: str
+    """The endpoint and the bucket: what is found out holds for both together."""
+
+    async def probe(self, key: str, now_ms: int) -> Capabilities:
+        """Asks the server, with what it makes at the key: the caller removes it."""
+
+
+class Examiner(Protocol):
+    """Looks at a store's server beyond what the flow needs of it."""
+
+    async def reach(self) -> Reach:
+        """Whether it answers, and how. Never fails."""
+
+    async def optional(self, key: str, upload_id: str) -> Mapping[str, StoreError | None]:
+        """Calls that the flow does without, tried on an object and an upload of the same key, by their names."""
