@@ -62,7 +62,8 @@ class Folder(StoreUnderTest):
         self.url = root.as_uri()
 
     def keys(self) -> list[str]:
-        files = (path for path in self.root.rglob("*") if path.is_file())
+        """os.walk() passes over folders that are removed meanwhile, which rglob() does not."""
+        files = (Path(folder, name) for folder, _, names in os.walk(self.root) for name in names)
         names = (str(path.relative_to(self.root)) for path in files)
         return sorted(name for name in names if ".ml-dash" not in name and is_object(name))
 

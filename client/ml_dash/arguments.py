@@ -88,13 +88,23 @@ def distinct(named: Iterable[tuple[str, PathLike]]) -> list[tuple[str, PathLike]
     return pairs
 
 
-def content_of(source: str) -> bytes | None:
-    """The content of a file that is small enough to travel in a message, as it is now."""
+def opened(source: str) -> tuple[bytes, int | None]:
+    """The content of a file that is small enough to travel in a message, as it is now; else a descriptor to it."""
     descriptor = open_source(source)
     try:
-        return read_small(descriptor)
-    finally:
+        content = read_small(descriptor)
+    except BaseException:
         os.close(descriptor)
+        raise
+    if content is None:
+        return b"", descriptor
+    os.close(descriptor)
+    return content, None
+
+
+def absolute(source: str) -> str:
+    """Where a file lies, for messages; its symlinks are kept."""
+    return printable(os.path.abspath(source))  # noqa: PTH100 resolve() would follow them
 
 
 def printable(path: str) -> str:

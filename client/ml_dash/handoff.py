@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, BinaryIO, Unpack
 
 from ml_dash import checkpoint, json_text, serialize
@@ -17,14 +18,14 @@ from ml_dash.arguments import (
     PathLike,
     Said,
     Words,
-    content_of,
+    absolute,
     distinct,
     durability_of,
     flag,
     name_of,
     only_known,
     open_source,
-    printable,
+    opened,
     priority_of,
     split_words,
     text,
@@ -35,7 +36,7 @@ from ml_dash.connection import Connection, new_key
 from ml_dash.dispatch import saver_of
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.inbox import Inbox, inbox_after, inbox_of_outage
-from ml_dash.many import OF_ONE_FILE, Basket, Refused
+from ml_dash.many import OF_ONE_FILE, Basket, Refused, Taken
 from ml_dash.media import encoding, figure, image, video
 from ml_dash.result import FileResult, Written
 from ml_dash.slot_writer import slot_writer
@@ -154,7 +155,7 @@ class HandOff:
             priority=priority,
             supersede=supersede,
         )
-        key, absolute = new_key(), printable(os.path.abspath(source))  # noqa: PTH100 keeps symlinks
+        key, where = new_key(), absolute(source)
         descriptor = open_source(source)
         try:
             accepted = self._connection.hand_over(
@@ -163,7 +164,7 @@ class HandOff:
                     request=number,
                     key=key,
                     file=file,
-                    source=absolute,
+                    source=where,
                     durability=durability_of(durability or self._durability),
                     snapshot=snapshot or "",
                     protect=protect or "",
@@ -171,17 +172,18 @@ class HandOff:
                 (descriptor,),
             )
         except MLDashError as failure:
-            return self._inbox_after(failure).leave_copy(file, key, absolute, descriptor)
+            return self._inbox_after(failure).leave_copy(file, key, where, descriptor)
         finally:
             os.close(descriptor)
         return self._result(accepted.record)
 
     def upload_many(self, fpaths: Many, **described: Unpack[ManyWords]) -> list[FileResult]:
-        """Hands many files over and returns their records in order; thousands of small ones go ten times as quick.
+        """Hands many files over and returns their records in order; thousands go several times as quick.
 
         `fpaths` are paths, or a mapping of names below the prefix to paths; the other arguments are `upload`'s, for
-        each of them. Files of at most 64 KiB travel many in a message. An error names its file: those before it are
-        handed over, those after it are not. Two that would get one name are an error that names both, and none is
+        each of them. They travel many in a message, larger ones than 64 KiB sixteen, and one where `durability`,
+        `snapshot` or `protect` may take long. An error names its file: those before it are handed over,
+        those after it are not. Two that would get one name are an error that names both, and none is
         handed over.
         """
         return [*self.each_uploaded(fpaths, **described)]
@@ -211,22 +213,40 @@ class HandOff:
             described["tags"] = texts(tags, "tags")  # once for all: a generator has them no second time
         if (bindrs := described.get("bindrs")) is not None:
             described["bindrs"] = texts(bindrs, "bindrs")
-        basket = Basket(self._connection, refused, self._leave)
-        for name, path in named:
-            try:
-                file = self._describe(name, **only_known(described))
-                content = content_of(text(path, "a path"))
-                if content is None:
-                    yield from map(self._result, basket.empty())
-                    yield self.upload(path, to=name, **kept, **described)
-            except MLDashError as failure:
-                if refused is None or failure.code not in OF_ONE_FILE:
+        alone = any(kept.values()) or self._durability == "disk"
+        with Basket(self._connection, refused, self._leave) as basket:
+            for name, path in named:
+                try:
+                    file, source = self._describe(name, **only_known(described)), text(path, "a path")
+                    content, descriptor = opened(source)
+                except MLDashError as failure:
+                    if failure.code in OF_ONE_FILE and refused is not None:
+                        refused(name, failure)
+                        continue
+                    if failure.code in OF_ONE_FILE:  # those before it are handed over
+                        yield from map(self._result, basket.empty())
                     raise
-                refused(name, failure)
-                continue
-            if content is not None:
-                yield from map(self._result, basket.add(file, content))
-        yield from map(self._result, basket.empty())
+                if descriptor is None:
+                    yield from map(self._result, basket.add(file, content))
+                elif not alone:
+                    yield from map(self._result, basket.add_open(file, descriptor, absolute(source)))
+                else:
+                    os.close(descriptor)
+                    yield from map(self._result, basket.empty())
+                    yield from self._unless_refused(
+                        partial(self.upload, path, to=name, **kept, **described), name, refused
+                    )
+            yield from map(self._result, basket.empty())
+
+    def _unless_refused(
+        self, upload: Callable[[], FileResult], name: str, refused: Refused | None
+    ) -> Iterator[FileResult]:
+        try:
+            yield upload()
+        except MLDashError as failure:
+            if refused is None or failure.code not in OF_ONE_FILE:
+                raise
+            refused(name, failure)
 
     def save_json(self, content: Any, *, to: str, **described: Unpack[Words]) -> FileResult:
         """Saves what JSON can hold: dict, list, str, numbers, bool, None. Raises TypeError for the rest."""
@@ -392,9 +412,12 @@ class HandOff:
         say = self._say if in_order else self._describe
         return Saved(say(to, **only_known(described)), key or new_key(), durability, seal)
 
-    def _leave(self, failure: MLDashError, content: m.Content) -> FileResult:
-        """Leaves a small file in the inbox of a service that is down. Raises the failure where there is none."""
-        return self._inbox_after(failure).leave_bytes(content.file, content.key, content.content)
+    def _leave(self, failure: MLDashError, taken: Taken) -> FileResult:
+        """Leaves a file in the inbox of a service that is down. Raises the failure where there is none."""
+        inbox, one = self._inbox_after(failure), taken.content
+        if taken.descriptor is None:
+            return inbox.leave_bytes(one.file, one.key, one.content)
+        return inbox.leave_copy(one.file, one.key, one.source, taken.descriptor)
 
     def _inbox_after(self, failure: MLDashError) -> Inbox:
         """Where to leave what the service does not take now. Raises the failure where there is no such place."""

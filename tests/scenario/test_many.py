@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import secrets
 from pathlib import Path
 
 import pytest
 
 from ml_dash import MLDashError
+from ml_dash import messages as m
 from ml_dash.errors import Code
 from tests.doubles.counting_proxy import CountingProxy
+from tests.doubles.raw_client import RawClient
 from tests.harness import Bucket, DaemonProcess, Folder, assert_whole, eventually, make_file
 from tests.servers.s3server import S3Server
 
@@ -76,17 +80,62 @@ def test_two_files_of_one_name_are_both_named_and_none_is_taken(tmp_path: Path) 
         assert len(exp.files.list()) == 2
 
 
-def test_a_bad_name_among_many_is_named_and_nothing_of_its_message_is_taken(tmp_path: Path) -> None:
+def test_of_many_those_before_a_bad_one_are_taken_and_those_after_it_are_not(tmp_path: Path) -> None:
+    """Small ones and large ones, whether the client sees what is wrong or the daemon does; none is taken twice."""
     files = folder_of(tmp_path / "source", 5)
+    small, large, nowhere = files["data/0000.bin"], files["data/0002.bin"], tmp_path / "nowhere.txt"
     with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
-        with pytest.raises(MLDashError) as refused:
-            exp.files.upload_many({"good": files["data/0000.bin"], "../bad": files["data/0001.bin"]})
-        assert refused.value.code is Code.INVALID_PATH
-        assert "../bad" in str(refused.value)
-        with pytest.raises(MLDashError) as missing:
-            exp.files.upload_many([tmp_path / "nowhere.txt"])
-        assert missing.value.code is Code.FILE_NOT_FOUND
-        assert exp.files.list() == []
+        for number, (named, bad, code) in enumerate(
+            (
+                ({"a": small, "b": large, "../bad": small, "after": small}, "../bad", Code.INVALID_PATH),
+                ({"a": large, "b": small, "../bad": large, "after": large}, "../bad", Code.INVALID_PATH),
+                ({"a": small, "b": large, "gone": nowhere, "after": small}, str(nowhere), Code.FILE_NOT_FOUND),
+            )
+        ):
+            with pytest.raises(MLDashError) as refused:
+                exp.files(str(number)).upload_many(named)
+            assert refused.value.code is code
+            assert bad in str(refused.value)
+            assert [one["filename"] for one in exp.files(str(number)).list("*")] == ["a", "b"]
+
+
+def test_large_files_travel_together_and_their_descriptors_are_let_go(tmp_path: Path) -> None:
+    """Sixteen in a message, among small ones, in their order; a refused one and an abandoned call leave none open."""
+    files = {f"{number:02}.bin": tmp_path / f"{number:02}.bin" for number in range(40)}
+    sums = {name: make_file(path, 5 if name.endswith("3.bin") else 100_000) for name, path in files.items()}
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
+        exp.files.save_text("x", to="first.txt")
+        open_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        results = exp.files("many").upload_many(files)
+        assert [one["filename"] for one in results] == [*files]
+        assert {one["pin"] for one in results} == {"inline", "link"}
+        with pytest.raises(MLDashError):
+            exp.files("bad").upload_many({**files, "../bad": files["00.bin"]})
+        abandoned = exp.files("abandoned").each_uploaded(files)
+        next(abandoned)
+        abandoned.close()
+        assert len(os.listdir("/proc/self/fd")) == open_before  # noqa: PTH208
+        for path in files.values():
+            path.unlink()
+        exp.files.flush(timeout=60)
+        assert {one["filename"]: one["checksum"] for one in exp.files("many").list("*")} == sums
+
+
+def test_files_with_a_source_and_descriptors_are_the_same_number(tmp_path: Path) -> None:
+    """A message that states another is refused, and nothing of it is taken."""
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon, daemon.experiment().run as exp:
+        exp.files.save_text("x", to="first.txt")
+        place = m.Place(namespace="a", project="b", experiment="c")
+        (tmp_path / "a.bin").write_bytes(bytes(100_000))
+        with RawClient(daemon.socket).greet() as client, (tmp_path / "a.bin").open("rb") as opened:
+            for count, sent in ((0, 1), (2, 1), (1, 2)):
+                files = tuple(
+                    m.Content(key=secrets.token_bytes(16), file=m.Described(place=place, to=f"{at}"), source="a.bin")
+                    for at in range(count)
+                )
+                answer = client.ask(m.Failed, m.PutMany(request=1, files=files), [opened.fileno()] * sent)
+                assert answer.code == Code.PROTOCOL
+        assert [one["filename"] for one in exp.files.list()] == ["first.txt"]
 
 
 def test_one_that_is_refused_stops_none_of_the_others(localstack: S3Server, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from ml_dash import messages as m
 from ml_dash import wire
 from ml_dash.errors import MLDashError
-from ml_dash.many import Basket, read_small
+from ml_dash.many import Basket, Taken, read_small
 
 PLACE = m.Place(namespace="alice", project="cv", experiment="resnet")
 LEAST = {
@@ -28,10 +29,11 @@ described = st.builds(
     tags=st.lists(texts, max_size=5).map(tuple),
     metadata=st.one_of(st.none(), st.just("m" * 200_000)),
 )
-contents = st.one_of(st.binary(max_size=300), st.integers(0, m.INLINE_BYTES).map(bytes))
+contents = st.one_of(st.binary(max_size=300), st.integers(0, m.INLINE_BYTES).map(bytes), st.none())
+"""None for a file that travels open."""
 
 
-def never(failure: MLDashError, _: m.Content) -> m.Record:
+def never(failure: MLDashError, _: Taken) -> m.Record:
     """The daemon is there."""
     raise failure
 
@@ -42,8 +44,10 @@ class Daemon:
     def __init__(self) -> None:
         self.messages: list[m.PutMany] = []
 
-    def hand_over(self, _: type[m.Message], build: Callable[[int], m.Message]) -> m.AcceptedMany:
-        (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(build(1)))
+    def hand_over(
+        self, _: type[m.Message], build: Callable[[int], m.Message], descriptors: Sequence[int]
+    ) -> m.AcceptedMany:
+        (frame,) = wire.Decoder(m.REQUEST_LIMITS).feed(m.encode(build(1), len(descriptors)), descriptors)
         message = m.decode(frame, m.REQUESTS)
         assert isinstance(message, m.PutMany)
         first = sum(len(one.files) for one in self.messages)
@@ -53,15 +57,21 @@ class Daemon:
         )
 
 
+def put_in(basket: Basket[m.Record], file: m.Described, content: bytes | None) -> Iterator[m.Record]:
+    if content is not None:
+        return basket.add(file, content)
+    return basket.add_open(file, os.open(os.devnull, os.O_RDONLY), file.to)
+
+
 @given(st.lists(st.tuples(described, contents), max_size=30))
-def test_every_message_fits_and_every_file_is_in_one(files: list[tuple[m.Described, bytes]]):
+def test_every_message_fits_and_every_file_is_in_one(files: list[tuple[m.Described, bytes | None]]):
     daemon = Daemon()
     basket = Basket(daemon, None, never)  # type: ignore[arg-type]
-    ids = [record.id for file, content in files for record in basket.add(file, content)]
+    ids = [record.id for file, content in files for record in put_in(basket, file, content)]
     ids += [record.id for record in basket.empty()]
     assert ids == list(range(len(files)))
     sent = [one for message in daemon.messages for one in message.files]
-    assert [(one.file, one.content) for one in sent] == files
+    assert [(one.file, None if one.source else one.content) for one in sent] == files
     assert len({one.key for one in sent}) == len(files)
     assert not list(basket.empty())
 

@@ -247,6 +247,7 @@ def test_which_messages_carry_descriptors():
     assert carrying == {
         "Upload": range(1, 2),
         "Fetch": range(1, 2),
+        "PutMany": range(17),
         "SlotGranted": range(2),
         "Branched": range(1, 2),
     }

@@ -203,8 +203,14 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         ),
         (m.Put(request=3, key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)), 0),
         (
-            m.PutMany(request=13, files=(m.Content(key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)),)),
-            0,
+            m.PutMany(
+                request=13,
+                files=(
+                    m.Content(key=KEY, file=DESCRIBED, content=b"\x00\xff", sha256=bytes(32)),
+                    m.Content(key=KEY, file=DESCRIBED, source="/data/best.pt"),
+                ),
+            ),
+            1,
         ),
         (m.RequestSlot(request=4, size_bytes=1 << 30, held=(1, 2)), 0),
         (m.CommitSlot(request=5, key=KEY, slot=1, file=DESCRIBED, size_bytes=4096, durability="memory", seal=True), 0),

@@ -21,6 +21,7 @@ from ml_dash.messages.parts import (
     Text,
 )
 from ml_dash.schema import Max
+from ml_dash.wire import MAX_DESCRIPTORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +67,13 @@ class Put(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """A file in a PutMany: as in a Put."""
+    """A file in a PutMany: its content as in a Put, or a `source` as in an Upload, which owns the next descriptor."""
 
     key: Key
     file: Described
-    content: Annotated[bytes, Max(INLINE_BYTES)]
-    sha256: Annotated[bytes, Max(32)]
+    content: Annotated[bytes, Max(INLINE_BYTES)] = b""
+    sha256: Annotated[bytes, Max(32)] = b""
+    source: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,10 +202,11 @@ class Drain(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutMany(Message):
-    """Hands over several small contents, all or none of them."""
+    """Hands over several small contents and open files, all or none of them."""
 
     kind: ClassVar[int] = 15
     limit: ClassVar[int] = Put.limit
+    descriptors: ClassVar[range] = range(MAX_DESCRIPTORS + 1)
     files: Annotated[tuple[Content, ...], Max(MANY)]
 
 

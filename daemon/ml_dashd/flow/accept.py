@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
@@ -39,6 +39,19 @@ COPIES = (2, 3)
 """Files being copied before the answer, of one user and of all: one thread of four is left for syncs and removals."""
 SYNC_AGAIN_S = 5.0
 """After a sync that could not be asked for, for want of a descriptor, say, the next try waits this long."""
+
+_IN_THE_JOURNAL = (PinKind.INLINE, PinKind.OBJECT)
+"""Pins that are nothing but their row."""
+_Pinned = tuple[Pin, bytes | None, int]
+"""A pin, the content where it was read, and the size in bytes."""
+
+
+class _Opened(NamedTuple):
+    """A source that a client has opened. `path` is what it says of it, for messages and recovery."""
+
+    descriptor: int
+    file_id: int
+    path: str
 
 
 class Accept:
@@ -126,7 +139,8 @@ class Accept:
             return known or await self._take(record, message, descriptor, said_ms=message.origin.updated_ms)
 
     async def _take(self, record: FileRecord, message: Upload, descriptor: int, said_ms: int | None = None) -> Job:
-        pin, content, size = await self._pin(record, message, descriptor)
+        source = _Opened(descriptor, record.id, message.source)
+        ((pin, content, size),) = await self._pin(record.owner_uid, [source], self._protection(message))
         job = self._job(_sized(record, size, content), pin, message.file, said_ms=said_ms)
         if message.origin is not None:  # what is pushed from elsewhere is its whole history
             job = replace(job, supersedes=False)
@@ -135,18 +149,30 @@ class Accept:
             await self._overwrites.protect(kept)
         return kept
 
-    async def _pin(self, record: FileRecord, message: Upload, descriptor: int) -> tuple[Pin, bytes | None, int]:
-        """Pins the source; where there is no descriptor left to hold it with, it is copied."""
-        take, source, protection = self._pins.take, message.source, self._protection(message)
+    async def _pin(self, owner_uid: int, sources: Sequence[_Opened], protection: Protection) -> list[_Pinned]:
+        """Pins sources; where there is no descriptor left to hold one with, they are copied."""
         if protection is not Protection.COPY:
             try:
-                async with self._pinning.of(record.owner_uid):
-                    return await self._threads.run(take, descriptor, record.id, source, protection)
+                async with self._pinning.of(owner_uid):
+                    return await self._threads.run(self._take_each, sources, protection)
             except MLDashError as full:
                 if full.code is not Code.RETRY_LATER:
                     raise
-        async with self._copying.of(record.owner_uid):
-            return await self._disk.run(take, descriptor, record.id, source, Protection.COPY)
+        async with self._copying.of(owner_uid):
+            return await self._disk.run(self._take_each, sources, Protection.COPY)
+
+    def _take_each(self, sources: Sequence[_Opened], protection: Protection) -> list[_Pinned]:
+        """All or none. In a thread: what is asked of the file system may take its time."""
+        taken: list[_Pinned] = []
+        try:
+            for source in sources:
+                one = self._pins.take(source.descriptor, source.file_id, source.path, protection)
+                taken.append(one)
+        except Exception:
+            for (pin, *_), source in zip(taken, sources, strict=False):
+                self._pins.release(pin, source.file_id)
+            raise
+        return taken
 
     async def refer(self, session: Session, message: Duplicate, source: Job) -> Job:
         """Takes what a stored file holds: its object is copied later (flow/copying.py). Idempotent by the key."""
@@ -185,34 +211,41 @@ class Accept:
 
     async def put(self, session: Session, message: Put) -> Job:
         """Takes content that came inside the message. Idempotent by the message's key."""
-        (job,) = await self._keep_contents(session, [message])
+        self._check("", "")
+        (job,) = await self._keep_all([self._inline(self._describe(session, message.file), message)])
         return job
 
-    async def put_many(self, session: Session, message: PutMany) -> list[Job]:
-        """Takes several contents, all or none. Idempotent by each one's key."""
-        return await self._keep_contents(session, message.files)
+    async def put_many(self, session: Session, message: PutMany, descriptors: Sequence[int]) -> list[Job]:
+        """Takes several contents and open files, all or none. Idempotent by each one's key.
 
-    async def _keep_contents(self, session: Session, files: Sequence[Put | Content]) -> list[Job]:
+        Each file that has a source owns the next descriptor.
+        """
         self._check("", "")
-        new = [Handed(self._inline(session, each), each.key, each.content) for each in files]
-        self._faults.at("accept.pinned")
-        kept = await self._journal.accept_all(new)
-        for job, fresh in kept:
-            if fresh:
-                self._meter.accepted(job.record.size_bytes)
-        self._faults.at("accept.journaled")
-        self._wake()
-        await self._supersede.run(job for job, _ in kept)
-        return [job for job, _ in kept]
+        if len(descriptors) != sum(1 for each in message.files if each.source):
+            raise error(Code.PROTOCOL, "each file with a source needs its descriptor, and no other file has one")
+        records = [self._describe(session, each.file) for each in message.files]
+        kept: dict[int, Handed] = {}
+        opened: list[_Opened] = []
+        for record, each in zip(records, message.files, strict=True):
+            if each.source:
+                opened.append(_Opened(descriptors[len(opened)], record.id, each.source))
+            else:
+                kept[record.id] = self._inline(record, each)
+        pins = await self._pin(session.uid, opened, self._protection()) if opened else []
+        pinned = {source.file_id: pin for source, pin in zip(opened, pins, strict=True)}
+        for record, each in zip(records, message.files, strict=True):
+            if record.id in pinned:
+                pin, content, size = pinned[record.id]
+                kept[record.id] = Handed(self._job(_sized(record, size, content), pin, each.file), each.key, content)
+        return await self._keep_all([kept[record.id] for record in records])
 
-    def _inline(self, session: Session, given: Put | Content) -> Job:
-        """The job of content that came inside a message, which is as it was sent."""
-        record = self._describe(session, given.file)
+    def _inline(self, record: FileRecord, given: Put | Content) -> Handed:
+        """Content that came inside a message, which is as it was sent."""
         sha256 = hashlib.sha256(given.content)
         if sha256.digest() != given.sha256:
             raise error(Code.CHECKSUM_MISMATCH, f"{record.path} did not arrive as it was sent", "save it again")
         record = replace(record, size_bytes=len(given.content), sha256=sha256.hexdigest())
-        return self._job(record, Pin(PinKind.INLINE), given.file, on_disk=True)
+        return Handed(self._job(record, Pin(PinKind.INLINE), given.file, on_disk=True), given.key, given.content)
 
     async def commit(self, session: Session, message: CommitSlot) -> Job:
         """Takes what was written into a slot. Idempotent by the message's key."""
@@ -229,30 +262,47 @@ class Accept:
         return kept
 
     async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:
-        pin, file_id = taken.pin, taken.id
-        inline = pin.kind in (PinKind.INLINE, PinKind.OBJECT)
-        on_disk = inline or self._waits_for_disk(durability)
+        (job,) = await self._keep_all([Handed(taken, key, content)], durability)
+        return job
+
+    async def _keep_all(self, handed: Sequence[Handed], durability: str = "") -> list[Job]:
+        """Journals what was pinned, all or none: from then on it is ours. What is not needed is let go of."""
+        waits = self._waits_for_disk(durability)
         try:
-            if on_disk and not inline:
-                await self._settle_first(pin, file_id)
+            settled = [await self._on_disk(one, waits=waits) for one in handed]
             self._faults.at("accept.pinned")
-            handed = Handed(replace(taken, on_disk=on_disk), key, content)
-            ((job, new),) = await self._journal.accept_all([handed])
-        except Exception:  # not CancelledError: the journal goes on, and may take the file after all
-            if not self._journal.unsure():  # else the next start may find it there; if not, it removes the pin
-                await self._disk.run(self._pins.release, pin, file_id)
+            kept = await self._journal.accept_all(settled)
+        except Exception:  # not CancelledError: the journal goes on, and may take the files after all
+            if not self._journal.unsure():  # else the next start may find them there; if not, it removes the pins
+                for one in handed:
+                    await self._let_go(one.job)
             raise
-        if new:
-            self._meter.accepted(job.record.size_bytes)
-        elif job.pin != pin:
-            await self._disk.run(self._pins.release, pin, file_id)
+        for (job, new), one in zip(kept, handed, strict=True):
+            if new:
+                self._meter.accepted(job.record.size_bytes)
+            elif job.pin != one.job.pin:
+                await self._let_go(one.job)
         self._faults.at("accept.journaled")
         self._wake()
-        self._copies.add(job)
-        await self._supersede.run([job])
-        if not job.on_disk:
-            self.sync_later(job)
-        return job
+        jobs = [job for job, _ in kept]
+        for job in jobs:
+            self._copies.add(job)
+        await self._supersede.run(jobs)
+        for job in jobs:
+            if not job.on_disk:
+                self.sync_later(job)
+        return jobs
+
+    async def _on_disk(self, one: Handed, *, waits: bool) -> Handed:
+        """With what is known of its content; `waits` for it to be on stable storage. The journal's own is there."""
+        inline = one.job.pin.kind in _IN_THE_JOURNAL
+        if waits and not inline:
+            await self._settle_first(one.job.pin, one.job.id)
+        return one if one.job.on_disk else replace(one, job=replace(one.job, on_disk=inline or waits))
+
+    async def _let_go(self, job: Job) -> None:
+        if job.pin.kind not in _IN_THE_JOURNAL:
+            await self._disk.run(self._pins.release, job.pin, job.id)
 
     async def _settle_first(self, pin: Pin, file_id: int) -> None:
         """Before the answer. What keeps the daemon from asking the disk, a want of descriptors, say, passes."""
@@ -317,10 +367,11 @@ class Accept:
                 await self._closing.wait()
         return self._closing.is_set()
 
-    def _protection(self, message: Upload) -> Protection:
-        if message.snapshot == "copy":
+    def _protection(self, message: Upload | None = None) -> Protection:
+        if message is not None and message.snapshot == "copy":
             return Protection.COPY
-        return Protection.REBOOT if self._waits_for_disk(message.durability) else Protection.RESTART
+        waits = self._waits_for_disk("" if message is None else message.durability)
+        return Protection.REBOOT if waits else Protection.RESTART
 
     def _waits_for_disk(self, durability: str) -> bool:
         return (durability or self._durability) == "disk"

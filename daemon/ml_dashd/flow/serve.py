@@ -191,8 +191,8 @@ class Serve:
     async def _put(self, session: Session, message: m.Put, *_: Any) -> Reply:
         return self._accepted(message, await self._accept.put(session, message))
 
-    async def _put_many(self, session: Session, message: m.PutMany, *_: Any) -> Reply:
-        jobs = await self._accept.put_many(session, message)
+    async def _put_many(self, session: Session, message: m.PutMany, descriptors: Sequence[int], _: Send) -> Reply:
+        jobs = await self._accept.put_many(session, message, descriptors)
         return m.AcceptedMany(request=message.request, records=self._records(jobs)), ()
 
     async def _duplicate_file(self, session: Session, message: m.Duplicate, *_: Any) -> Reply:
