@@ -40,6 +40,7 @@ bench: $(READY)  ## the figures in README, with their peers
 	$(BIN)/python benchmarks/catalog.py
 	$(BIN)/python benchmarks/blocking.py
 	$(BIN)/python benchmarks/interference.py
+	$(BIN)/python benchmarks/stall.py
 	$(BIN)/python benchmarks/peers.py --profile --picture docs/peers.svg
 
 long: $(READY)   ## the same suites at full size; seeds are printed

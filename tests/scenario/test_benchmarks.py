@@ -55,6 +55,14 @@ def test_handoff_gives_figures(tmp_path: Path) -> None:
     assert all(each["seconds"] > 0 for each in found["acks"])
 
 
+def test_stall_gives_figures(tmp_path: Path) -> None:
+    found = figures("stall.py", tmp_path)
+    assert [each["load"] for each in found["stalls"]] == ["idle", "one file of 24 MiB", "50 of 4 KiB"]
+    for each in found["stalls"]:
+        assert each["questions"] > 0
+        assert 0 < each["answers_ms"]["p50"] <= each["answers_ms"]["p99.9"] <= each["answers_ms"]["max"]
+
+
 def test_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
     found = figures("fleet.py", tmp_path, "--url", mongodb_url, "--documents", "2000")
     assert all(each["records_per_second"] > 0 for each in found["commits"])
