@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,10 +25,12 @@ from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
 from ml_dashd.flow.inbox import Adoption
 from ml_dashd.flow.nodes import Nodes
+from ml_dashd.flow.operations import Identity, Operations
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
-from ml_dashd.flow.serve import Identity, Serve
-from ml_dashd.flow.sets import FileSets, Show
+from ml_dashd.flow.serve import Serve
+from ml_dashd.flow.sets import FileSets
+from ml_dashd.flow.shown import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Answers:
     """`serve` answers; `inbox` and `adoption` are of a daemon that has a folder for what is left while it is down."""
 
     serve: Serve
+    identity: Identity
     accept: Accept
     experiments: Experiments
     prune: Prune
@@ -46,8 +48,9 @@ class Answers:
 
 def build_answers(parts: Parts, policy: Policy, stop: Callable[[], None]) -> Answers:
     """`stop` ends the daemon."""
-    base, storage, sending, sources, upkeep = parts.base, parts.storage, parts.sending, parts.sources, parts.upkeep
-    journal, catalog, clock = storage.journal, storage.catalog, base.clock
+    base, storage, sending, upkeep = parts.base, parts.storage, parts.sending, parts.upkeep
+    journal, catalog, clock, of_catalog = storage.journal, storage.catalog, base.clock, storage.of_catalog
+    identity, sessions, shown = _identity(base.config, clock.now_ms()), set[int](), Shown(storage.pins, base.bell)
     accept = _accept(parts, policy)
     inbox, adoption = _inbox(parts, policy, accept)
     browse = Browse(
@@ -61,10 +64,49 @@ def build_answers(parts: Parts, policy: Policy, stop: Callable[[], None]) -> Ans
         policy=policy,
     )
     experiments = Experiments(runs=storage.runs, mirror=upkeep.mirror, policy=policy, clock=clock)
+    nodes = Nodes(number=of_catalog.number, leases=of_catalog.leases, here=of_catalog.here, policy=policy, clock=clock)
+    sets = FileSets(
+        shown=shown,
+        journal=journal,
+        catalog=catalog,
+        deliver=upkeep.deliver,
+        bell=base.bell,
+        clock=clock,
+        faults=base.faults,
+        policy=policy,
+    )
+    operations = Operations(
+        identity=identity,
+        sessions=sessions,
+        shown=shown,
+        browse=browse,
+        drain=upkeep.drain,
+        doctor=_doctor(parts),
+        audit=Audit(browse=browse, store=storage.store, threads=base.threads, buffers=sending.buffers, clock=clock),
+        again=Again(
+            browse=browse,
+            journal=journal,
+            pins=storage.pins,
+            threads=base.quick,
+            finish=sending.finish,
+            worker=sending.worker,
+            policy=policy,
+        ),
+        sets=sets,
+        sending=sending.pace.sending,
+        limits=_limits(base.config),
+        journal=journal,
+        pins=storage.pins,
+        threads=base.quick,
+        health=parts.sources.health,
+        policy=policy,
+        stop=stop,
+    )
     prune = Prune(browse=browse, journal=journal, catalog=catalog, policy=policy, clock=clock, faults=base.faults)
-    of_catalog = storage.of_catalog
     serve = Serve(
-        identity=_identity(base.config, clock.now_ms()),
+        identity=identity,
+        sessions=sessions,
+        shown=shown,
         accept=accept,
         browse=browse,
         amend=Amend(browse=browse, journal=journal, catalog=catalog, bell=base.bell, clock=clock),
@@ -80,37 +122,15 @@ def build_answers(parts: Parts, policy: Policy, stop: Callable[[], None]) -> Ans
             clock=clock,
             part_bytes=base.config.store.part_size,
         ),
-        drain=upkeep.drain,
-        doctor=_doctor(parts),
-        audit=Audit(browse=browse, store=storage.store, threads=base.threads, buffers=sending.buffers, clock=clock),
-        again=Again(
-            browse=browse,
-            journal=journal,
-            pins=storage.pins,
-            threads=base.quick,
-            finish=sending.finish,
-            worker=sending.worker,
-            policy=policy,
-        ),
-        sending=sending.pace.sending,
-        limits=_limits(base.config),
-        experiments=experiments,
         inbox=adoption,
-        nodes=Nodes(
-            number=of_catalog.number, leases=of_catalog.leases, here=of_catalog.here, policy=policy, clock=clock
-        ),
-        sets=_sets(parts, policy),
-        stop=stop,
         journal=journal,
-        pins=storage.pins,
         slots=storage.slots,
         warm=upkeep.warm,
         threads=base.quick,
-        bell=base.bell,
-        health=sources.health,
-        policy=policy,
+        health=parts.sources.health,
+        others={**operations.answers, **experiments.answers, **nodes.answers, **sets.answers},
     )
-    return Answers(serve, accept, experiments, prune, inbox, adoption)
+    return Answers(serve, identity, accept, experiments, prune, inbox, adoption)
 
 
 def _accept(parts: Parts, policy: Policy) -> Accept:
@@ -157,20 +177,6 @@ def _inbox(parts: Parts, policy: Policy, accept: Accept) -> tuple[InboxFolder | 
         threads=base.disk,
         clock=base.clock,
         faults=base.faults,
-    )
-
-
-def _sets(parts: Parts, policy: Policy) -> Callable[[Show], FileSets]:
-    """What answers for sets, once it is told how files are shown."""
-    return partial(
-        FileSets,
-        journal=parts.storage.journal,
-        catalog=parts.storage.catalog,
-        deliver=parts.upkeep.deliver,
-        bell=parts.base.bell,
-        clock=parts.base.clock,
-        faults=parts.base.faults,
-        policy=policy,
     )
 
 

@@ -184,7 +184,8 @@ class Daemon:
     def _rename(self, root: Path) -> None:
         """The root is at another path now, and with it what is not kept outside of it."""
         state_dir = self._config.daemon.state_dir if self._config.outside else str(root / HOME)
-        self._answers.serve.rename(root.as_uri(), printable(state_dir))
+        identity = self._answers.identity
+        identity.store, identity.state_dir = root.as_uri(), printable(state_dir)
 
     async def _beat(self) -> None:
         if self._systemd.present:
