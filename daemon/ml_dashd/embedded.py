@@ -32,6 +32,7 @@ from ml_dashd import logs
 from ml_dashd.config import HOME, WORKING, Config
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.holder import RENEW_S, Holder
+from ml_dashd.edge.place import BOOT
 from ml_dashd.edge.root import RootFolder, StateFolder, Whereabouts, adopt
 from ml_dashd.ports import Clock, Send, Service, Session, Threads
 
@@ -44,7 +45,6 @@ REMOVING_S = 2.0
 CARRY_S = 60.0
 """Between copies of the catalog into a root whose state lies elsewhere: each costs as much as the catalog is long."""
 HAND_OFFS = (Upload, Put, PutMany, CommitSlot, OpenExperiment, EndRun, SetParams, LogRows)
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Embedded:
@@ -57,7 +57,7 @@ class Embedded:
         self._carried = self._home / "catalog.sqlite"
         facts = {
             "host": socket.gethostname(),
-            "boot": BOOT_ID.read_text().strip(),
+            "boot": BOOT.read_text().strip(),
             "pid": os.getpid(),
             "version": version("ml-dash"),
             "state_dir": config.daemon.state_dir,

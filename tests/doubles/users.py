@@ -208,7 +208,7 @@ def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
 
     for module in pkgutil.walk_packages(ml_dashd.__path__, "ml_dashd."):
         importlib.import_module(module.name)
-    sys.modules["ml_dashd.app"]._run_loop(asyncio.sleep(0))
+    sys.modules["ml_dashd.app"].run_loop(asyncio.sleep(0))
     _be(uid)
     status: int = sys.modules["ml_dashd.__main__"].main(arguments)
     return status

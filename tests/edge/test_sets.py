@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -29,6 +29,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.deliver import Deliver
 from ml_dashd.flow.sets import FileSets
 from ml_dashd.flow.shares import share_of
+from ml_dashd.flow.shown import Shown
 from ml_dashd.ports import Catalog, Handed, JournalError, Session
 
 PLACE = m.Place(namespace="alice", project="cv", experiment="resnet", prefix="ckpt")
@@ -62,7 +63,7 @@ class Node:
         }  # fmt: skip
         self.deliver = Deliver(keep_s=604_800, **shared)
         policy = Policy(OWN, frozenset({ALICE, BOB}))
-        self.sets = FileSets(lambda _: (), deliver=self.deliver, policy=policy, **shared)
+        self.sets = FileSets(shown=Shown(cast("Any", None), bell), deliver=self.deliver, policy=policy, **shared)
         self.running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

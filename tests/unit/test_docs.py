@@ -21,7 +21,7 @@ from ml_dashd.core.runs import MAX_PARAMS
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, audit, browse, fetch, prune, runs, serve
+from ml_dashd.flow import accept, audit, bell, browse, fetch, operations, prune, runs
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -171,9 +171,9 @@ def _limits() -> str:
          f"{slots.MAX_SLOTS}; {slots.KEEP_HELD + slots.KEEP_FREE}"),
         ("ids in a request", f"{_most(messages.Get, 'ids'):,}"),
         ("records in a page", f"{_most(messages.Page, 'records'):,}, {browse.PAGE_BYTES >> 20} MiB of texts"),
-        ("one wait", f"{serve.MAX_WAIT_MS // 1000} s; the library asks again"),
+        ("one wait", f"{bell.MAX_WAIT_MS // 1000} s; the library asks again"),
         ("looks at journal and catalog at once, of one user; of all", _list(*browse.LOOKS)),
-        ("reports of the status", _list(*serve.REPORTS)),
+        ("reports of the status", _list(*operations.REPORTS)),
         ("files being pinned", _list(*accept.PINS)),
         ("files being copied before the answer", _list(*accept.COPIES)),
         ("looks at experiments and rows", _list(*runs.RUN_LOOKS)),

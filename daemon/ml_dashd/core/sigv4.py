@@ -35,7 +35,8 @@ class Signer:
         self.region = region
         self._scope = f"{region}/{service}/aws4_request"
         self._service = service
-        self._derived: tuple[str, str, bytes] = ("", "", b"")
+        self._derived: tuple[str, str] = ("", "")
+        self._prepared = hmac.new(b"", digestmod="sha256")
 
     def headers(
         self, keys: Keys, method: str, path: str, query: Mapping[str, str], given: Mapping[str, str], at: str
@@ -53,19 +54,22 @@ class Signer:
         request = f"{method}\n{path}\n{canonical_query(query)}\n{lines}\n\n{listed}\n{UNSIGNED}"
         scope = f"{at[:8]}/{self._scope}"
         text = f"{ALGORITHM}\n{at}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = hmac.digest(self._key(keys.secret_key, at[:8]), text.encode(), "sha256").hex()
+        signature = self._signature(keys.secret_key, at[:8], text.encode())
         signed["authorization"] = (
             f"{ALGORITHM} Credential={keys.access_key}/{scope}, SignedHeaders={listed}, Signature={signature}"
         )
         return signed
 
-    def _key(self, secret: str, day: str) -> bytes:
-        if self._derived[:2] != (secret, day):
+    def _signature(self, secret: str, day: str, text: bytes) -> str:
+        """By a copy of the day's HMAC: hmac.digest() gives the interpreter's lock away, and small files wait for it."""
+        if self._derived != (secret, day):
             key = f"AWS4{secret}".encode()
             for piece in (day, self.region, self._service, "aws4_request"):
                 key = hmac.digest(key, piece.encode(), "sha256")
-            self._derived = (secret, day, key)
-        return self._derived[2]
+            self._derived, self._prepared = (secret, day), hmac.new(key, digestmod="sha256")
+        signed = self._prepared.copy()
+        signed.update(text)
+        return signed.hexdigest()
 
 
 def encode_key(key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import gc
 import mmap
 import os
 import random
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 SMALLEST_MAPPED = 128 * 1024
 """Below this a buffer is made of what the allocator has at hand."""
+COLLECT_AFTER = 50_000
+"""New objects before the next look (Python's own: 700). 10,000 files of 4 KiB are stored in 2.65 s
+in place of 2.99, for 1 MB of memory more; without any look it is 2.75."""
 SYNC_STEP = 2 * 1024 * 1024
 """Written back at a time: a commit of the journal waits 0.5 ms beside it, and 10 ms and more beside a whole file."""
 _WAIT_WRITE_WAIT = 1 | 2 | 4
@@ -102,6 +106,13 @@ def raise_descriptor_limit() -> None:
 def ignore_lease_signals() -> None:
     """Until the loop listens to them, no lease is held for longer than it takes to learn that it was granted."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
+
+
+def collect_rarely() -> None:
+    """Cycles are looked for among what is new since, and after more of it: it took a tenth of a small file's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 20)
 
 
 async def breathe() -> None:

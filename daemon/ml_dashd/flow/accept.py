@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,9 +12,7 @@ from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, Put
 from ml_dashd.core import names
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
-from ml_dashd.core.schedule import LINGER_S
 from ml_dashd.flow.arrivals import Arrivals
-from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.overwrites import Overwrites
@@ -26,9 +21,8 @@ from ml_dashd.flow.shares import share_of
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
-from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, JournalError, Meter, Pins, Session, Slots, Threads
-
-log = logging.getLogger("ml_dashd.flow")
+from ml_dashd.flow.write_back import WriteBack
+from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, Meter, Pins, Session, Slots, Threads
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
@@ -37,8 +31,6 @@ PINS = (3, 64)
 """Files being pinned at once, of one user and of all: a file system that hangs leaves others one of four threads."""
 COPIES = (2, 3)
 """Files being copied before the answer, of one user and of all: one thread of four is left for syncs and removals."""
-SYNC_AGAIN_S = 5.0
-"""After a sync that could not be asked for, for want of a descriptor, say, the next try waits this long."""
 
 _IN_THE_JOURNAL = (PinKind.INLINE, PinKind.OBJECT)
 """Pins that are nothing but their row."""
@@ -71,10 +63,10 @@ class Accept:
         disk: Threads,
         meter: Meter,
         ids: Ids,
-        bell: Bell,
         clock: Clock,
         faults: Faults,
         settle: Settle,
+        write_back: WriteBack,
         health: Health,
         copies: Copies,
         overwrites: Overwrites,
@@ -84,7 +76,6 @@ class Accept:
         key_prefix: str,
         durability: str,
         wake: Callable[[], None],
-        give_up: Callable[[Job, Exception], Awaitable[None]],
     ) -> None:
         self._journal = journal
         self._pins = pins
@@ -93,6 +84,7 @@ class Accept:
         self._threads = threads
         self._disk = disk
         self._settle = settle
+        self._write_back = write_back
         self._health = health
         self._copies = copies
         self._overwrites = overwrites
@@ -101,27 +93,18 @@ class Accept:
         self._policy = policy
         self._meter = meter
         self._ids = ids
-        self._bell = bell
         self._clock = clock
         self._faults = faults
         self._key_prefix = key_prefix
         self._durability = durability
         self._wake = wake
-        self._give_up = give_up
         self._pinning = Turns(*PINS)
         self._copying = Turns(*COPIES)
-        self._closing = asyncio.Event()
-        self._syncing: set[asyncio.Task[None]] = set()
-        self._lingering: asyncio.Task[None] | None = None
+        self._closed = False
 
-    async def close(self, patience_s: float) -> None:
-        """Takes nothing more; what is being written to disk may be finished, the rest is not begun."""
-        self._closing.set()
-        if self._syncing:
-            await asyncio.wait(self._syncing, timeout=patience_s)
-        for task in self._syncing:
-            task.cancel()
-        await asyncio.gather(*self._syncing, return_exceptions=True)
+    def close(self) -> None:
+        """Takes nothing more."""
+        self._closed = True
 
     async def upload(
         self, session: Session, message: Upload, descriptor: int, numbered: tuple[int, int] | None = None
@@ -290,7 +273,7 @@ class Accept:
         await self._supersede.run(jobs)
         for job in jobs:
             if not job.on_disk:
-                self.sync_later(job)
+                self._write_back.later(job)
         return jobs
 
     async def _on_disk(self, one: Handed, *, waits: bool) -> Handed:
@@ -314,59 +297,6 @@ class Accept:
             what = f"{pin.source or 'the spool'} can't be synced now: {failure}"
             raise error(Code.RETRY_LATER, what, "it is tried again; see the daemon's log") from failure
 
-    def sync_later(self, job: Job) -> None:
-        """Starts the write-back; `on_disk` is noted when it is done."""
-        task = asyncio.create_task(self._sync(job), name=f"sync {job.id}")
-        self._syncing.add(task)
-        task.add_done_callback(self._syncing.discard)
-
-    async def _sync(self, job: Job) -> None:
-        """Until it is on stable storage: a file keeps its ack of "memory" while the disk can't be asked, or refuses."""
-        await self._linger()
-        told = False
-        while (failure := await self._bring_to_disk(job)) is not None:
-            if not told:
-                event = {"id": job.id, "path": job.record.path, "error": failure}
-                log.warning("not_on_disk", extra=event)
-                told = True
-            if _code_of(failure) is Code.DISK_FAILED or await self._is_closing(SYNC_AGAIN_S):
-                break
-        self._bell.ring()
-
-    async def _linger(self) -> None:
-        """Those that come within one LINGER_S go on together: they share the sync of their folder, and the commit."""
-        if self._lingering is None or self._lingering.done():
-            self._lingering = asyncio.create_task(self._clock.sleep(LINGER_S), name="linger")
-        await asyncio.shield(self._lingering)
-
-    async def _bring_to_disk(self, job: Job) -> Exception | None:
-        """What kept the source, or its note, from stable storage; None where nothing did, or the file is given up."""
-        try:
-            await self._settle.content(job.pin, job.id)
-        except Exception as failure:  # noqa: BLE001 whatever it is, it is tried again or said
-            if _code_of(failure) is not Code.DISK_FAILED:
-                return failure
-            event = {"id": job.id, "path": job.record.path, "error": failure}
-            log.error("sync_failed", extra=event)  # noqa: TRY400
-            await self._give_up(job, failure)  # it must not be sent from a disk that could not keep it
-            return None
-        if job.pin.kind is PinKind.FD:
-            return None  # a descriptor does not outlive a reboot, wherever its bytes are
-        try:
-            await self._settle.entry(job.pin)
-            await self._journal.mark_on_disk(job)
-            await self._supersede.run([replace(job, on_disk=True)])
-        except Exception as failure:  # noqa: BLE001 as above
-            return failure
-        return None
-
-    async def _is_closing(self, seconds: float) -> bool:
-        """Waits so long; whether the daemon is stopped meanwhile."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
-        return self._closing.is_set()
-
     def _protection(self, message: Upload | None = None) -> Protection:
         if message is not None and message.snapshot == "copy":
             return Protection.COPY
@@ -377,7 +307,7 @@ class Accept:
         return (durability or self._durability) == "disk"
 
     def _check(self, durability: str, snapshot: str, protect: str = "") -> None:
-        if self._closing.is_set():
+        if self._closed:
             raise error(Code.SHUTTING_DOWN, "the daemon is being stopped")
         self._health.check()
         if durability not in DURABILITY:
@@ -424,10 +354,6 @@ class Accept:
         )
         names.check_length(record, self._key_prefix)
         return record
-
-
-def _code_of(failure: Exception) -> Code | None:
-    return failure.code if isinstance(failure, MLDashError | JournalError) else None
 
 
 def _sized(record: FileRecord, size_bytes: int, content: bytes | None) -> FileRecord:

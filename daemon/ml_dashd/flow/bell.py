@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+MAX_WAIT_MS = 60_000
+"""How long one request waits at most: whoever waits longer asks again, and so shows that it is still there."""
+
 
 class Bell:
     """Rung at every change; whoever waits looks again. `sent` counts the bytes of the files that are being sent."""
@@ -28,3 +31,8 @@ class Bell:
                 await rung.wait()
         except TimeoutError:
             return
+
+
+def longest_wait_ms(asked_ms: int) -> int:
+    """How long a request that asks to wait that long is let wait, in milliseconds."""
+    return min(asked_ms, MAX_WAIT_MS)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ml_dash.errors import MLDashError
 from ml_dash.messages import PARAMS_BYTES
-from ml_dashd.core.circuit import pause_s
+from ml_dashd.core.circuit import CATALOG_PROBE_CAP_S, pause_s
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
 from ml_dashd.ports import Clock, JournalError, Runs
@@ -25,7 +25,6 @@ log = logging.getLogger("ml_dashd.flow")
 
 GATHER_S = 5.0
 """What is written gathers for so long, or half of it: 1,000 nodes that log always make 270 transactions a second."""
-PROBE_CAP_S = 15.0
 PIECE = 500
 """Rows of one transaction."""
 
@@ -63,7 +62,7 @@ class Forward:
 
     async def _wait(self) -> None:
         if self._failures:
-            await self._clock.sleep(pause_s(self._failures, self._clock.jitter(), PROBE_CAP_S))
+            await self._clock.sleep(pause_s(self._failures, self._clock.jitter(), CATALOG_PROBE_CAP_S))
             return
         self._woken.clear()
         if not self._late:

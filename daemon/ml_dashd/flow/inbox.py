@@ -20,6 +20,7 @@ from ml_dash.messages import CommitSlot, Duplicate, Message, Put, PutMany, Uploa
 from ml_dashd.core.access import Policy
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.flow.accept import Accept
+from ml_dashd.flow.bell import longest_wait_ms
 from ml_dashd.ports import (
     Catalog,
     Clock,
@@ -44,8 +45,6 @@ AGAIN_S = 5.0
 TIDY_S = 3600.0
 KEEP_NUMBERS_MS = 30 * 24 * 3_600_000
 """How long a file that was left is found by its key."""
-MAX_WAIT_MS = 60_000
-"""Of one request, as of any other that waits."""
 FIND_S = 20.0
 """How long a question after a file waits for it to be taken in."""
 HAND_OFFS = (Upload, Put, PutMany, CommitSlot, Duplicate)
@@ -268,7 +267,7 @@ class InboxFirst:
         if isinstance(message, HAND_OFFS):
             await self._adoption.look_or_tell()
         if isinstance(message, Wait) and message.place is not None:  # for all files of an experiment
-            patience_s = min(message.timeout_ms, MAX_WAIT_MS) / 1000
+            patience_s = longest_wait_ms(message.timeout_ms) / 1000
             if left := await self._adoption.wait(session.uid, patience_s):
                 return Waited(request=message.request, reached=0, pending=left), ()
         return await self._service.handle(session, message, descriptors, send)

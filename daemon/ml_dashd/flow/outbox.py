@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ml_dash.errors import TABLE, Code
-from ml_dashd.core.circuit import pause_s
+from ml_dashd.core.circuit import CATALOG_PROBE_CAP_S, pause_s
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import StoreError
 from ml_dashd.ports import Catalog, Clock, Journal, JournalError, Superseded
@@ -27,8 +27,6 @@ log = logging.getLogger("ml_dashd.flow")
 
 BATCH = 500
 """Files of one commit: a round trip and a write of a few hundred KiB."""
-PROBE_CAP_S = 15.0
-"""Of 10,000 nodes, 1,300 ask in a second then; and a catalog that is back is noticed after 8 s on average."""
 IDLE_S = 60.0
 """While nothing happens the catalog is asked this often, so that status and readiness know how it is."""
 HOLD_MS = 24 * 3600 * 1000
@@ -147,4 +145,4 @@ class Outbox:
             with suppress(JournalError):  # then nothing is put off, which the log of the journal tells
                 await self._journal.hold_deferred(self._clock.now_ms() + HOLD_MS, trouble)
                 self._loose = False
-        return pause_s(self._probes, self._clock.jitter(), PROBE_CAP_S)
+        return pause_s(self._probes, self._clock.jitter(), CATALOG_PROBE_CAP_S)

@@ -29,14 +29,13 @@ from ml_dashd.core.runs import (
     run_status,
 )
 from ml_dashd.flow.arrivals import AHEAD_MS
-from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.bell import Bell, longest_wait_ms
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Clock, JournalError, Runs, Session
 
 log = logging.getLogger("ml_dashd.flow")
 
-MAX_WAIT_MS = 60_000
 LOOK_AGAIN_S = 0.05
 """A waiting request looks at most this often, however many rows come."""
 PAGE_BYTES = 2 << 20
@@ -180,7 +179,7 @@ class Experiments:
 
     async def _details(self, session: Session, message: m.ListExperiments) -> m.Experiments:
         place = names.clean_experiment(*_parts(message.prefix))
-        deadline = self._clock.monotonic() + min(message.timeout_ms, MAX_WAIT_MS) / 1000
+        deadline = self._clock.monotonic() + longest_wait_ms(message.timeout_ms) / 1000
         while True:
             rung = self._bell.listen()
             run, metrics = await self._look(session, place)

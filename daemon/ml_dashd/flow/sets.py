@@ -12,14 +12,14 @@ from ml_dashd.core import sets as core
 from ml_dashd.core.access import Policy, Right
 from ml_dashd.core.model import Job
 from ml_dashd.core.sets import Delivery, SetKey, SetRecord, SetSelection, SetState
-from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.bell import Bell, longest_wait_ms
 from ml_dashd.flow.browse import PAGE_BYTES, answer_bytes
 from ml_dashd.flow.deliver import Deliver
 from ml_dashd.flow.shares import key_of, share_of
+from ml_dashd.flow.shown import Shown
 from ml_dashd.flow.turns import Turns
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, JournalError, Session
 
-MAX_WAIT_MS = 60_000
 LOOK_AGAIN_S = 0.5
 """Who waits for a set looks at the catalog this often: other nodes ring no bell here."""
 LOOKS = (2, 64)
@@ -32,8 +32,6 @@ GONE = {
 SAMPLE = 16
 """Incomplete sets that a report names."""
 Reply = tuple[m.Message, Sequence[int]]
-Show = Callable[[Sequence[Job]], tuple[m.Record, ...]]
-"""Files as their clients see them."""
 
 
 class FileSets:
@@ -41,8 +39,8 @@ class FileSets:
 
     def __init__(
         self,
-        show: Show,
         *,
+        shown: Shown,
         journal: Journal,
         catalog: Catalog,
         deliver: Deliver,
@@ -58,7 +56,7 @@ class FileSets:
         self._clock = clock
         self._faults = faults
         self._policy = policy
-        self._show = show
+        self._shown = shown
         self._looks = Turns(*LOOKS)
         self.answers: dict[type[m.Message], Callable[..., Awaitable[Reply]]] = {
             m.OpenSet: self._open,
@@ -127,7 +125,7 @@ class FileSets:
         scope = self._policy.scope(session.uid)
         selection = SetSelection((SetState.OPEN,), owner_uid=scope.owner_uid, namespaces=scope.namespaces, limit=SAMPLE)
         try:
-            return tuple(map(_shown, await self._catalog.sets.select(selection)))
+            return tuple(map(_set_record, await self._catalog.sets.select(selection)))
         except JournalError:
             return ()
 
@@ -149,11 +147,11 @@ class FileSets:
         async with self._looks.of(session.uid):
             found = await self._catalog.sets.select(selection)
         cursor = cursors.write(found[-1].number) if len(found) == limit else None
-        return m.Sets(request=message.request, sets=tuple(map(_shown, found)), cursor=cursor), ()
+        return m.Sets(request=message.request, sets=tuple(map(_set_record, found)), cursor=cursor), ()
 
     async def _wait(self, session: Session, message: m.ListSets, share_key: str) -> m.Sets:
         """Raises SET_INCOMPLETE, or SET_MISMATCH, where the share is in no set and will be in none."""
-        deadline = self._clock.monotonic() + min(message.timeout_ms, MAX_WAIT_MS) / 1000
+        deadline = self._clock.monotonic() + longest_wait_ms(message.timeout_ms) / 1000
         while True:
             rung = self._bell.listen()
             waits = self._deliver.waits(share_key)  # asked first: what is delivered meanwhile is found below
@@ -169,7 +167,7 @@ class FileSets:
                 raise error(Code.SET_INCOMPLETE, f"{core.called(found.key)} {GONE[found.state]}")
             left = deadline - self._clock.monotonic()
             if left <= 0 or (found is not None and found.state is not SetState.OPEN):
-                return m.Sets(request=message.request, sets=() if found is None else (_shown(found),))
+                return m.Sets(request=message.request, sets=() if found is None else (_set_record(found),))
             await self._bell.wait(rung, min(left, LOOK_AGAIN_S))
 
     async def _files(self, session: Session, message: m.SetFiles, *_: Any) -> Reply:
@@ -187,7 +185,7 @@ class FileSets:
                 break
         at_end = len(found) < limit and (not found or last == found[-1].id)
         cursor = None if at_end or last is None else cursors.write(last)
-        return m.Page(request=message.request, records=self._show(jobs), cursor=cursor), ()
+        return m.Page(request=message.request, records=self._shown.records(jobs), cursor=cursor), ()
 
     async def _drop(self, session: Session, message: m.DropSet, *_: Any) -> Reply:
         record = await self._find(session, message.id)
@@ -214,7 +212,7 @@ def _owner_and_place(of: Job | Delivery) -> tuple[object, ...]:
     return whose.owner_uid, whose.namespace, whose.project, whose.experiment
 
 
-def _shown(record: SetRecord) -> m.SetRecord:
+def _set_record(record: SetRecord) -> m.SetRecord:
     key = record.key
     return m.SetRecord(
         id=record.id,

@@ -1,0 +1,56 @@
+"""What everything is built with: settings, clock, points of failure, counts, threads, and the bell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ml_dashd.config import Config, fault_plan
+from ml_dashd.edge.politeness import Politeness
+from ml_dashd.edge.system import NoFaults, NoMeter, Pool, TestFaults
+from ml_dashd.flow.bell import Bell
+from ml_dashd.ports import Clock, Faults, Meter
+
+if TYPE_CHECKING:
+    from ml_dashd.core.model import Figures
+
+QUICK_THREADS = 4
+"""For pins and slots: a hand-off waits behind no read, hash or fsync."""
+DISK_THREADS = 4
+"""For fsyncs, copies and removals, which may take seconds each."""
+LEASE_THREADS = 2
+"""For copies that a writer waits for, behind nobody else's."""
+
+
+class Base:
+    """Made once a daemon has its state folder for itself: its threads begin here."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        plan = fault_plan()
+        self.faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
+        self.meter, self.render = _meter(config)
+        self.polite = Politeness(config.limits.nice, config.limits.io_class)
+        self.threads = Pool(config.limits.threads, "work", self.polite)
+        self.quick = Pool(QUICK_THREADS, "quick")
+        self.disk = Pool(DISK_THREADS, "disk", self.polite)
+        self.warming = Pool(1, "warm", self.polite)
+        self.leasing = Pool(LEASE_THREADS, "lease")
+        self.bell = Bell()
+
+    def close(self) -> None:
+        """Ends the threads, once they have done what was asked of them. Blocks."""
+        for pool in (self.threads, self.quick, self.disk, self.warming, self.leasing):
+            pool.close()
+
+
+def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes]]:
+    """What counts, and what makes a page of it where somebody can ask for one."""
+    if not config.http.listen:
+        return NoMeter(), lambda _: b""
+    from ml_dashd.edge.metrics import PrometheusMeter  # noqa: PLC0415 an embedded daemon does without
+
+    meter = PrometheusMeter(version("ml-dash"))
+    return meter, meter.render
