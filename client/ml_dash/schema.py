@@ -30,6 +30,8 @@ class Within(NamedTuple):
     most: int
 
 
+_AS_THEY_ARE = frozenset({int, str, bytes, bool, NoneType})
+"""Most fields are one of these, and are not looked at further."""
 Reader = Callable[[Any, str], Any]
 
 
@@ -37,19 +39,21 @@ def plain(value: Any) -> Any:
     """What msgpack takes. A field that has its default is left out: a hand-off's frames are half as long without."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    if not is_dataclass(value):
+    defaults = _defaults(cast("Hashable", type(value)))
+    if defaults is None:
         return value
-    given = ((name, getattr(value, name), default) for name, default in _defaults(cast("Hashable", type(value))))
+    given = ((name, getattr(value, name), default) for name, default in defaults)
     return {
-        name: plain(item) if isinstance(item, tuple) or is_dataclass(item) else item
+        name: item if type(item) in _AS_THEY_ARE else plain(item)
         for name, item, default in given
         if item is not default and item != default
     }
 
 
 @cache
-def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((field.name, field.default) for field in fields(kind))
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...] | None:
+    """A dataclass's fields and their defaults; None for another type."""
+    return tuple((field.name, field.default) for field in fields(kind)) if is_dataclass(kind) else None
 
 
 @cache

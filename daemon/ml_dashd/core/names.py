@@ -98,6 +98,14 @@ def local_key(record: FileRecord) -> str:
 
 def content_type(filename: str) -> str:
     """The media type that a filename suggests."""
+    last = max(filename.rfind("."), 0)
+    two = max(filename.rfind(".", 0, last), 0) or last
+    return _type_of(f"x{filename[two:]}" if two else filename)
+
+
+@lru_cache(1024)
+def _type_of(filename: str) -> str:
+    """Remembered: a job's files have few suffixes, and looking one up takes as long as the rest of a file's names."""
     dot = filename.rfind(".")
     known = _MORE_TYPES.get(filename[dot:].lower()) if dot >= 0 else None
     guessed, compression = _TYPES.guess_type(filename, strict=False)
