@@ -90,7 +90,7 @@ class SpoolConfig:
 class LimitsConfig:
     """The table [limits]."""
 
-    memory: int = 104 * MIB
+    memory: int = 72 * MIB
     threads: int = 4
     connections: int = 16
     bandwidth: int = 0

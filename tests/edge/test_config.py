@@ -189,7 +189,7 @@ REFUSED = [
     ('[store]\nsse="aws:kms"\nsse_kms_key_id="a\\nb"', "store.sse_kms_key_id is", "ASCII without spaces"),
     ("[store]\nstorage_class = 'COLD LINE'", "store.storage_class is 'COLD LINE'", "ASCII without spaces"),
     ("[store]\nstorage_class = 'GLACIER'", "store.storage_class is GLACIER", "GLACIER_IR"),
-    ("[store]\npart_size = 67108864", "limits.memory is 109051904 and store.part_size 67108864", "at least twice"),
+    ("[store]\npart_size = 50331648", "limits.memory is 75497472 and store.part_size 50331648", "at least twice"),
     ("[spool]\npools = ['/x', 'spool']", "spool.pools is", "an absolute path"),
     ("[spool]\npools = ['']", "spool.pools is", "an absolute path"),
     ("[daemon", "not TOML", "at end of document"),
