@@ -85,11 +85,15 @@ class Finish:
         """Lists verified files (rule 6), lets their sources go (rule 7), and tells who waits (rule 8).
 
         One of which something else is said meanwhile is listed again, with that; one that was deleted is taken back,
-        be it here, or in the catalog by whoever knew it before; one whose id another file has fails. Raises AwayError.
+        be it here, in the moment in which it was listed, too, or in the catalog by whoever knew it before; one whose id
+        another file has fails. Raises AwayError.
         """
-        deleted = [job for job in jobs if job.cancel_requested]
-        jobs = [job for job in jobs if not job.cancel_requested]
-        while jobs:
+        deleted: list[Job] = []
+        while True:
+            deleted += [job for job in jobs if job.cancel_requested]
+            jobs = [job for job in jobs if not job.cancel_requested]
+            if not jobs:
+                break
             self._faults.at("finish.before_catalog")
             gone, others = await self._commit(jobs)
             self._faults.at("finish.after_catalog")
@@ -115,7 +119,7 @@ class Finish:
             await self.fail(job, Trouble(Code.ID_TAKEN, what, SAVE_AGAIN), owns_key=other.key != job.record.key)
 
     async def _amended(self, ids: Sequence[int]) -> list[Job]:
-        """Those that are to be listed otherwise; the others have come to their end meanwhile."""
+        """Those that are to be listed otherwise, or no more; the others have come to their end meanwhile."""
         now = await self._journal.get(ids) if ids else []
         return [job for job in now if job.state is State.VERIFIED]
 
@@ -128,11 +132,8 @@ class Finish:
         for job in done:
             self._meter.stored(job.record.size_bytes)
         _log_stored(done)
-        deleted = [job.id for job in done if job.cancel_requested]
         self._bell.ring()
         self._faults.at("finish.after_notify")
-        if deleted:  # in the moment in which they were listed; else, in a day, by the sweep
-            await self._outbox.ask(self._catalog.delete(deleted, self._clock.now_ms()))
         ended = {job.id for job in done}
         return [job.id for job in jobs if job.id not in ended]
 
@@ -202,13 +203,13 @@ class Finish:
             await self._outbox.put([job], away.trouble)
 
     async def _take_back(self, job: Job) -> None:
+        now = self._clock.now_ms()
+        if job.state is State.VERIFIED:  # it may have been listed in the moment in which it was deleted
+            await self._unlist(job, now)  # rule 6: before its object goes
         if job.record.key is not None:
             if job.part_size:
                 await self.abort_all(job)
             await self._store.delete(job.record.key)
-        now = self._clock.now_ms()
-        if job.state is State.VERIFIED:  # it may have been listed in the moment in which it was deleted
-            await self._unlist(job, now)
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release([job])
@@ -232,9 +233,7 @@ class Finish:
         await self.abort_strays(job)
 
     async def clear(self, job: Job) -> None:
-        """Removes what may have come after a file was ended: an upload, a cancelled file's object, or its record."""
-        if job.state is State.DONE and job.cancel_requested:  # first: the store may refuse the rest
-            await self._catalog.delete([job.id], job.record.updated_ms)
+        """Removes what may have come after a file was ended: an upload, or a cancelled file's object."""
         if job.state is State.CANCELLED and job.record.key is not None:
             await self._store.delete(job.record.key)
         if job.part_size:
