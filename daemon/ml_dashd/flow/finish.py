@@ -16,12 +16,15 @@ from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.outbox import AwayError, Outbox
+from ml_dashd.flow.verify import digest_of
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Superseded, TakenError, Threads
 
 T = TypeVar("T")
 
 log = logging.getLogger("ml_dashd.flow")
 
+_FOR_GOOD = (Fault.GONE, Fault.REFUSED, Fault.CORRUPT, Fault.MISSING, Fault.UNSUPPORTED)
+"""What a store says of a Complete that no repetition changes."""
 SAVE_AGAIN = "save it again; a copy of this machine's state folder gives out the same ids: give each its own"
 
 
@@ -230,29 +233,49 @@ class Finish:
         """Aborts the file's multipart upload, and those too that a crash kept out of the journal."""
         if job.upload_id is not None:
             await self._store.abort(self._target(job), job.upload_id)
-        await self.abort_strays(job)
+        await self._end_strays(job)
 
     async def clear(self, job: Job) -> None:
         """Removes what may have come after a file was ended: an upload, or a cancelled file's object."""
         if job.state is State.CANCELLED and job.record.key is not None:
             await self._store.delete(job.record.key)
         if job.part_size:
-            await self.abort_strays(job)
+            await self._end_strays(job, kept=job.upload_id if job.state is State.DONE else None)
 
-    async def abort_strays(self, job: Job) -> None:
-        """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""
+    async def _end_strays(self, job: Job, kept: str | None = None) -> None:
+        """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours.
+
+        The one that is `kept` has become the object, if there is one. A server that dies within Complete may list it
+        all the same (Swift removes its marker last), and to abort it would take the object's parts away: it is
+        completed once more, which ends it.
+        """
         target = self._target(job)
         for upload in [each async for each in self._store.uploads(target.key)]:
-            log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
-            await self._store.abort(target, upload.upload_id)
+            if upload.upload_id == kept and await self._store.head(target.key) is not None:
+                await self._complete_again(job, target, upload.upload_id)
+            else:
+                log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
+                await self._store.abort(target, upload.upload_id)
+
+    async def _complete_again(self, job: Job, target: Target, upload_id: str) -> None:
+        """One that the store does not take again stays as it is, listed: the object is worth more."""
+        try:
+            parts = await self._store.list_parts(target, upload_id, job.part_size)
+            await self._store.complete(target, upload_id, parts, digest_of(job))
+        except StoreError as refused:
+            if refused.fault not in _FOR_GOOD:
+                raise
+            log.warning("upload_left", extra={"id": job.id, "upload": upload_id, "error": refused})
+        else:
+            log.info("upload_ended", extra={"id": job.id, "upload": upload_id})
 
     async def tidy(self, job: Job) -> None:
-        """Removes what an earlier try at a stored file has begun after all: its request may have arrived late.
+        """Removes what earlier tries at a stored file have begun after all, or not quite ended.
 
         The file is whole without it, so a store that refuses holds nothing up; the sweep asks again.
         """
         try:
-            await self.abort_strays(job)
+            await self._end_strays(job, kept=job.upload_id)
         except StoreError as refused:
             log.info("clean_postponed", extra={"id": job.id, "error": refused})
 

@@ -26,7 +26,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import FairBuffers, Pace, as_fault
 from ml_dashd.flow.single import Single
 from ml_dashd.flow.sources import changed, check_handed, crc64_of, open_source
-from ml_dashd.flow.verify import Verify
+from ml_dashd.flow.verify import Verify, digest_of
 from ml_dashd.ports import Clock, Faults, Journal, Meter, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 8
@@ -225,11 +225,12 @@ class Uploader:
         """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred."""
         await self._checksums.algorithm()  # after a restart the store does not know yet what it is to state
         evidence = await self._head_if_allowed(job.record.key or "")
+        smooth = evidence is None and job.trouble is None
         if evidence is None:
             evidence = await self._complete_now(job)
-        if job.trouble is not None:
+        if not smooth:
             await self._finish.tidy(job)
-        return await self._verify(job, evidence, _whole(job), job.record.sha256 or "")
+        return await self._verify(job, evidence, digest_of(job), job.record.sha256 or "")
 
     async def _head_if_allowed(self, key: str) -> Evidence | None:
         """AWS answers for an object that is not there with a denial to whom may not list the bucket."""
@@ -246,7 +247,7 @@ class Uploader:
         failure: StoreError | None = None
         self._faults.at("upload.before_complete")
         try:
-            await self._store.complete(target, upload_id, listed, _whole(job))
+            await self._store.complete(target, upload_id, listed, digest_of(job))
         except StoreError as ambiguous:
             failure = ambiguous
         self._faults.at("upload.after_complete")
@@ -294,11 +295,6 @@ class Uploader:
 def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
     if earlier is not None and earlier.crc64nvme not in (None, digest.crc64nvme):
         raise changed(job)
-
-
-def _whole(job: Job) -> Digest:
-    """What was sent, as the journal keeps it once every part was read."""
-    return Digest(job.record.size_bytes, job.record.crc64nvme or 0, job.algorithm, job.proof)
 
 
 def _by_number(some: Sequence[SentPart]) -> dict[int, SentPart]:

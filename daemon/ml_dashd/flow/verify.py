@@ -12,6 +12,11 @@ from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.ports import Buffers, Clock, Store, Threads
 
 
+def digest_of(job: Job) -> Digest:
+    """What was sent, as the journal keeps it once every part was read."""
+    return Digest(job.record.size_bytes, job.record.crc64nvme or 0, job.algorithm, job.proof)
+
+
 class Verify:
     """Proves stored objects."""
 
