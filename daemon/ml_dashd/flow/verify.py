@@ -48,6 +48,7 @@ class Verify:
             "uploaded_ms": self._clock.now_ms(),
             "attempt": 0,
             "blocked": False,
+            "not_before_ms": 0,  # it may have been put off, and gone as a circuit's probe
             "trouble": None,
         }
 
