@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.s3_double import S3Double
 from tests.harness import Bucket, DaemonProcess, assert_whole, eventually
 from tests.servers.swift import Swift
 
@@ -79,3 +80,24 @@ def test_the_upload_of_an_object_is_ended_and_never_aborted(swift: Swift, tmp_pa
         daemon.start()
         eventually(lambda: daemon.rows("SELECT 1 FROM files") == [])
         assert_whole(daemon, exp, expected)
+
+
+@pytest.mark.slow
+def test_an_upload_that_comes_late_is_ended_with_its_file(s3_double: S3Double, tmp_path: Path) -> None:
+    """Its request was on the way when the daemon was killed, and had not arrived when the next one looked."""
+    store = Bucket(s3_double)
+    with DaemonProcess(tmp_path / "daemon", store, settings=f"part_size = {PART}\n") as daemon:
+        daemon.kill()
+        daemon.start(faults="upload.before_begin=kill")
+        with daemon.experiment(wait=False).run as exp:
+            exp.files.save_blob(CONTENT, to="model.pt")
+        daemon.wait_for_death()
+        daemon.start(faults="upload.before_completing=hang")
+        daemon.wait_until_hung()
+        with contextlib.closing(s3_double.client()) as s3:
+            ((key,),) = daemon.rows("SELECT key FROM files")
+            s3.create_multipart_upload(Bucket=store.bucket, Key=key)
+        daemon.resume()
+        exp = daemon.experiment().run.start()
+        exp.files.flush(60)
+        assert_whole(daemon, exp, {"model.pt": hashlib.sha256(CONTENT).hexdigest()})

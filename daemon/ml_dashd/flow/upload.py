@@ -127,10 +127,12 @@ class Uploader:
     async def _begin(self, job: Job, algorithm: Algorithm) -> Job:
         """Begins a multipart upload. What an earlier attempt began and could not journal is aborted first."""
         key = self._store.key(job.record)
+        attempt = job.attempt
         if job.part_size:
             await self._finish.abort_all(job)
+            attempt = max(1, attempt)  # its request may be on its way still: see `_complete`
         size = part_size(job.record.size_bytes, self._part_bytes)
-        job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm)
+        job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm, attempt=attempt)
         self._faults.at("upload.before_begin")
         upload_id = await self._store.begin(job.target)
         self._faults.at("upload.after_begin")
@@ -222,10 +224,13 @@ class Uploader:
         )
 
     async def _complete(self, job: Job) -> Job:
-        """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred."""
+        """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred.
+
+        Where there was one, what it may have left is ended: the uploads of a file that had a smooth way need no look.
+        """
         await self._checksums.algorithm()  # after a restart the store does not know yet what it is to state
         evidence = await self._head_if_allowed(job.record.key or "")
-        smooth = evidence is None and job.trouble is None
+        smooth = evidence is None and job.trouble is None and job.attempt == 0
         if evidence is None:
             evidence = await self._complete_now(job)
         if not smooth:
@@ -252,6 +257,8 @@ class Uploader:
             failure = ambiguous
         self._faults.at("upload.after_complete")
         evidence = await self._store.head(target.key)
+        if evidence is not None and failure is not None:
+            await self._finish.tidy(job)
         if evidence is None and failure is not None and failure.fault is Fault.CORRUPT:
             raise StoreError(Fault.GONE, failure.message)  # the parts are not what they should be: another upload
         if evidence is None:
