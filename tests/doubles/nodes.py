@@ -15,7 +15,8 @@ from tests.harness import PREFIX, DaemonProcess, StoreUnderTest
 
 PART = 5 << 20
 """As small as S3 allows."""
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
+"""6,000 files take some minutes at full size on two cores."""
 SOME, MANY = 2_500, 300_000
 """How often a file's words are repeated: tens of KiB, in the spool, or so many that it goes in parts."""
 
