@@ -1,11 +1,15 @@
-"""What a fleet asks of MongoDB: commits a second, and what lists take among a million documents.
+"""What a fleet asks of MongoDB: commits a second, what lists take among a million documents, and what nodes write.
 
     python benchmarks/fleet.py [--quick] [--json] [--folder DIR] [--documents N] [--url mongodb://…/database]
+    python benchmarks/fleet.py --simulate NODES [--rate SHARE] …
 
 A mongod of the tests' own is started, with one member and its defaults but a cache of 256 MiB; or an empty database is
 named. The catalog's own module asks. First many writers commit, as many as nodes would at once; each record is of
-another file. Then the database is filled, and each list is timed; MongoDB's profiler says from which index each was
-answered, and how many keys and documents were read for it, and the benchmark fails where one scans the collection.
+another file. Then the database is filled, past the catalog, and each list is timed; MongoDB's profiler says from which
+index each was answered, and how many keys and documents were read for it, and the benchmark fails where one scans the
+collection.
+
+With `--simulate` so many nodes do what benchmarks/fleet_load.py says, or a share of it, and MongoDB's CPU is told.
 """
 
 from __future__ import annotations
@@ -15,29 +19,32 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fleet_load
 import pymongo
 import rig
 from catalog import record
 from rig import percentile
 
-from ml_dashd.core.model import Selection
+from ml_dashd.core.model import EVERYBODY, Selection
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
+from ml_dashd.edge.mongo_records import document
 from ml_dashd.edge.mongo_schema import FILES, prepare
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.servers.mongodb import MongoDB
 
-FILL = 1000
-"""Records of a commit while the database is filled, by as many writers as WRITERS says."""
-WRITERS = 8
+FILL = 5000
+"""Documents of a request while the database is filled."""
 PAGE = 500
+MOST_MS = 1_800_000
+"""For an index of the million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Plan:
     """Writers, and records of each one's commits."""
 
 
-FULL = Plan(documents=1_000_000, calls=200, seconds=10.0)
+FULL = Plan(documents=1_000_000, calls=100, seconds=10.0)
 QUICK = Plan(documents=5_000, calls=3, seconds=0.1, commits=((1, 1), (4, 64)))
 
 
@@ -59,12 +66,18 @@ def main() -> None:
     parser = rig.parser("What a fleet asks of MongoDB.")
     parser.add_argument("--documents", type=int, help="how many the lists are timed among")
     parser.add_argument("--url", default="", help="an empty database of a replica set, in place of one's own")
+    parser.add_argument("--simulate", type=int, metavar="NODES", help="how many nodes write, in place of the above")
+    parser.add_argument("--rate", type=float, default=0.1, help="the share of their load (default: %(default)s)")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    documents = options.documents or plan.documents
     with rig.workplace(options.folder) as folder, database(folder, options.url) as url:
-        found = {"machine": rig.machine(folder), **asyncio.run(measured(url, plan, documents))}
-    print(json.dumps(found, indent=2)) if options.json else show_all(found)
+        if options.simulate:
+            load = fleet_load.Plan(options.simulate, options.rate, 2.0 if options.quick else 60.0)
+            measuring, show = fleet_load.measured(url, load), fleet_load.show_all
+        else:
+            measuring, show = measured(url, plan, options.documents or plan.documents), show_all
+        found = {"machine": rig.machine(folder), **asyncio.run(measuring)}
+    print(json.dumps(found, indent=2)) if options.json else show(found)
 
 
 @contextmanager
@@ -87,11 +100,13 @@ async def measured(url: str, plan: Plan, documents: int) -> dict[str, Any]:
     catalog = MongoCatalog(mongo)
     try:
         commits = [await committing(catalog, plan, writers, size) for writers, size in plan.commits]
-        await mongo.call(mongo.collection(FILES).delete_many({}))
         rig.tell(f"{documents:,} documents")
-        await fill(catalog, documents)
+        begun = time.monotonic()
+        fill(url, documents)
+        await make_indexes(url)
         return {
             "commits": commits,
+            "filled_s": time.monotonic() - begun,
             "lists": [each async for each in listing(catalog, url, plan.calls, documents)],
             "bytes": sizes(url),
         }
@@ -128,50 +143,62 @@ async def committing(catalog: MongoCatalog, plan: Plan, writers: int, size: int)
     }
 
 
-async def fill(catalog: MongoCatalog, documents: int) -> None:
-    starts = iter(range(1, documents + 1, FILL))
+def fill(url: str, documents: int) -> None:
+    """The catalog's own documents, in an empty collection whose indexes are made afterwards: so it takes minutes."""
+    with pymongo.MongoClient[Any](url, w=1, journal=False) as client:
+        files = client.get_default_database()[FILES]
+        files.drop()
+        for start in range(1, documents + 1, FILL):
+            numbers = range(start, min(start + FILL, documents + 1))
+            files.insert_many([document(record(number, documents, number)) for number in numbers], ordered=False)
 
-    async def write() -> None:
-        for start in starts:
-            end = min(start + FILL, documents + 1)
-            await catalog.commit([record(number, documents, number) for number in range(start, end)])
 
-    await asyncio.gather(*(write() for _ in range(WRITERS)))
+async def make_indexes(url: str) -> None:
+    """Of so many documents that takes longer than the daemon waits for an answer."""
+    mongo = Mongo(fleet_load.with_options(url, f"socketTimeoutMS={MOST_MS}"))
+    try:
+        await prepare(mongo)
+    finally:
+        await mongo.close()
 
 
 # ---- lists
 
 
-def questions() -> dict[str, Selection]:
-    """What a client's list asks the catalog for, by the call; the experiment is the one of `record`."""
-    namespace, project, experiment = rig.PREFIX.split("/")
-    all_of_them = Selection(namespace, project, experiment, limit=PAGE)
+def questions(catalog: MongoCatalog) -> dict[str, Callable[[], Awaitable[Sequence[Any]]]]:
+    """What clients' lists ask the catalog for, by the call; the experiment is the one of `record`."""
+    place = rig.PREFIX.split("/")
 
-    def asked(**changes: Any) -> Selection:
-        return Selection(namespace, project, experiment, limit=PAGE, **changes)
+    def asked(**changes: Any) -> Callable[[], Awaitable[Sequence[Any]]]:
+        selection = Selection(*place, **({"limit": PAGE} | changes))
+        return lambda: catalog.select(selection)
 
     return {
-        "list(), first page": all_of_them,
+        "list(), first page": asked(),
+        "list(), a page in the middle": asked(cursor=("frames/50/5", 0)),
         'files("frames/7").list()': asked(prefix="frames/7"),
         'list("**/*.json")': asked(pattern="**/*.json"),
         'list("configs/*.json")': asked(prefix="configs", pattern="*.json"),
-        'newest of "models/7.pt"': Selection(
-            namespace, project, experiment, prefix="models/7.pt", pattern="", latest=True, limit=1
-        ),
+        'list("frames/*/77*.png")': asked(prefix="frames", pattern="*/77*.png"),
+        'list(tags=["frame"])': asked(tags=("frame",)),
+        'newest of "models/7.pt"': asked(prefix="models/7.pt", pattern="", latest=True, limit=1),
         'list("models/*", latest=True)': asked(prefix="models", pattern="*", latest=True),
+        "ml-dash ls, all experiments": lambda: catalog.newer(0, EVERYBODY, PAGE),
+        "their names": catalog.experiments,
     }
 
 
 async def listing(catalog: MongoCatalog, url: str, calls: int, documents: int) -> Any:
-    for name, asked in questions().items():
-        found = await catalog.select(asked)
+    for name, ask in questions(catalog).items():
+        rig.tell(name)
+        found = await ask()
         took = []
         for _ in range(calls):
             started = time.monotonic()
-            await catalog.select(asked)
+            await ask()
             took.append((time.monotonic() - started) * 1e3)
         with profiled(url) as plans:
-            await catalog.select(asked)
+            await ask()
         yield {
             "documents": documents,
             "call": name,
@@ -207,6 +234,7 @@ def profiled(url: str) -> Iterator[list[dict[str, Any]]]:
 def sizes(url: str) -> dict[str, float]:
     """Bytes a document: as BSON, on disk, and of all indexes together."""
     with pymongo.MongoClient[Any](url) as client:
+        client.admin.command("fsync")  # else a part of it is not on the disk yet
         said = client.get_default_database().command("collstats", FILES)
     return {
         "document": said["avgObjSize"],
@@ -241,6 +269,7 @@ def show_all(found: dict[str, Any]) -> None:
         ],
     )
     said = found["bytes"]
+    print(f"filled, and indexes made, in {found['filled_s']:.0f} s")
     print(
         f"a document: {said['document']:.0f} bytes, {said['on_disk']:.0f} on disk, {said['indexes']:.0f} in its indexes"
     )

@@ -138,6 +138,8 @@ EVENTS = {
     "sync_failed": "the disk refused to sync a source: the file is given up, because its bytes can't be trusted",
     "tree_not_written": "what the catalog has of an experiment could not be shown in the root; it is tried again",
     "tree_waits": "the catalog can't be asked at the start what the root is to show; it is tried again",
+    "upload_ended": "a server that was cut off had kept the upload of an object beside it; it was completed once more",
+    "upload_left": "the store keeps the upload of an object beside it, and does not take its completion again",
     "versions_pruned": "versions beyond those that are kept were deleted, on request or by [retention]",
 }
 """Every event, and when it comes; docs/logs.md is made from this table and the calls."""

@@ -6,18 +6,24 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
 
 import pytest
 
 from ml_dash.errors import Code
+from ml_dashd.core.checksum import Digest
 from ml_dashd.core.circuit import HOLD_MS
-from ml_dashd.core.model import Job, Trouble
+from ml_dashd.core.model import Algorithm, Evidence, Job, Trouble
 from ml_dashd.core.retry import Fault
+from ml_dashd.core.schedule import Lane
+from ml_dashd.core.states import State
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow import circuit
 from ml_dashd.flow.circuit import Breaker
-from tests.edge.test_journal import accepted, clock, journal, path, rows
+from ml_dashd.flow.verify import Verify
+from ml_dashd.ports import Clock
+from tests.edge.test_journal import SetClock, accepted, clock, journal, path, rows
 
 __all__ = ["clock", "journal", "path"]
 
@@ -151,3 +157,19 @@ async def test_one_that_meets_something_else_behind_a_circuit_goes_on_with_the_o
         await journal.note(job, blocked=True, not_before_ms=SystemClock().now_ms() + HOLD_MS, trouble=held)
         probes.end = breaker.answered
         await probes.until(lambda: rows(path, WAITING) == [(0,)])
+
+
+async def test_a_probe_that_was_stored_is_due_though_its_daemon_ends_before_it_is_listed(
+    journal: SqliteJournal, clock: SetClock
+) -> None:
+    """It was put off with all others, and went nevertheless: nothing lets it go, for it is blocked no more."""
+    sent = Digest(5, 7, Algorithm.CRC64NVME, "AAAAAAAAAAc=")
+    job = await journal.advance(await accepted(journal, 1), State.SENDING, key="files/1")
+    await journal.hold([job.id], clock.now + HOLD_MS, AWAY)
+    unused = cast("Any", None)
+    proved = await Verify(unused, unused, unused, cast("Clock", clock)).changes(
+        job, Evidence(5, "e", sent.proof, job.id), sent, "ab" * 32
+    )
+    await journal.advance(job, State.VERIFIED, **proved)
+    await journal.retry_blocked()  # the start of the next one
+    assert [each.id for each in await journal.due(Lane.SMALL, clock.now, [], 9)] == [job.id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -34,6 +34,8 @@ class Listing:
         self.poisoned: set[int] = set()
         self.asked = 0
         self.batches: list[list[int]] = []
+        self.late: Callable[[], Awaitable[None]] | None = None
+        """What happens while the first files are listed."""
         self.all_of_them = asyncio.Event()
         self.refused = asyncio.Event()
 
@@ -54,6 +56,9 @@ class Listing:
         if self.poisoned & {job.id for job in jobs}:
             raise ValueError("a defect")
         self.batches.append([job.id for job in jobs])
+        if self.late is not None:
+            late, self.late = self.late, None
+            await late()
         await self._journal.advance_all(jobs, State.DONE)
         if sum(map(len, self.batches)) == len(FILES) - len(self.poisoned):
             self.all_of_them.set()
@@ -113,6 +118,22 @@ async def test_one_probe_asks_for_all(tmp_path: Path, monkeypatch: pytest.Monkey
         listing.refused.clear()
         await listing.refused.wait()
         assert listing.asked == 2
+
+
+async def test_what_comes_while_the_rest_is_listed_does_not_wait_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id is lower: the round that goes on is past it."""
+    monkeypatch.setattr(under_test, "IDLE_S", 3600.0)
+    async with waiting(tmp_path) as (journal, listing, outbox), asyncio.timeout(30):
+        await listing.refused.wait()
+        (first,) = await journal.get([1])
+        await journal.note(first, lane="small")  # it is not in the outbox yet
+        listing.late = lambda: outbox.put([first], AWAY)
+        listing.away = False
+        outbox.hasten()
+        await listing.all_of_them.wait()
+        assert [one for batch in listing.batches for one in batch] == [*FILES[1:], 1]
 
 
 async def test_a_file_that_can_not_be_listed_keeps_no_other_back(tmp_path: Path) -> None:

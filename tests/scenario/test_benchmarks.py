@@ -72,7 +72,17 @@ def test_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
     for each in found["lists"]:
         assert 0 < each["p50_ms"] <= each["p99_ms"]
         assert each["keys"] >= each["listed"]
-        assert all("IXSCAN" in plan for plan in each["plan"])
+        assert all("SCAN {" in plan and "COLLSCAN" not in plan for plan in each["plan"])
+
+
+def test_the_load_of_a_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
+    found = figures("fleet.py", tmp_path, "--url", mongodb_url, "--simulate", "40", "--rate", "0.5")
+    assert {each["deed"] for each in found["deeds"]} == {"commits", "rows", "renewals", "lists"}
+    assert all(each["reached_per_second"] > 0 for each in found["deeds"])
+    documents = {each["collection"]: each["documents"] for each in found["collections"]}
+    assert documents["experiments"] == documents["metrics"] == 40
+    assert documents["metric_rows"] >= 40 * 4, "four rows a node to begin with"
+    assert found["cores_of_all"] > 0
 
 
 def test_catalog_gives_figures(tmp_path: Path) -> None:

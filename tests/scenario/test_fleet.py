@@ -1,88 +1,48 @@
-"""Three nodes of a fleet: daemons with their own state folders and sockets, one bucket, one MongoDB of three members.
+"""Three nodes of a fleet: daemons with their own state folders, sockets and networks, one bucket, one MongoDB.
 
-Everything that they save is there once, whatever is killed meanwhile; and each sees what the others have.
+Everything that they save is there once, whatever is killed meanwhile; and each sees what the others have. The S3 server
+is Swift, which keeps its objects when it is killed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
+import socket
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from tests.doubles.nodes import assert_one_each, node
-from tests.harness import PREFIX, Bucket, DaemonProcess
+from tests.doubles.fleets import NODES, Fleet
+from tests.doubles.network import Network
+from tests.doubles.nodes import Saving, assert_one_each
+from tests.doubles.schedules import KINDS, drawn
 from tests.scenario.shell import Shell
 from tests.servers.mongodb import MongoDB
+from tests.servers.swift import Swift
 
 pytestmark = pytest.mark.slow
-NODES = 3
 
 
 @pytest.fixture
-def bucket(request: pytest.FixtureRequest, full_size: bool) -> Bucket:
-    return Bucket(request.getfixturevalue("swift" if full_size else "s3_double"))
+def fleet(tmp_path: Path, swift: Swift, members: int) -> Iterator[Fleet]:
+    with MongoDB(tmp_path / "mongodb", members) as mongodb, Fleet(tmp_path, swift, mongodb) as made:
+        yield made
+    if not swift.pids:  # other tests share it
+        swift.start()
 
 
-@pytest.fixture
-def mongodb(tmp_path: Path) -> Iterator[MongoDB]:
-    with MongoDB(tmp_path / "mongodb", members=3) as server:
-        yield server
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, bucket: Bucket, mongodb: MongoDB) -> Iterator[list[DaemonProcess]]:
-    url = mongodb.url("fleet", "&serverSelectionTimeoutMS=1000")
-    made = [node(tmp_path / f"node{number}", bucket, url) for number in range(1, NODES + 1)]
-    for daemon in made:
-        daemon.start()
-    yield made
-    for daemon in made:
-        daemon.kill()
-
-
-class Saving:
-    """Files that every node hands over at the same time, each from a client of its own."""
-
-    def __init__(self, nodes: list[DaemonProcess], files: int, prefix: str = PREFIX) -> None:
-        self._prefix = prefix
-        self.expected: dict[str, str] = {}
-        self._nodes = nodes
-        self._files = files
-        self._saved = threading.Semaphore(0)
-        self._pool = ThreadPoolExecutor(len(nodes))
-        self._ends = [self._pool.submit(self._save, daemon, at) for at, daemon in enumerate(nodes, start=1)]
-
-    def _save(self, daemon: DaemonProcess, at: int) -> None:
-        with daemon.experiment(self._prefix, wait=False).run as exp:
-            for number in range(self._files):
-                text = f"{at} {number} " * (15_000 if number % 10 == 0 else 1)
-                exp.files(f"node{at}").save_text(text, to=f"{number}.txt")
-                self.expected[f"node{at}/{number}.txt"] = hashlib.sha256(text.encode()).hexdigest()
-                self._saved.release()
-
-    def wait_for(self, files: int) -> None:
-        """Returns once so many more are handed over."""
-        for _ in range(files):
-            assert self._saved.acquire(timeout=120)
-
-    def end(self) -> None:
-        """Returns once all are listed."""
-        for each in self._ends:
-            each.result()
-        self._pool.shutdown()
-        for daemon in self._nodes:
-            daemon.experiment(self._prefix).run.start().files.flush(timeout=180)
-
-
+@pytest.mark.parametrize("members", [3])
 def test_a_primary_and_a_daemon_are_killed_while_three_nodes_save(
-    nodes: list[DaemonProcess], bucket: Bucket, mongodb: MongoDB, tmp_path: Path, full_size: bool
+    fleet: Fleet, tmp_path: Path, full_size: bool
 ) -> None:
+    nodes, mongodb = fleet.nodes, fleet.mongodb
     files = 2000 if full_size else 100
     saving = Saving(nodes, files)
     saving.wait_for(files)
@@ -92,7 +52,7 @@ def test_a_primary_and_a_daemon_are_killed_while_three_nodes_save(
     nodes[0].start()
     saving.end()
     one, two, _ = (daemon.experiment().run.start() for daemon in nodes)
-    records = assert_one_each(one, bucket, saving.expected)
+    records = assert_one_each(one, fleet.bucket, saving.expected)
     assert len(records) == NODES * files
     shell = Shell(tmp_path, ["--socket", str(nodes[0].socket)])
     listed = json.loads(shell("ls", "node2/*", "--prefix", "alice/cv/resnet", "--json").out)
@@ -103,32 +63,67 @@ def test_a_primary_and_a_daemon_are_killed_while_three_nodes_save(
 
 
 @pytest.fixture
-def at_full_size(full_size: bool) -> None:
-    """Asked for before any server is started."""
-    if not full_size:
-        pytest.skip("in `make long`")
+def members(full_size: bool) -> int:
+    return 3 if full_size else 1
 
 
-@pytest.mark.usefixtures("at_full_size")
-def test_nodes_and_members_are_killed_at_random(nodes: list[DaemonProcess], bucket: Bucket, mongodb: MongoDB) -> None:
-    """A hundred schedules, each of an experiment of its own; `make test` has the one above."""
-    for seed in range(100):
-        print(f"seed {seed}")
-        chance, prefix = random.Random(seed), f"alice/cv/seed{seed}"
-        saving = Saving(nodes, 100, prefix)
-        for _ in range(5):
-            saving.wait_for(chance.randrange(20, 60))
-            victim = chance.choice(["node", "members", "store"])
-            if victim == "node":
-                daemon = chance.choice(nodes)
-                daemon.kill()
-                daemon.start()
-            elif victim == "store":
-                bucket.server.kill()
-                bucket.server.start()
-            else:
-                for port in chance.sample(mongodb.ports, chance.randint(1, 3)):
-                    mongodb.kill(port)
-                mongodb.start()
-        saving.end()
-        assert_one_each(nodes[0].experiment(prefix).run.start(), bucket, saving.expected)
+def test_nodes_and_servers_are_killed_at_random(fleet: Fleet, full_size: bool) -> None:
+    """Each schedule has an experiment of its own; at the end the bucket has what the experiments list, and no more."""
+    files, blows, seeds = (100, 4, range(100)) if full_size else (12, 1, range(5))
+    members = len(fleet.mongodb.ports)
+    schedules = [drawn(seed, files=files, blows=blows, nodes=NODES, members=members) for seed in seeds]
+    assert {victim.kind for each in schedules for blow in each.blows for victim in blow.victims} == set(KINDS)
+    listed = []
+    for schedule in schedules:
+        print(schedule)
+        prefix = f"alice/cv/seed{schedule.seed}"
+        saving = fleet.suffer(schedule, prefix)
+        assert len(saving.expected) == NODES * schedule.files
+        # Of another node, each time: it has nothing of the others' in its journal.
+        reader = fleet.nodes[schedule.seed % NODES].experiment(prefix).run.start()
+        listed += assert_one_each(reader, fleet.bucket, saving.expected)
+    assert [one for one, times in Counter(record["id"] for record in listed).items() if times > 1] == []
+    assert fleet.bucket.keys() == sorted(fleet.bucket.key_of(record) for record in listed)
+
+
+class Greeting:
+    """A server that says a word to whoever comes."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(30)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                with self._listener.accept()[0] as client:
+                    client.sendall(b"hello")
+
+
+def test_a_nodes_network_leads_to_its_servers_alone_and_nowhere_once_it_is_cut() -> None:
+    with Greeting() as server, Greeting() as other, Network([server.port]) as network:
+        if not network.is_apart:
+            pytest.skip("no network namespaces here")
+
+        def heard(port: int) -> str:
+            ask = f"import socket; print(socket.create_connection(('127.0.0.1', {port}), 30).recv(9))"
+            command = [*network.under, sys.executable, "-I", "-c", ask]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            return ran.stdout.strip() or ran.stderr.strip().rpartition("\n")[2].partition(":")[0]
+
+        assert heard(server.port) == "b'hello'"
+        assert heard(other.port) == "ConnectionRefusedError"
+        network.cut()
+        assert heard(server.port) == "b''"
+        network.mend()
+        assert heard(server.port) == "b'hello'"

@@ -41,7 +41,7 @@ TRANSITIONS: dict[State, dict[State, str]] = {
     },
     State.VERIFIED: {
         State.DONE: "in the catalog",
-        State.CANCELLED: "deleted before it was in the catalog; the object is removed",
+        State.CANCELLED: "deleted before or while it was listed; the object is removed",
         State.FAILED: "the catalog has another file of its id",
     },
     State.FAILED: {

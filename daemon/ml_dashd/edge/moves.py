@@ -88,7 +88,8 @@ def move_all(
     """Moves jobs that are still in their states, each with its own changes of the same columns; returns those.
 
     One whose source was copied since the caller saw it comes back with its copy: that is what is let go. One of which
-    something else is said since comes back with that, and does not become DONE: the catalog has the old words.
+    something else is said since comes back with that, and does not become DONE: the catalog has the old words. Nor does
+    one that is deleted since: the catalog lists it.
     """
     (found,) = connection.execute(_STILL_THERE.format(rows=placeholders(len(jobs), 2)), _old(jobs)).fetchone()
     asked = {file_id: _Now(bool(cancelled), *others) for file_id, cancelled, *others in json.loads(found)}
@@ -96,7 +97,7 @@ def move_all(
         (job, change)
         for job, change in zip(jobs, changes, strict=True)
         if job.id in asked
-        and (to is not State.DONE or asked[job.id].revision == job.record.revision)
+        and (to is not State.DONE or (asked[job.id].revision == job.record.revision and not asked[job.id].cancelled))
         and (to not in AHEAD or asked[job.id].superseded_by is None)
     ]
     if not left:

@@ -16,12 +16,15 @@ from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.outbox import AwayError, Outbox
+from ml_dashd.flow.verify import digest_of
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Superseded, TakenError, Threads
 
 T = TypeVar("T")
 
 log = logging.getLogger("ml_dashd.flow")
 
+_FOR_GOOD = (Fault.GONE, Fault.REFUSED, Fault.CORRUPT, Fault.MISSING, Fault.UNSUPPORTED)
+"""What a store says of a Complete that no repetition changes."""
 SAVE_AGAIN = "save it again; a copy of this machine's state folder gives out the same ids: give each its own"
 
 
@@ -85,11 +88,15 @@ class Finish:
         """Lists verified files (rule 6), lets their sources go (rule 7), and tells who waits (rule 8).
 
         One of which something else is said meanwhile is listed again, with that; one that was deleted is taken back,
-        be it here, or in the catalog by whoever knew it before; one whose id another file has fails. Raises AwayError.
+        be it here, in the moment in which it was listed, too, or in the catalog by whoever knew it before; one whose id
+        another file has fails. Raises AwayError.
         """
-        deleted = [job for job in jobs if job.cancel_requested]
-        jobs = [job for job in jobs if not job.cancel_requested]
-        while jobs:
+        deleted: list[Job] = []
+        while True:
+            deleted += [job for job in jobs if job.cancel_requested]
+            jobs = [job for job in jobs if not job.cancel_requested]
+            if not jobs:
+                break
             self._faults.at("finish.before_catalog")
             gone, others = await self._commit(jobs)
             self._faults.at("finish.after_catalog")
@@ -115,7 +122,7 @@ class Finish:
             await self.fail(job, Trouble(Code.ID_TAKEN, what, SAVE_AGAIN), owns_key=other.key != job.record.key)
 
     async def _amended(self, ids: Sequence[int]) -> list[Job]:
-        """Those that are to be listed otherwise; the others have come to their end meanwhile."""
+        """Those that are to be listed otherwise, or no more; the others have come to their end meanwhile."""
         now = await self._journal.get(ids) if ids else []
         return [job for job in now if job.state is State.VERIFIED]
 
@@ -128,11 +135,8 @@ class Finish:
         for job in done:
             self._meter.stored(job.record.size_bytes)
         _log_stored(done)
-        deleted = [job.id for job in done if job.cancel_requested]
         self._bell.ring()
         self._faults.at("finish.after_notify")
-        if deleted:  # in the moment in which they were listed; else, in a day, by the sweep
-            await self._outbox.ask(self._catalog.delete(deleted, self._clock.now_ms()))
         ended = {job.id for job in done}
         return [job.id for job in jobs if job.id not in ended]
 
@@ -202,13 +206,13 @@ class Finish:
             await self._outbox.put([job], away.trouble)
 
     async def _take_back(self, job: Job) -> None:
+        now = self._clock.now_ms()
+        if job.state is State.VERIFIED:  # it may have been listed in the moment in which it was deleted
+            await self._unlist(job, now)  # rule 6: before its object goes
         if job.record.key is not None:
             if job.part_size:
                 await self.abort_all(job)
             await self._store.delete(job.record.key)
-        now = self._clock.now_ms()
-        if job.state is State.VERIFIED:  # it may have been listed in the moment in which it was deleted
-            await self._unlist(job, now)
         self._faults.at("finish.before_cancelled")
         job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
         await self._release([job])
@@ -229,31 +233,49 @@ class Finish:
         """Aborts the file's multipart upload, and those too that a crash kept out of the journal."""
         if job.upload_id is not None:
             await self._store.abort(self._target(job), job.upload_id)
-        await self.abort_strays(job)
+        await self._end_strays(job)
 
     async def clear(self, job: Job) -> None:
-        """Removes what may have come after a file was ended: an upload, a cancelled file's object, or its record."""
-        if job.state is State.DONE and job.cancel_requested:  # first: the store may refuse the rest
-            await self._catalog.delete([job.id], job.record.updated_ms)
+        """Removes what may have come after a file was ended: an upload, or a cancelled file's object."""
         if job.state is State.CANCELLED and job.record.key is not None:
             await self._store.delete(job.record.key)
         if job.part_size:
-            await self.abort_strays(job)
+            await self._end_strays(job, kept=job.upload_id if job.state is State.DONE else None)
 
-    async def abort_strays(self, job: Job) -> None:
-        """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours."""
+    async def _end_strays(self, job: Job, kept: str | None = None) -> None:
+        """Aborts every multipart upload that the store lists for the file's key: it holds the id, so they are ours.
+
+        The one that is `kept` has become the object, if there is one. A server that dies within Complete may list it
+        all the same (Swift removes its marker last), and to abort it would take the object's parts away: it is
+        completed once more, which ends it.
+        """
         target = self._target(job)
         for upload in [each async for each in self._store.uploads(target.key)]:
-            log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
-            await self._store.abort(target, upload.upload_id)
+            if upload.upload_id == kept and await self._store.head(target.key) is not None:
+                await self._complete_again(job, target, upload.upload_id)
+            else:
+                log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})
+                await self._store.abort(target, upload.upload_id)
+
+    async def _complete_again(self, job: Job, target: Target, upload_id: str) -> None:
+        """One that the store does not take again stays as it is, listed: the object is worth more."""
+        try:
+            parts = await self._store.list_parts(target, upload_id, job.part_size)
+            await self._store.complete(target, upload_id, parts, digest_of(job))
+        except StoreError as refused:
+            if refused.fault not in _FOR_GOOD:
+                raise
+            log.warning("upload_left", extra={"id": job.id, "upload": upload_id, "error": refused})
+        else:
+            log.info("upload_ended", extra={"id": job.id, "upload": upload_id})
 
     async def tidy(self, job: Job) -> None:
-        """Removes what an earlier try at a stored file has begun after all: its request may have arrived late.
+        """Removes what earlier tries at a stored file have begun after all, or not quite ended.
 
         The file is whole without it, so a store that refuses holds nothing up; the sweep asks again.
         """
         try:
-            await self.abort_strays(job)
+            await self._end_strays(job, kept=job.upload_id)
         except StoreError as refused:
             log.info("clean_postponed", extra={"id": job.id, "error": refused})
 

@@ -54,6 +54,8 @@ class Outbox:
         self._loose = True
         """Whether files that wait may be put off no longer: a start, or a drain, lets everything run now."""
         self._woken = asyncio.Event()
+        self._came = False
+        """Whether a file was put here while a round went on, which may have been past its id."""
 
     @property
     def trouble(self) -> Trouble | None:
@@ -71,6 +73,7 @@ class Outbox:
     async def put(self, jobs: Sequence[Job], trouble: Trouble) -> None:
         """Takes files that are verified and can't be listed now."""
         await self._journal.defer([job.id for job in jobs], self._clock.now_ms() + HOLD_MS, trouble)
+        self._came = True
         if self._trouble is None:
             self._woken.set()
 
@@ -83,10 +86,11 @@ class Outbox:
         """Asks, and lists what waits, until it is cancelled."""
         while True:
             self._woken.clear()
+            self._came = False
             try:
                 await self._round(end)
                 self._is_back()
-                pause = IDLE_S * (0.5 + self._clock.jitter() / 2)
+                pause = 0.0 if self._came else IDLE_S * (0.5 + self._clock.jitter() / 2)
             except AwayError as away:
                 pause = await self._is_away(away.trouble)
             except Exception:

@@ -26,7 +26,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import FairBuffers, Pace, as_fault
 from ml_dashd.flow.single import Single
 from ml_dashd.flow.sources import changed, check_handed, crc64_of, open_source
-from ml_dashd.flow.verify import Verify
+from ml_dashd.flow.verify import Verify, digest_of
 from ml_dashd.ports import Clock, Faults, Journal, Meter, Pins, Source, Store, Threads
 
 PARTS_AT_ONCE = 8
@@ -127,10 +127,12 @@ class Uploader:
     async def _begin(self, job: Job, algorithm: Algorithm) -> Job:
         """Begins a multipart upload. What an earlier attempt began and could not journal is aborted first."""
         key = self._store.key(job.record)
+        attempt = job.attempt
         if job.part_size:
             await self._finish.abort_all(job)
+            attempt = max(1, attempt)  # its request may be on its way still: see `_complete`
         size = part_size(job.record.size_bytes, self._part_bytes)
-        job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm)
+        job = await self._journal.note(job, key=key, part_size=size, algorithm=algorithm, attempt=attempt)
         self._faults.at("upload.before_begin")
         upload_id = await self._store.begin(job.target)
         self._faults.at("upload.after_begin")
@@ -222,14 +224,18 @@ class Uploader:
         )
 
     async def _complete(self, job: Job) -> Job:
-        """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred."""
+        """Makes the object. Whatever came of an earlier try is asked of the store first, never inferred.
+
+        Where there was one, what it may have left is ended: the uploads of a file that had a smooth way need no look.
+        """
         await self._checksums.algorithm()  # after a restart the store does not know yet what it is to state
         evidence = await self._head_if_allowed(job.record.key or "")
+        smooth = evidence is None and job.trouble is None and job.attempt == 0
         if evidence is None:
             evidence = await self._complete_now(job)
-        if job.trouble is not None:
+        if not smooth:
             await self._finish.tidy(job)
-        return await self._verify(job, evidence, _whole(job), job.record.sha256 or "")
+        return await self._verify(job, evidence, digest_of(job), job.record.sha256 or "")
 
     async def _head_if_allowed(self, key: str) -> Evidence | None:
         """AWS answers for an object that is not there with a denial to whom may not list the bucket."""
@@ -246,11 +252,13 @@ class Uploader:
         failure: StoreError | None = None
         self._faults.at("upload.before_complete")
         try:
-            await self._store.complete(target, upload_id, listed, _whole(job))
+            await self._store.complete(target, upload_id, listed, digest_of(job))
         except StoreError as ambiguous:
             failure = ambiguous
         self._faults.at("upload.after_complete")
         evidence = await self._store.head(target.key)
+        if evidence is not None and failure is not None:
+            await self._finish.tidy(job)
         if evidence is None and failure is not None and failure.fault is Fault.CORRUPT:
             raise StoreError(Fault.GONE, failure.message)  # the parts are not what they should be: another upload
         if evidence is None:
@@ -294,11 +302,6 @@ class Uploader:
 def _check_same(job: Job, digest: Digest, earlier: SentPart | None) -> None:
     if earlier is not None and earlier.crc64nvme not in (None, digest.crc64nvme):
         raise changed(job)
-
-
-def _whole(job: Job) -> Digest:
-    """What was sent, as the journal keeps it once every part was read."""
-    return Digest(job.record.size_bytes, job.record.crc64nvme or 0, job.algorithm, job.proof)
 
 
 def _by_number(some: Sequence[SentPart]) -> dict[int, SentPart]:

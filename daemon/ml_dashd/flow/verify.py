@@ -12,6 +12,11 @@ from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.ports import Buffers, Clock, Store, Threads
 
 
+def digest_of(job: Job) -> Digest:
+    """What was sent, as the journal keeps it once every part was read."""
+    return Digest(job.record.size_bytes, job.record.crc64nvme or 0, job.algorithm, job.proof)
+
+
 class Verify:
     """Proves stored objects."""
 
@@ -43,6 +48,7 @@ class Verify:
             "uploaded_ms": self._clock.now_ms(),
             "attempt": 0,
             "blocked": False,
+            "not_before_ms": 0,  # it may have been put off, and gone as a circuit's probe
             "trouble": None,
         }
 

@@ -67,8 +67,8 @@ class Journal(Protocol):
     async def advance_all(self, jobs: Sequence[Job], to: State, changes: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
         """Moves many jobs in one transaction, each with its changes, which are of the same columns.
 
-        Returns those that were moved; the others are no longer there, or, on the way to DONE, were amended since.
-        What `advance` forbids is not looked at here: a file's SHA-256 is not changed by it, and none fails.
+        Returns those that were moved; the others are no longer there, or, on the way to DONE, were amended or deleted
+        since. What `advance` forbids is not looked at here: a file's SHA-256 is not changed by it, and none fails.
         """
 
     async def note(self, job: Job, **changes: Any) -> Job:
