@@ -23,7 +23,7 @@ demo: $(READY)   ## train a small model, hand its checkpoints over, read one bac
 	$(BIN)/python examples/demo.py
 
 test: $(READY)   ## every suite, the real S3 servers included
-	$(BIN)/python -m tests.servers.install & trap "kill $$! 2>/dev/null" EXIT INT TERM; \
+	$(BIN)/python -m tests.servers.install & trap wait EXIT; \
 	$(BIN)/python -m pytest tests/unit --cov --cov-report=term:skip-covered --cov-fail-under=100 && \
 	$(BIN)/python -m pytest $(SUITES) -n 4 --dist worksteal
 
