@@ -379,6 +379,15 @@ async def test_one_that_was_copied_meanwhile_comes_back_with_its_copy(journal: S
     assert await journal.get([1, 2]) == moved
 
 
+async def test_one_that_failed_while_it_was_copied_keeps_its_pin(journal: SqliteJournal) -> None:
+    """Its sender found the source changed; the copy is nobody's, and whoever made it lets it go."""
+    linked, _ = await accept(journal, Job(record(2), Pin(PinKind.LINK, "2.link")), key_of(2), None)
+    failed = await journal.advance(linked, State.FAILED, trouble=TROUBLE)
+    with pytest.raises(Superseded):
+        await journal.repin(linked, Pin(PinKind.COPY, "2.copy"))
+    assert await journal.get([2]) == [failed]
+
+
 async def test_many_move_only_as_the_table_allows(journal: SqliteJournal) -> None:
     jobs = await inline_files(journal, 1, 2)
     with pytest.raises(sqlite3.IntegrityError):

@@ -269,6 +269,7 @@ def test_a_sample_is_of_the_callers_own_files_however_many_others_there_are(
     report = users(OTHER).expect(m.StatusReport, m.Status(request=4))
     assert mine.id in [each.id for each in report.blocked]
     assert not {each.id for each in theirs} & {each.id for each in report.blocked}
+    users(OTHER).expect(m.Deleted, m.Delete(request=6, ids=(mine.id,)))  # other tests count what it has on its way
 
 
 def test_a_grant_is_for_its_namespace_alone(users: Callable[[int], User]) -> None:
@@ -422,9 +423,10 @@ def test_who_may_change_duplicate_and_prune(users: Callable[[int], User], role: 
     else:
         first = somebody.expect(m.Accepted, copied).record
         assert somebody.expect(m.Accepted, copied).record.id == first.id, "the same key has the same answer"
-        assert somebody.expect(m.Accepted, replace(copied, key=secrets.token_bytes(16))).record.id != first.id
-        deleted = somebody.expect(m.Deleted, m.Delete(request=9, ids=(first.id,)))
-        assert deleted.ids == (first.id,), "a duplicate is its maker's"
+        second = somebody.expect(m.Accepted, replace(copied, key=secrets.token_bytes(16))).record
+        assert second.id != first.id
+        deleted = somebody.expect(m.Deleted, m.Delete(request=9, ids=(first.id, second.id)))
+        assert sorted(deleted.ids) == [first.id, second.id], "a duplicate is its maker's"
     pruned = somebody.expect(m.Pruned, m.Prune(request=9, place=place, keep_last=1, keep_tags=("theirs",)))
     assert pruned.records == (), "what is not one's own, what is on its way, and what is tagged stays"
     pruned = somebody.expect(m.Pruned, m.Prune(request=9, place=place, keep_last=1))

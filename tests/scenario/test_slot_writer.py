@@ -188,7 +188,8 @@ def test_a_daemon_that_is_killed_at_the_commit_costs_nothing(daemon: DaemonProce
 
 
 def test_a_daemon_that_does_not_come_back_is_an_error_that_says_so(daemon: DaemonProcess, monkeypatch) -> None:
-    monkeypatch.setattr("ml_dash.persistence.RECONNECT_S", 0.5)
+    for module in ("persistence", "connection"):
+        monkeypatch.setattr(f"ml_dash.{module}.RECONNECT_S", 0.5)
     with daemon.experiment(wait=False, exit_wait=0.5).run as exp:
         exp.files().list()
         with pytest.raises(MLDashError) as raised:

@@ -28,13 +28,14 @@ MIB = 1 << 20
 CLIENTS = 4
 SIZES = (10, 70_000, 3 * MIB, 17 * MIB, 40 * MIB + 5)
 """What one client hands over: in the message, in one request, from a slot, in two parts, in three."""
-# It says when it is connected, waits for the word to begin, and says what it was given for each file.
+# It says when it is connected, waits for the word to begin, and says what it was given for each file. The end of its
+# run is noted however long the last restart takes beside other tests.
 TRAINER = """
 import sys
 from pathlib import Path
 from ml_dash import Experiment
 socket, prefix, number, names = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
-with Experiment(prefix, socket=socket, wait=False).run as exp:
+with Experiment(prefix, socket=socket, wait=False, exit_wait=120).run as exp:
     print("connected", flush=True)
     sys.stdin.readline()
     for name in names:

@@ -82,6 +82,11 @@ rgw usage max shards = 1
 """
 
 
+def ceph_commands() -> dict[str, str]:
+    """The absolute paths of Ceph's commands, which are installed first. Raises NotInstallableError."""
+    return ensure_commands(_COMMANDS, _PACKAGES)
+
+
 class Ceph(S3Server):
     """Ceph RGW with one monitor and one object store daemon; data outlive kill()."""
 
@@ -92,7 +97,7 @@ class Ceph(S3Server):
 
     def prepare(self) -> None:
         """Raises NotInstallableError where Ceph is not installed and cannot be."""
-        self._paths = ensure_commands(_COMMANDS, _PACKAGES)
+        self._paths = ceph_commands()
         # A loopback address of its own: the object store daemon takes eight ports in a row, of which the gateway's and
         # other servers' may be one.
         self._host = f"127.{random.randint(1, 254)}.{random.randint(0, 254)}.{random.randint(1, 254)}"

@@ -104,8 +104,8 @@ def _build(name: str, root: Path, pins: Path, lock: int, on: Path | None) -> Non
         (_packages(root) / "below.pth").write_text(f"{_packages(on.parents[1])}\n")
     pip = (str(_python(root)), "-I", "-m", "pip", "--disable-pip-version-check")
     # The pins are the whole closure; resolving again could only differ. Wheels only: a compiler that is
-    # not there fails late and unreadably.
-    options = ("--quiet", "--no-input", "--no-deps", "--only-binary=:all:")
+    # not there fails late and unreadably. Most of what is in them is never imported, so nothing is compiled ahead.
+    options = ("--quiet", "--no-input", "--no-deps", "--no-compile", "--only-binary=:all:")
     _run(name, lock, *pip, "install", *options, "-r", str(pins))
     _run(name, lock, *pip, "check")
     _marker(root).touch()

@@ -1,18 +1,21 @@
 """What the real S3 servers of the tests have in common: processes, ports, readiness, a boto3 client."""
 
 import contextlib
+import functools
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -42,6 +45,10 @@ def free_ports(count: int) -> list[int]:
     raise ServerError(f"no {count} free ports on 127.0.0.1 in {_PORTS}")
 
 
+_MAKING = threading.Lock()
+"""A session makes one client at a time."""
+
+
 def s3_client(endpoint: str, access_key: str, secret_key: str, region: str, **options: Any) -> Any:
     """Make a boto3 client; the caller closes it. `options` are botocore Config's.
 
@@ -58,14 +65,27 @@ def s3_client(endpoint: str, access_key: str, secret_key: str, region: str, **op
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     }
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=access_key,
-        aws_secret_access_key=secret_key,
-        region_name=region,
-        config=Config(**(settings | options)),
-    )
+    with _MAKING:
+        return _session().client(
+            "s3",
+            endpoint_url=endpoint,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+            region_name=region,
+            config=Config(**(settings | options)),
+        )
+
+
+@functools.cache
+def _session() -> boto3.session.Session:
+    """One for all clients: the description of S3 takes ten times as long to read as a client to make.
+
+    It outlives the test that made it, so it reads nobody's settings.
+    """
+    session = botocore.session.Session()
+    session.set_config_variable("config_file", os.devnull)
+    session.set_config_variable("credentials_file", os.devnull)
+    return boto3.session.Session(botocore_session=session)
 
 
 class S3Server(ABC):

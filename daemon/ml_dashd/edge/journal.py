@@ -171,7 +171,9 @@ class SqliteJournal:
     async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
         values = pin_columns(pin) | {"on_disk": on_disk, "updated_ms": self._clock.now_ms()}
         assignments = ", ".join(f"{name} = :{name}" for name in values)
-        where = f"id = :_id AND pin_kind = :_kind AND {_LISTED} AND NOT cancel_requested"
+        # One that was given up while it was copied needs no copy: it would lie in the spool for nothing.
+        needing = f"{_LISTED} AND state <> '{State.FAILED}' AND NOT cancel_requested"
+        where = f"id = :_id AND pin_kind = :_kind AND {needing}"
         bound = values | {"_id": job.id, "_kind": job.pin.kind}
 
         def work(connection: sqlite3.Connection) -> None:

@@ -25,7 +25,10 @@ from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Supersede
 log = logging.getLogger("ml_dashd.flow")
 
 RETRY_S = 60.0
-"""How long a copy waits for room in the spool, and a large file for its sender, before it is looked at again."""
+"""How long a copy waits for room in the spool before it is looked at again; a large file that is being sent when its
+time comes, no longer than `after_s`, for the attempt may end without it being stored."""
+LEAST_PAUSE_S = 1.0
+"""Between two looks at such a file, however short `after_s` is."""
 
 
 class _Due:
@@ -118,7 +121,7 @@ class Copies:
             if copy_delay_s(job, self._below, self._after) is None:
                 return  # it has one: a file that a start has found, and its client asks for again, is noted twice
             if job.record.size_bytes > self._below and self._sending(file_id):
-                self._large.put(file_id, RETRY_S)
+                self._large.put(file_id, max(LEAST_PAUSE_S, min(self._after, RETRY_S)))
                 return
             await self._copy(job)
 

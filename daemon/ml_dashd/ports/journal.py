@@ -77,7 +77,7 @@ class Journal(Protocol):
     async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
         """Puts another pin, which is on stable storage or not, in the place of the job's own.
 
-        Raises Superseded when the job is finished, or has another pin by now.
+        Raises Superseded when the job is finished, has failed, or has another pin by now.
         """
 
     async def mark_on_disk(self, job: Job) -> None:
