@@ -14,7 +14,7 @@ from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.lease import NodeNumber
-from ml_dashd.ports import Catalog, Ids, Journal, Leases, Runs
+from ml_dashd.ports import Catalog, Ids, Journal, Leases, Runs, ShownRuns
 
 EMBEDDED_NODE = 0
 """The node number of a daemon that shares its catalog with nobody."""
@@ -22,10 +22,14 @@ EMBEDDED_NODE = 0
 
 @dataclass(frozen=True, slots=True)
 class OpenCatalog:
-    """The catalog, and who makes ids for it. `leases` and `number` are those of a catalog that several share."""
+    """The catalog, and who makes ids for it. `own_runs` are those on this machine, which a fleet's go by way of.
+
+    `leases` and `number` are of a catalog that several share.
+    """
 
     catalog: Catalog
     runs: Runs
+    own_runs: ShownRuns
     ids: Ids
     here: Here
     leases: Leases | None = None
@@ -53,7 +57,7 @@ async def open_catalog(base: Base, journal: Journal, embedded: Embedded | None, 
     if embedded is not None:
         await embedded.keep(catalog)
     ids = IdSource(EMBEDDED_NODE, max(high_water, await catalog.highest()))
-    return OpenCatalog(catalog, runs, ids, here)
+    return OpenCatalog(catalog, runs, runs, ids, here)
 
 
 def _of_fleet(
@@ -71,4 +75,4 @@ def _of_fleet(
     chores.start(forward.run(), "forward")
     leases = MongoLeases(mongo)
     number = NodeNumber(leases, journal, here, base.clock, high_water)
-    return OpenCatalog(MongoCatalog(mongo), forward, number, here, leases, number)
+    return OpenCatalog(MongoCatalog(mongo), forward, runs, number, here, leases, number)

@@ -24,8 +24,8 @@ from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, 
 from ml_dashd.core.states import State
 from ml_dashd.edge.cloning import changed, copy_range, disk_error, link, reflink
 from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
+from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
-from ml_dashd.edge.leases import Leases
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.seal import seal
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
@@ -66,7 +66,7 @@ class SpoolPins:
         self._pools = list(pools)
         self._budget = budget or DescriptorBudget()
         self._budget.count(lambda: len(self._held))
-        self._leases = Leases(self._budget)
+        self._leases = FileLeases(self._budget)
         self._slots = slots
         self._room = room or Room()
         self._faults = faults
