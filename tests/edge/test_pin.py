@@ -21,7 +21,7 @@ import pytest
 from ml_dash.errors import Code, MLDashError
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, FileRecord, Job, PinKind, Protection
-from ml_dashd.edge import cloning, pin
+from ml_dashd.edge import cloning, pin, spool_copies
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
@@ -809,7 +809,7 @@ def test_a_copy_of_what_is_written_to_without_a_trace_is_none(
         copy_range(descriptor, copy, size, source, in_time)
         mapping[0] ^= 1
 
-    monkeypatch.setattr(pin, "copy_range", write_after)
+    monkeypatch.setattr(spool_copies, "copy_range", write_after)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
         mapping[0] ^= 1
         before = path.stat().st_mtime_ns
