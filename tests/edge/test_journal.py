@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -485,6 +486,19 @@ async def test_a_change_that_fails_writes_nothing(journal: SqliteJournal, path: 
         await journal.advance(before, State.SENDING, part_size="many")
     assert await journal.get([7]) == [before]
     assert len(rows(path, "SELECT * FROM events")) == 1
+
+
+def pages_written(path: Path) -> int:
+    """Pages in the log so far: mxFrame of the index of SQLite's write-ahead log, in the machine's byte order."""
+    return int.from_bytes(Path(f"{path}-shm").read_bytes()[16:20], sys.byteorder)
+
+
+async def test_a_move_writes_the_pages_of_its_row_once(journal: SqliteJournal, path: Path) -> None:
+    """Long words are many pages. Those that the row leaves are free, and nothing is written to them."""
+    long = await accepted(journal, metadata=json.dumps({"k": "x" * 64 * 1024}))
+    before = pages_written(path)
+    await journal.advance(long, State.SENDING, upload_id="u1")
+    assert 16 < pages_written(path) - before < 16 + 8
 
 
 async def test_on_disk_is_noted_in_any_state(journal: SqliteJournal) -> None:
