@@ -17,7 +17,7 @@ from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow import circuit
 from ml_dashd.flow.circuit import Breaker
-from tests.edge.test_journal import accepted, clock, journal, path, rows
+from tests.edge.journal_rig import accepted, clock, journal, path, rows
 
 __all__ = ["clock", "journal", "path"]
 
