@@ -27,7 +27,7 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import Lane, foremost, lane
 from ml_dashd.core.states import UNFINISHED, State
-from ml_dashd.edge import journal as journal_module
+from ml_dashd.edge import due, figures
 from ml_dashd.edge.journal import MIGRATIONS, SqliteJournal
 from tests.edge.journal_rig import (
     EXPERIMENT,
@@ -284,10 +284,8 @@ async def test_the_index_of_a_drain_is_gone_with_it(path: Path) -> None:
         await accepted(journal)
         await journal.hasten()
         assert rows(path, index) == [(1,)]
-        question = (
-            f"SELECT id FROM files WHERE {journal_module._DUE} AND lane = 'small' AND not_before_ms <= 0 ORDER BY "
-        )
-        order = journal_module._FOREMOST.format(left="size_bytes")
+        question = f"SELECT id FROM files WHERE {due.DUE} AND lane = 'small' AND not_before_ms <= 0 ORDER BY "
+        order = figures.FOREMOST.format(left="size_bytes")
         plan = [step[3] for step in rows(path, f"EXPLAIN QUERY PLAN {question}{order} LIMIT 9")]
         assert plan == ["SEARCH files USING INDEX files_foremost (lane=?)"]
         await journal.relax()
