@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Unpack
 
 from ml_dash import messages as m
 from ml_dash import serialize
 from ml_dash.arguments import Said, file_id_of, only_known, text, texts
-from ml_dash.connection import Connection, new_key
+from ml_dash.connection import Connection, new_key, numbered
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.look import Look
@@ -157,7 +156,7 @@ def _prune(
             dry_run=dry_run,
             cursor=after,
         )
-        return connection.call(m.Pruned, lambda number: replace(said, request=number))
+        return connection.call(m.Pruned, numbered(said))
 
     return (record for page in pages(ask) for record in page.records)
 

@@ -165,17 +165,14 @@ class Connection:
         """`call` on a connection of its own, for requests that take long: others are not held up."""
 
         def ask() -> Message:
-            channel = self._greet(self._beside(silent_s), silent_s)
-            try:
+            with closing(self._aside(silent_s)) as channel:
                 return channel.ask(build, descriptors, progress)
-            finally:
-                channel.close()
 
         return expect(reply, self._persist(ask))
 
     def begin_aside(self, build: Callable[[int], Message], descriptors: Sequence[int]) -> Channel:
         """Sends a request on a connection of its own, for who waits for several answers; the caller closes it."""
-        channel = self._greet(self._beside(None), None)
+        channel = self._aside(None)
         try:
             channel.begin(build, descriptors)
         except BaseException:
@@ -322,6 +319,10 @@ class Connection:
             self._channel = self._open(silent_s)
         self._channel.silence.patience_s = silent_s
         return self._channel
+
+    def _aside(self, silent_s: float | None) -> Channel:
+        """A connection of its own, for the caller to close."""
+        return self._greet(self._beside(silent_s), silent_s)
 
     def _beside(self, silent_s: float | None) -> socket.socket:
         """A socket to the daemon that the kept connection leads to, which may have moved with its root since.

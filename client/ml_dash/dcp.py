@@ -18,8 +18,8 @@ from typing import Any
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import FileSet, file_by_id
-from ml_dash.handoff import HandOff
 from ml_dash.result import FileResult, records_of
+from ml_dash.savers import Savers
 
 try:
     from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
@@ -38,7 +38,7 @@ HERE = "."
 class _Files(FileSystemBase):  # type: ignore[misc]
     """What torch's writer and reader need of a file system. A written file is handed over where its block ends well."""
 
-    def __init__(self, files: HandOff) -> None:
+    def __init__(self, files: Savers) -> None:
         self._files = files
         self._unfinished: dict[str, bytes] = {}
         self.ids: dict[str, str] = {}
@@ -103,7 +103,7 @@ class MLDashWriter(FileSystemWriter):  # type: ignore[misc]
     `files.checkpoint(…) as ck`, `MLDashWriter(ck)` has all ranks' files seen together.
     """
 
-    def __init__(self, files: HandOff, **options: Any) -> None:
+    def __init__(self, files: Savers, **options: Any) -> None:
         super().__init__(HERE, sync_files=False, **options)
         self.fs = _Files(files)
 

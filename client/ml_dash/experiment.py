@@ -8,13 +8,12 @@ import os
 import shlex
 import socket as sockets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from ml_dash import messages as m
 from ml_dash import serialize, wording
 from ml_dash.arguments import durability_of, seconds_of, texts, words
-from ml_dash.connection import Connection
+from ml_dash.connection import Connection, numbered
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import Files
 from ml_dash.inbox import inbox_after
@@ -130,7 +129,7 @@ class Experiment:
         """Reaches the daemon, starting it if need be, has the prefix checked, and the run noted."""
         connection = self._connection
         try:
-            connection.call(m.Done, lambda number: replace(self._said, request=number), lost_s=connection.lost_s)
+            connection.call(m.Done, numbered(self._said), lost_s=connection.lost_s)
         except MLDashError as failure:
             inbox_after(failure, connection)
             say(f"it is not noted that {self.prefix} is RUNNING: {failure}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ml_dash import messages as m
 from ml_dash.arguments import escape, flag, is_glob, text, texts
+from ml_dash.connection import numbered
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.pages import pages
 from ml_dash.result import FileResult, records_of
@@ -83,7 +84,7 @@ class Look(Tensors):
                 tags=tags,
                 pending=pending,
             )
-            return self._connection.call(m.Page, lambda number: replace(said, request=number))
+            return self._connection.call(m.Page, numbered(said))
 
         return (record for page in pages(ask) for record in page.records)
 

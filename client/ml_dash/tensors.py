@@ -11,16 +11,17 @@ from ml_dash.arguments import Words, flag, only_known, split_words
 from ml_dash.background import Background
 from ml_dash.connection import new_key
 from ml_dash.errors import Code, MLDashError, error
-from ml_dash.handoff import HandOff, Saved, path_of
+from ml_dash.handoff import Saved, path_of
 from ml_dash.npz import Npz
 from ml_dash.result import FileResult
 from ml_dash.safe import SafeTensors
+from ml_dash.savers import Savers
 from ml_dash.slot_writer import SlotWriter, slot_writer
 from ml_dash.snapshot import Copies, Later, Piece, pickling
 from ml_dash.unacknowledged import BackgroundResult
 
 
-class Tensors(HandOff):
+class Tensors(Savers):
     """The calls that save tensors and arrays, at a place of an experiment."""
 
     def save_torch(self, content: Any, *, to: str, background: bool = False, **described: Unpack[Words]) -> FileResult:

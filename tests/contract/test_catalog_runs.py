@@ -197,32 +197,40 @@ async def test_rows_are_there_for_who_comes_next(tmp_path: Path) -> None:
     await made.close()
 
 
-# ---- what a tree shows
+# ---- what is shown elsewhere of those of this machine
 
 
-async def test_what_a_tree_is_behind_with(runs: Runs) -> None:
+@pytest.fixture
+async def own_runs(tmp_path: Path) -> AsyncIterator[SqliteRuns]:
+    made = SqliteRuns(tmp_path / "runs.sqlite", NoFaults())
+    yield made
+    await made.close()
+
+
+async def test_what_a_tree_is_behind_with(own_runs: SqliteRuns) -> None:
     other = replace(KEY, experiment="other")
-    await runs.open(KEY, Opened(5))
-    await runs.open(other, Opened(5))
-    await runs.append(KEY, 1, 1, [NewRow("train", "{}")], 5)
-    assert sorted(await runs.behind()) == sorted([KEY, other])
+    await own_runs.open(KEY, Opened(5))
+    await own_runs.open(other, Opened(5))
+    await own_runs.append(KEY, 1, 1, [NewRow("train", "{}")], 5)
+    assert sorted(await own_runs.behind()) == sorted([KEY, other])
     for key in (KEY, other):
-        await runs.shown(key, (await record(runs, key)).updated_ms)
-    assert await runs.behind() == [KEY]
-    await runs.rows_shown(KEY, "train", 1)
-    assert await runs.metrics(KEY) == [MetricLength("train", 1, 1)]
-    assert await runs.behind() == []
+        await own_runs.shown(key, (await record(own_runs, key)).updated_ms)
+    assert await own_runs.behind() == [KEY]
+    await own_runs.rows_shown(KEY, "train", 1)
+    assert await own_runs.metrics(KEY) == [MetricLength("train", 1, 1)]
+    assert await own_runs.behind() == []
 
 
-async def test_every_change_is_seen_whatever_the_clock_does(runs: Runs) -> None:
-    await runs.open(KEY, Opened(5))
+async def test_every_change_is_seen_whatever_the_clock_does(own_runs: SqliteRuns) -> None:
+    await own_runs.open(KEY, Opened(5))
     for change in (
-        runs.open(KEY, Opened(4)), runs.set_params(KEY, {"a": "1"}, 1, MIB), runs.end(KEY, RunStatus.FAILED, 0, None),
+        own_runs.open(KEY, Opened(4)), own_runs.set_params(KEY, {"a": "1"}, 1, MIB),
+        own_runs.end(KEY, RunStatus.FAILED, 0, None),
     ):  # fmt: skip
-        await runs.shown(KEY, (await record(runs)).updated_ms)
-        assert await runs.behind() == []
+        await own_runs.shown(KEY, (await record(own_runs)).updated_ms)
+        assert await own_runs.behind() == []
         await change
-        assert await runs.behind() == [KEY]
+        assert await own_runs.behind() == [KEY]
 
 
 # ---- what comes from elsewhere

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ml_dashd.core.model import EVERYBODY, Amendment, FileRecord, Selection
+from ml_dashd.core.model import EVERYBODY, Amendment, FileRecord, Scope, Selection
 from ml_dashd.core.sets import Delivery, SetKey, SetSelection, SetState, Share, Verdict
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
@@ -48,8 +48,8 @@ async def seen(catalog: Catalog, **asked: Any) -> list[tuple[str, int]]:
     return [(found.path, found.id) for found in await catalog.select(Selection(*EXPERIMENT, **asked))]
 
 
-async def states(catalog: Catalog, **asked: Any) -> list[tuple[str, str, int, SetState]]:
-    found = await catalog.sets.select(SetSelection(tuple(SetState), **asked))
+async def states(catalog: Catalog, scope: Scope = EVERYBODY, **asked: Any) -> list[tuple[str, str, int, SetState]]:
+    found = await catalog.sets.select(SetSelection(tuple(SetState), scope, **asked))
     return [(each.key.name, each.key.attempt, each.round, each.state) for each in found]
 
 
@@ -66,7 +66,7 @@ async def test_a_set_is_seen_whole_or_not_at_all(catalog: Catalog) -> None:
     assert [each.id for each in await catalog.newer(0, EVERYBODY, 10)] == [1]
     assert await seen(catalog, pending=True) == [(f"{STEP}/notes.txt", 1), (RANK0, 2)]
     assert await catalog.get([2]) == [member(2, share(0))]
-    (found,) = await catalog.sets.select(SetSelection((OPEN,)))
+    (found,) = await catalog.sets.select(SetSelection((OPEN,), EVERYBODY))
     assert (found.ranks, found.missing, found.delivered, found.files, found.size_bytes) == ((0,), (1,), 1, 1, 5)
     assert await bring(catalog, share(1), 3, at_ms=20) is Verdict.DELIVERED
     assert await seen(catalog, prefix=STEP, pattern="*.pt") == [(RANK0, 2), (RANK1, 3)]
@@ -75,7 +75,7 @@ async def test_a_set_is_seen_whole_or_not_at_all(catalog: Catalog) -> None:
     ]  # fmt: skip
     assert [each.id for each in await catalog.newer(0, EVERYBODY, 10)] == [1, 2, 3]
     assert await catalog.get([3]) == [replace(member(3, share(1)), pending=False)]
-    (found,) = await catalog.sets.select(SetSelection((COMPLETE,)))
+    (found,) = await catalog.sets.select(SetSelection((COMPLETE,), EVERYBODY))
     assert (found.completed_ms, found.delivered, found.missing, found.files) == (20, 2, (), 2)
     assert [each.id for each in await catalog.sets.files(found.id, 0, 10)] == [2, 3]
     assert [each.id for each in await catalog.sets.files(found.id, 2, 10)] == [3]
@@ -179,7 +179,7 @@ async def test_a_share_whose_file_is_deleted_is_none(catalog: Catalog) -> None:
     await catalog.delete([2], 15)
     await bring(catalog, share(1), 3)
     assert await seen(catalog) == []
-    (found,) = await catalog.sets.select(SetSelection((OPEN,)))
+    (found,) = await catalog.sets.select(SetSelection((OPEN,), EVERYBODY))
     assert found.missing == (0,)
     await bring(catalog, share(0, again=1), 4)
     assert await seen(catalog) == [(RANK0, 4), (RANK1, 3)]
@@ -209,7 +209,7 @@ async def test_what_is_pending_is_amended_and_deleted_as_any_file(catalog: Catal
 async def test_a_set_is_dropped_as_one(catalog: Catalog) -> None:
     await bring(catalog, share(0), 2)
     await bring(catalog, share(1), 3)
-    (found,) = await catalog.sets.select(SetSelection((COMPLETE,)))
+    (found,) = await catalog.sets.select(SetSelection((COMPLETE,), EVERYBODY))
     await catalog.amend(3, Amendment(tags=("keep",)), 50)
     assert not await catalog.sets.drop(found.id, 60, ["keep"])
     assert len(await seen(catalog)) == 2
@@ -227,12 +227,12 @@ async def test_sets_of_a_place_and_a_scope(catalog: Catalog) -> None:
     place = {"experiment": EXPERIMENT}
     assert [name for name, *_ in await states(catalog, **place, prefix="ckpt")] == ["ckpt", "ckpt/2", "ckpt/1"]
     assert [name for name, *_ in await states(catalog, **place, limit=2)] == ["ckpt2", "ckpt"]
-    (second,) = (await catalog.sets.select(SetSelection((OPEN,), experiment=EXPERIMENT, limit=2)))[1:]
+    (second,) = (await catalog.sets.select(SetSelection((OPEN,), EVERYBODY, experiment=EXPERIMENT, limit=2)))[1:]
     assert [name for name, *_ in await states(catalog, **place, before=second.number, limit=2)] == ["ckpt/2", "ckpt/1"]
     assert len(await states(catalog)) == 6
-    assert [name for name, *_ in await states(catalog, owner_uid=1001)] == [STEP]
-    assert len(await states(catalog, owner_uid=1, namespaces=frozenset({"alice"}))) == 6
-    assert await states(catalog, owner_uid=1) == []
+    assert [name for name, *_ in await states(catalog, Scope(1001))] == [STEP]
+    assert len(await states(catalog, Scope(1, frozenset({"alice"})))) == 6
+    assert await states(catalog, Scope(1)) == []
 
 
 async def test_open_sets_are_reported_once_and_given_up(catalog: Catalog) -> None:

@@ -18,7 +18,7 @@ from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.flow.checksums import LOOK_S, Checksums
 from ml_dashd.flow.scratch import Scratch
-from tests.edge.test_journal import SetClock, opened
+from tests.edge.journal_rig import SetClock, opened
 
 
 class Folder(LocalStore):

@@ -23,7 +23,7 @@ from ml_dashd.flow import circuit
 from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Clock
-from tests.edge.test_journal import SetClock, accepted, clock, journal, path, rows
+from tests.edge.journal_rig import SetClock, accepted, clock, journal, path, rows
 
 __all__ = ["clock", "journal", "path"]
 

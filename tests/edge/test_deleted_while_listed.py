@@ -22,7 +22,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.outbox import Outbox
 from ml_dashd.ports import Handed, JournalError, Store
-from tests.edge.test_journal import opened
+from tests.edge.journal_rig import opened
 
 AWAY = Trouble(Code.CATALOG_UNREACHABLE, "away", TABLE[Code.CATALOG_UNREACHABLE].hint)
 DELETED, OTHER = 7, 8

@@ -9,7 +9,7 @@ from ml_dash.errors import Code
 from ml_dashd.core.model import Trouble
 from ml_dashd.core.schedule import Lane
 from ml_dashd.edge.journal import SqliteJournal
-from tests.edge.test_journal import EXPERIMENT, TROUBLE, accept, clock, job, journal, key_of, path, record
+from tests.edge.journal_rig import EXPERIMENT, TROUBLE, accept, clock, job, journal, key_of, path, record
 
 __all__ = ["clock", "journal", "path"]
 

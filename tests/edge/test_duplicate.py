@@ -15,7 +15,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.ports import Session
-from tests.edge.test_journal import accepted, key_of, opened
+from tests.edge.journal_rig import accepted, key_of, opened
 
 
 class World:

@@ -106,12 +106,10 @@ class Sender:
         self.answered: list[int] = []
         self.pace = Pace(SystemClock(), connections, bandwidth, lambda job: self.answered.append(job.id))
         self.sending: dict[int, asyncio.Future[None]] = {}
-        self.deadlines: list[float] = []
 
     def send(self, number: int, lane: Lane, experiment: str = "c") -> asyncio.Task[None]:
         async def request() -> None:
-            async with self.pace.turn(job(number, experiment), lane, MIB) as deadline_s:
-                self.deadlines.append(deadline_s)
+            async with self.pace.turn(job(number, experiment), lane, MIB, f"part {number}"):
                 self.sending[number] = asyncio.get_running_loop().create_future()
                 await self.sending[number]
 
@@ -167,7 +165,6 @@ async def test_experiments_take_turns_at_the_requests() -> None:
     [
         (StoreError(Fault.THROTTLED, "slow down"), True),
         (StoreError(Fault.TRANSIENT, "reset"), True),
-        (TimeoutError(), True),
         (StoreError(Fault.DENIED, "no"), False),
         (None, False),
     ],
@@ -185,12 +182,35 @@ async def test_what_a_store_says_sets_the_pace(failure: Exception | None, fewer:
 
 async def test_a_cap_gives_a_request_more_time() -> None:
     for bandwidth, least in ((0, DEADLINE_S), (100_000, 64 * MIB / 100_000)):
-        sender = Sender(bandwidth=bandwidth)
-        task = sender.send(1, Lane.SMALL)
+        assert Sender(bandwidth=bandwidth).pace.deadline_s(MIB) > least
+
+
+@pytest.mark.parametrize("itself", [False, True])
+async def test_a_request_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch, itself: bool) -> None:
+    """By the turn, or by what sends it."""
+    sender = Sender()
+    if not itself:
+        monkeypatch.setattr(sender.pace, "deadline_s", lambda _: 0.0)
+    task = sender.send(7, Lane.LARGE)
+    if itself:
         await settle()
-        sender.end(1)
+        sender.end(7, TimeoutError())
+    with pytest.raises(StoreError, match="part 7 took too long") as refused:
         await task
-        assert sender.deadlines[0] > least
+    assert refused.value.fault is Fault.TRANSIENT
+    assert sender.pace.sending().places == START // 2
+    assert sender.pace.sending().requests[Lane.LARGE] == 0
+
+
+async def test_who_is_cancelled_in_a_turn_gives_its_place_back() -> None:
+    sender = Sender()
+    task = sender.send(7, Lane.LARGE)
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sender.pace.sending().requests[Lane.LARGE] == 0
+    assert sender.pace.sending().places == START
 
 
 # ---- memory

@@ -15,7 +15,7 @@ from ml_dashd.edge import inbox
 from ml_dashd.edge.inbox import KEEP_MS, STALE_MS, InboxFolder
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import SystemClock
-from tests.edge.test_journal import clock, journal, path
+from tests.edge.journal_rig import clock, journal, path
 
 __all__ = ["clock", "journal", "path"]
 

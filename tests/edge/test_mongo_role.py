@@ -91,16 +91,13 @@ async def ask_everything(catalog: MongoCatalog, runs: MongoRuns) -> None:
     await runs.end(KEY, RunStatus.COMPLETED, 5, None)
     await runs.select([], EVERYBODY, None, 5)
     await runs.rows(KEY, "train", 0, 9)
-    await runs.shown(KEY, 99)
-    await runs.rows_shown(KEY, "train", 1)
-    await runs.behind()
 
 
 async def ask_of_sets(catalog: MongoCatalog) -> None:
     shares = [share(rank, again=again) for again in range(2) for rank in range(2)]  # saved again: one is replaced
     for number, each in enumerate(shares, start=100):
         assert await bring(catalog, each, number) is Verdict.DELIVERED
-    (found, *_) = await catalog.sets.select(SetSelection(tuple(SetState)))
+    (found, *_) = await catalog.sets.select(SetSelection(tuple(SetState), EVERYBODY))
     await catalog.sets.get(found.id)
     await catalog.sets.holding(shares[-1].key)
     await catalog.sets.members(key(), shares[-1].key)

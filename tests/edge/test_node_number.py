@@ -76,9 +76,7 @@ async def life(folder: Path, machine: Machine, leases: FakeLeases | None = None)
     folder.mkdir(exist_ok=True)
     journal = SqliteJournal(folder / "journal.sqlite", machine, NoFaults(), lambda *_: None)  # type: ignore[arg-type,return-value]
     try:
-        number = NodeNumber(
-            leases or FakeLeases(machine.numbers), journal, machine, machine, await journal.high_water()
-        )
+        number = NodeNumber(leases or FakeLeases(machine.numbers), journal, machine, machine)
         await number.start()
         yield number
     finally:

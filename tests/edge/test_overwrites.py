@@ -46,6 +46,9 @@ class Files:
     def wanted(self) -> list[int]:
         return self.wants
 
+    def leased(self, file_id: int) -> bool:
+        return file_id not in self.wants
+
     def unlease(self, file_id: int) -> None:
         self.wants = []
         self.unleased.set()

@@ -14,7 +14,7 @@ from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.system import NoFaults
 from ml_dashd.flow.prune import Prune
 from ml_dashd.ports import Handed
-from tests.edge.test_journal import SetClock, job, key_of, opened, record
+from tests.edge.journal_rig import SetClock, job, key_of, opened, record
 
 
 class OneLook(BaseException):

@@ -18,7 +18,7 @@ from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.flow.reclaim import Reclaim
 from ml_dashd.ports import Handed
-from tests.edge.test_journal import SetClock, opened
+from tests.edge.journal_rig import SetClock, opened
 
 GRACE_S = 7 * 24 * 3600.0
 DAY_MS = 24 * 3600 * 1000

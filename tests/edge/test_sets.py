@@ -15,7 +15,7 @@ import pytest
 from ml_dash import messages as m
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Selection
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Scope, Selection
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.sets import SetSelection, SetState
 from ml_dashd.core.states import State
@@ -252,7 +252,7 @@ async def test_nobody_gets_at_anothers_set(nodes: Sequence[Node]) -> None:
         await node.ask(BOB, m.EndShare(request=1, place=PLACE, share=share(0, again=1), files=1))
     await node.ask(BOB, m.EndShare(request=1, place=PLACE, share=share(0, 5, again=1), files=0))
     await node.settle()
-    (own,) = await node.catalog.sets.select(SetSelection((SetState.OPEN,), owner_uid=BOB))
+    (own,) = await node.catalog.sets.select(SetSelection((SetState.OPEN,), Scope(BOB)))
     assert (own.key.owner_uid, own.world_size, own.files) == (BOB, 5, 0)
     await node.ask(ALICE, m.DropSet(request=1, id=found.id))
     assert await listed(node) == []

@@ -12,7 +12,7 @@ from ml_dashd.core.model import Amendment
 from ml_dashd.core.states import State
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.ports import Superseded
-from tests.edge.test_journal import OWNER, accept, accepted, in_state, job, key_of, opened
+from tests.edge.journal_rig import OWNER, accept, accepted, in_state, job, key_of, opened
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.ports import Handed, Store
-from tests.edge.test_journal import SetClock, opened
+from tests.edge.journal_rig import SetClock, opened
 
 
 class Guarded:

@@ -31,6 +31,7 @@ from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.serve import Serve
 from ml_dashd.flow.sets import FileSets
 from ml_dashd.flow.shown import Shown
+from ml_dashd.ports import Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,13 @@ class Answers:
     adoption: Adoption | None
 
 
-def build_answers(parts: Parts, policy: Policy, stop: Callable[[], None]) -> Answers:
+def build_answers(parts: Parts, ids: Ids, policy: Policy, stop: Callable[[], None]) -> Answers:
     """`stop` ends the daemon."""
     base, storage, sending, upkeep = parts.base, parts.storage, parts.sending, parts.upkeep
     journal, catalog, clock, of_catalog = storage.journal, storage.catalog, base.clock, storage.of_catalog
     identity, sessions, shown = _identity(base.config, clock.now_ms()), set[int](), Shown(storage.pins, base.bell)
-    accept = _accept(parts, policy)
-    inbox, adoption = _inbox(parts, policy, accept)
+    accept = _accept(parts, ids, policy)
+    inbox, adoption = _inbox(parts, ids, policy, accept)
     browse = Browse(
         journal=journal,
         catalog=catalog,
@@ -133,9 +134,8 @@ def build_answers(parts: Parts, policy: Policy, stop: Callable[[], None]) -> Ans
     return Answers(serve, identity, accept, experiments, prune, inbox, adoption)
 
 
-def _accept(parts: Parts, policy: Policy) -> Accept:
+def _accept(parts: Parts, ids: Ids, policy: Policy) -> Accept:
     base, storage, sources, worker = parts.base, parts.storage, parts.sources, parts.sending.worker
-    ids = storage.of_catalog.ids
     return Accept(
         journal=storage.journal,
         pins=storage.pins,
@@ -161,7 +161,7 @@ def _accept(parts: Parts, policy: Policy) -> Accept:
     )
 
 
-def _inbox(parts: Parts, policy: Policy, accept: Accept) -> tuple[InboxFolder | None, Adoption | None]:
+def _inbox(parts: Parts, ids: Ids, policy: Policy, accept: Accept) -> tuple[InboxFolder | None, Adoption | None]:
     base, storage = parts.base, parts.storage
     if not base.config.daemon.inbox:
         return None, None
@@ -172,7 +172,7 @@ def _inbox(parts: Parts, policy: Policy, accept: Accept) -> tuple[InboxFolder | 
         accept=accept,
         journal=storage.journal,
         catalog=storage.catalog,
-        ids=storage.of_catalog.ids,
+        ids=ids,
         policy=policy,
         threads=base.disk,
         clock=base.clock,

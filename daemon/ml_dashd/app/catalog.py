@@ -14,7 +14,7 @@ from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.lease import NodeNumber
-from ml_dashd.ports import Catalog, Ids, Journal, Leases, Runs
+from ml_dashd.ports import Catalog, Ids, Journal, Leases, Runs, ShownRuns
 
 EMBEDDED_NODE = 0
 """The node number of a daemon that shares its catalog with nobody."""
@@ -22,14 +22,28 @@ EMBEDDED_NODE = 0
 
 @dataclass(frozen=True, slots=True)
 class OpenCatalog:
-    """The catalog, and who makes ids for it. `leases` and `number` are those of a catalog that several share."""
+    """The catalog. `own_runs` are those on this machine, which a fleet's go by way of.
+
+    `highest` is the largest id in this machine's own; `leases` and `number` are of a catalog that several share.
+    """
 
     catalog: Catalog
     runs: Runs
-    ids: Ids
+    own_runs: ShownRuns
     here: Here
+    highest: int = 0
     leases: Leases | None = None
     number: NodeNumber | None = None
+
+    async def ids(self, journal: Journal) -> Ids:
+        """Who makes ids from now on. The journal, which may be busy, is asked: health is to be answered before.
+
+        Of a fleet's ids only those that this journal has accepted count: the others are other nodes'.
+        """
+        if self.number is None:
+            return IdSource(EMBEDDED_NODE, max(await journal.high_water(), self.highest))
+        await self.number.start()
+        return self.number
 
     def number_trouble(self) -> Trouble | None:
         """Why no id can be made."""
@@ -45,21 +59,16 @@ async def open_catalog(base: Base, journal: Journal, embedded: Embedded | None, 
     """SQLite's, or a fleet's: that one is asked when it is needed, and may be away now."""
     config = base.config
     runs = SqliteRuns(config.runs_path, base.faults)
-    high_water = await journal.high_water()
     here = Here(config.state_dir)
     if config.fleet:
-        return _of_fleet(base, journal, runs, here, high_water, chores)
+        return _of_fleet(base, journal, runs, here, chores)
     catalog = SqliteCatalog(config.catalog_path, base.faults)
     if embedded is not None:
         await embedded.keep(catalog)
-    ids = IdSource(EMBEDDED_NODE, max(high_water, await catalog.highest()))
-    return OpenCatalog(catalog, runs, ids, here)
+    return OpenCatalog(catalog, runs, runs, here, await catalog.highest())
 
 
-def _of_fleet(
-    base: Base, journal: Journal, runs: SqliteRuns, here: Here, high_water: int, chores: Tasks
-) -> OpenCatalog:
-    """Of the ids that it has, only those that this journal has accepted count: the others are other nodes'."""
+def _of_fleet(base: Base, journal: Journal, runs: SqliteRuns, here: Here, chores: Tasks) -> OpenCatalog:
     from ml_dashd.edge.catalog_mongo import MongoCatalog  # noqa: PLC0415 an extra
     from ml_dashd.edge.leases_mongo import MongoLeases  # noqa: PLC0415
     from ml_dashd.edge.mongo import Mongo  # noqa: PLC0415
@@ -70,5 +79,5 @@ def _of_fleet(
     forward = Forward(here=runs, fleet=MongoRuns(mongo), clock=base.clock)
     chores.start(forward.run(), "forward")
     leases = MongoLeases(mongo)
-    number = NodeNumber(leases, journal, here, base.clock, high_water)
-    return OpenCatalog(MongoCatalog(mongo), forward, number, here, leases, number)
+    number = NodeNumber(leases, journal, here, base.clock)
+    return OpenCatalog(MongoCatalog(mongo), forward, runs, here, leases=leases, number=number)

@@ -127,11 +127,10 @@ class Daemon:
 
     async def _make_answers(self, policy: Policy) -> Answers:
         parts = self._parts
-        number = parts.storage.of_catalog.number
-        if number is not None:
-            await number.start()
+        ids = await parts.storage.of_catalog.ids(parts.storage.journal)
+        if (number := parts.storage.of_catalog.number) is not None:
             self._chores.start(number.run(), "node number")
-        answers = build_answers(parts, policy, self._asked_to_stop.set)
+        answers = build_answers(parts, ids, policy, self._asked_to_stop.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGIO, parts.sources.overwrites.look)
         self._lasting.start(answers.experiments.keep(), "rows")  # a drain takes rows, too
         await parts.upkeep.deliver.load()

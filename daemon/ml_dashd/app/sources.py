@@ -9,7 +9,7 @@ from ml_dashd.app.sending import Sending
 from ml_dashd.app.storage import Storage
 from ml_dashd.core.overwrite import CopySpeed, longest_wait_s
 from ml_dashd.core.supersede import Rule
-from ml_dashd.edge.leases import break_time_s
+from ml_dashd.edge.file_leases import break_time_s
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.overwrites import Overwrites

@@ -50,7 +50,7 @@ def build_upkeep(base: Base, storage: Storage, sending: Sending) -> Upkeep:
             faults=base.faults,
             keep_s=config.retention.incomplete_sets,
         ),
-        mirror=Mirror(runs=storage.runs, tree=tree, threads=base.disk, clock=clock),
+        mirror=Mirror(runs=storage.of_catalog.own_runs, tree=tree, threads=base.disk, clock=clock),
         warm=Warm(storage.slots, base.warming, clock),
         sweep=Sweep(journal, sending.finish, clock),
         reclaim=Reclaim(

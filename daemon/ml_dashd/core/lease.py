@@ -200,7 +200,3 @@ class LeasedIds:
         """An id above all earlier ones. Raises LapsedError."""
         self.check(now_ms, boottime_ms)
         return self._source.next(now_ms)
-
-    def pass_over(self, file_id: int) -> None:
-        """An id that was given out elsewhere, and came here, is not given out again."""
-        self._source.pass_over(file_id)

@@ -52,6 +52,11 @@ def clean(path: str, what: str, code: Code = Code.INVALID_PATH) -> tuple[str, ..
     return segments
 
 
+def below(path: str) -> tuple[str, str]:
+    """Every path below this one comes after the first of these and before the second: "0" follows "/"."""
+    return f"{path}/", f"{path}0"
+
+
 def clean_experiment(namespace: str, project: str, experiment: str) -> tuple[str, str, str]:
     """The checked parts of an experiment's prefix: one segment, one segment, one or more."""
     whole = f"{namespace}/{project}/{experiment}"

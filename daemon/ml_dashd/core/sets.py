@@ -12,8 +12,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from ml_dash.errors import Code, MLDashError, error
+
+if TYPE_CHECKING:
+    from ml_dashd.core.model import Scope  # which has records with shares of sets
 
 MAX_WORLD = 65_536
 """Ranks of a set: more than the largest jobs have that are known of."""
@@ -124,8 +128,7 @@ class SetSelection:
     """
 
     states: tuple[SetState, ...]
-    owner_uid: int | None = None
-    namespaces: frozenset[str] = frozenset()
+    scope: Scope
     experiment: tuple[str, str, str] | None = None
     prefix: str = ""
     before: int | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ml_dashd.core import narrow
 from ml_dashd.core.model import Selection
+from ml_dashd.core.names import below
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +48,4 @@ def _all(selection: Selection) -> Iterator[Span]:
     if not pattern:  # the prefix itself may be a file's path
         yield Span(prefix, only=True)
     if pattern != narrow.WHOLE:
-        yield Span(prefix + "/", prefix + "0")  # "0" follows "/"
+        yield Span(*below(prefix))

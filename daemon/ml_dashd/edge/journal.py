@@ -17,7 +17,6 @@ from ml_dashd.core.model import (
     EVERYBODY,
     Amendment,
     Backlog,
-    Blocked,
     Experiment,
     Job,
     Left,
@@ -26,7 +25,6 @@ from ml_dashd.core.model import (
     Scope,
     Selection,
     SentPart,
-    StateCount,
     Summary,
     Trouble,
     Unsent,
@@ -34,18 +32,18 @@ from ml_dashd.core.model import (
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.sets import Delivery
 from ml_dashd.core.states import TRANSITIONS, State
-from ml_dashd.edge import numbering
+from ml_dashd.edge import figures, numbering
 from ml_dashd.edge.amending import amend
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.deferred import WAITS, defer, hold_deferred
 from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
+from ml_dashd.edge.figures import FINISHED, FOREMOST, LEFT, LISTED
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.listing import read_selection
 from ml_dashd.edge.moves import AHEAD, LET_GO, insert_all, move_all
 from ml_dashd.edge.rows import (
     KEY_OF_SHARE,
     crc_blob,
-    experiment_where,
     marks,
     read_crc,
     scope_where,
@@ -58,19 +56,9 @@ MIGRATIONS = re.split(
     r"^-- ---- step \d+:.*$", resources.files(__package__).joinpath("schema.sql").read_text(), flags=re.MULTILINE
 )
 """The steps of schema.sql, the first of which makes the tables. One that was released is never changed."""
-SAMPLE = 16
-"""Files named in a summary."""
-_DUE = DUE
-_LISTED = "state NOT IN ('DONE', 'CANCELLED')"
-_FINISHED = "state IN ('DONE', 'CANCELLED')"
-# What is known to be sent of a file: parts of an upload that is gone count for nothing.
-_SENT = "coalesce((SELECT sum(size_bytes) FROM parts WHERE file_id = files.id AND upload_id = files.upload_id), 0)"
-# core/schedule.py: foremost. A small file has no parts, so that an index can have its order.
-_FOREMOST = "(state IN ('QUEUED', 'SENDING')), priority DESC, {left}, id DESC"
-_LEFT = {Lane.INLINE: "size_bytes", Lane.SMALL: "size_bytes", Lane.LARGE: f"size_bytes - {_SENT}"}
 # Only while a drain runs: a hand-off writes one page more with it.
 _INDEX_OF_DRAIN = f"""
-CREATE INDEX IF NOT EXISTS files_foremost ON files (lane, {_FOREMOST.format(left="size_bytes")}) WHERE {_DUE}
+CREATE INDEX IF NOT EXISTS files_foremost ON files (lane, {FOREMOST.format(left="size_bytes")}) WHERE {DUE}
 """
 _RELAX = "DROP INDEX IF EXISTS files_foremost"
 _SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -172,7 +160,7 @@ class SqliteJournal:
         values = pin_columns(pin) | {"on_disk": on_disk, "updated_ms": self._clock.now_ms()}
         assignments = ", ".join(f"{name} = :{name}" for name in values)
         # One that was given up while it was copied needs no copy: it would lie in the spool for nothing.
-        needing = f"{_LISTED} AND state <> '{State.FAILED}' AND NOT cancel_requested"
+        needing = f"{LISTED} AND state <> '{State.FAILED}' AND NOT cancel_requested"
         where = f"id = :_id AND pin_kind = :_kind AND {needing}"
         bound = values | {"_id": job.id, "_kind": job.pin.kind}
 
@@ -197,7 +185,7 @@ class SqliteJournal:
         )
 
     async def amend(self, file_id: int, words: Amendment) -> Job | None:
-        where, now = f"{_LISTED} AND NOT cancel_requested", self._clock.now_ms()
+        where, now = f"{LISTED} AND NOT cancel_requested", self._clock.now_ms()
         row = await self._database.call(lambda connection: amend(connection, file_id, words, now, where), spare=True)
         return None if row is None else read_job(row)
 
@@ -294,7 +282,7 @@ class SqliteJournal:
         return found[0] if found else None
 
     async def select(self, selection: Selection) -> list[Job]:
-        listed = f"{_LISTED} AND NOT cancel_requested{'' if selection.pending else ' AND NOT pending'}"
+        listed = f"{LISTED} AND NOT cancel_requested{'' if selection.pending else ' AND NOT pending'}"
         return await self._database.call(
             lambda connection: [
                 read_job(row) for row in read_selection(connection, selection, READ_COLUMNS, listed, narrows=False)
@@ -302,15 +290,7 @@ class SqliteJournal:
         )
 
     async def unfinished(self, selection: Selection) -> tuple[int, list[Job]]:
-        these, values = experiment_where(selection)
-        where = f"WHERE {_LISTED} AND NOT cancel_requested AND {these}"
-        (row,) = await self._rows(
-            f"SELECT count(*) AS files FROM files {where} AND state <> 'FAILED'",
-            values,
-        )
-        failed = await self._jobs(f"{where} AND state = 'FAILED' ORDER BY id DESC LIMIT {SAMPLE}", values)
-        (ended,) = await self._rows(f"SELECT count(*) AS shares FROM shares WHERE NOT stuck AND {these}", values)
-        return row["files"] + ended["shares"], failed
+        return await self._database.call(lambda connection: figures.unfinished(connection, selection))
 
     async def due(
         self,
@@ -334,14 +314,14 @@ class SqliteJournal:
         return await self._database.call(work)
 
     async def foremost(self, lane: Lane, now_ms: int, limit: int) -> list[Job]:
-        order = _FOREMOST.format(left=_LEFT[lane])
+        order = FOREMOST.format(left=LEFT[lane])
         return await self._jobs(
-            f"WHERE {_DUE} AND lane = ? AND not_before_ms <= ? ORDER BY {order} LIMIT ?", [lane, now_ms, limit]
+            f"WHERE {DUE} AND lane = ? AND not_before_ms <= ? ORDER BY {order} LIMIT ?", [lane, now_ms, limit]
         )
 
     async def hasten(self) -> None:
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute(f"UPDATE files SET not_before_ms = 0 WHERE {_DUE} AND not_before_ms > 0")
+            connection.execute(f"UPDATE files SET not_before_ms = 0 WHERE {DUE} AND not_before_ms > 0")
             connection.execute(_INDEX_OF_DRAIN)
 
         await self._database.call(work)
@@ -350,45 +330,26 @@ class SqliteJournal:
         await self._database.call(lambda connection: connection.execute(_RELAX).close())
 
     async def left(self, now_ms: int) -> Left:
-        (row,) = await self._rows(
-            f"SELECT count(*) AS files, coalesce(sum(size_bytes - {_SENT}), 0) AS left_bytes, "
-            f"coalesce(sum(blocked AND not_before_ms > ?), 0) AS held "
-            f"FROM files WHERE {_DUE} AND NOT cancel_requested",
-            (now_ms,),
-        )
-        return Left(row["files"], row["left_bytes"], row["held"])
+        return await self._database.call(lambda connection: figures.left(connection, now_ms))
 
     async def unsent(self, failed_since_ms: int, limit: int) -> list[Unsent]:
-        order = _FOREMOST.format(left=_LEFT[Lane.LARGE])
-        columns = ", ".join(READ_COLUMNS)
-        rows = await self._rows(
-            f"SELECT {columns}, {_SENT} AS sent_bytes FROM files WHERE {_LISTED} AND NOT cancel_requested "
-            f"AND (state <> 'FAILED' OR updated_ms >= ?) ORDER BY state = 'FAILED', {order} LIMIT ?",
-            (failed_since_ms, limit),
-        )
-        return [Unsent(read_job(row), row["sent_bytes"]) for row in rows]
+        return await self._database.call(lambda connection: figures.unsent(connection, failed_since_ms, limit))
 
     async def failed_count(self, since_ms: int) -> int:
-        (row,) = await self._rows(
-            f"SELECT count(*) AS files FROM files WHERE {_LISTED} AND NOT cancel_requested AND state = 'FAILED' "
-            "AND updated_ms >= ?",
-            (since_ms,),
-        )
-        files: int = row["files"]
-        return files
+        return await self._database.call(lambda connection: figures.failed_count(connection, since_ms))
 
     async def is_done_with(self, last: int) -> bool:
-        return not await self._rows(f"SELECT 1 FROM files WHERE {_DUE} AND +id <= ? LIMIT 1", (last,))
+        return not await self._rows(f"SELECT 1 FROM files WHERE {DUE} AND +id <= ? LIMIT 1", (last,))
 
     async def stuck(self, scope: Scope, after: int, limit: int) -> list[Job]:
         mine, values = scope_where(scope)
-        where = f"WHERE {_LISTED} AND (state = 'FAILED' OR blocked) AND NOT cancel_requested AND id > ? AND {mine}"
+        where = f"WHERE {LISTED} AND (state = 'FAILED' OR blocked) AND NOT cancel_requested AND id > ? AND {mine}"
         return await self._jobs(f"{where} ORDER BY id LIMIT ?", [after, *values, limit])
 
     async def retry_blocked(self) -> None:
         await self._database.call(
             lambda connection: connection.execute(
-                f"UPDATE files SET {RUN_NOW} WHERE {_DUE} AND not_before_ms > 0 AND blocked"
+                f"UPDATE files SET {RUN_NOW} WHERE {DUE} AND not_before_ms > 0 AND blocked"
             ).close()
         )
 
@@ -414,33 +375,33 @@ class SqliteJournal:
 
     async def next_due_ms(self, now_ms: int) -> int | None:
         (row,) = await self._rows(
-            f"SELECT min(not_before_ms) AS at FROM files WHERE {_DUE} AND not_before_ms > 0 AND not_before_ms > ?",
+            f"SELECT min(not_before_ms) AS at FROM files WHERE {DUE} AND not_before_ms > 0 AND not_before_ms > ?",
             (now_ms,),
         )
         at: int | None = row["at"]
         return at
 
     async def due_count(self) -> int:
-        (row,) = await self._rows(f"SELECT count(*) AS files FROM files WHERE {_DUE}")
+        (row,) = await self._rows(f"SELECT count(*) AS files FROM files WHERE {DUE}")
         files: int = row["files"]
         return files
 
     async def pinned(self) -> list[Job]:
-        return await self._jobs(f"WHERE {_LISTED}", ())
+        return await self._jobs(f"WHERE {LISTED}", ())
 
     async def referred(self) -> set[str]:
-        rows = await self._rows(f"SELECT pin_source FROM files WHERE pin_kind = 'object' AND {_LISTED}")
+        rows = await self._rows(f"SELECT pin_source FROM files WHERE pin_kind = 'object' AND {LISTED}")
         return {row["pin_source"] for row in rows}
 
     async def finished(self, before_ms: int, limit: int) -> list[Job]:
-        return await self._jobs(f"WHERE {_FINISHED} AND updated_ms < ? ORDER BY updated_ms LIMIT ?", (before_ms, limit))
+        return await self._jobs(f"WHERE {FINISHED} AND updated_ms < ? ORDER BY updated_ms LIMIT ?", (before_ms, limit))
 
     async def unclean(self, limit: int) -> list[Job]:
-        where = f"{_LISTED} AND state = 'FAILED' AND key IS NOT NULL"
+        where = f"{LISTED} AND state = 'FAILED' AND key IS NOT NULL"
         return await self._jobs(f"INDEXED BY files_listed WHERE {where} ORDER BY id LIMIT ?", (limit,))
 
     async def forget(self, ids: Sequence[int]) -> None:
-        statement = f"DELETE FROM files WHERE id IN ({marks(ids)}) AND {_FINISHED}"
+        statement = f"DELETE FROM files WHERE id IN ({marks(ids)}) AND {FINISHED}"
 
         def work(connection: sqlite3.Connection) -> None:
             (highest,) = connection.execute(_HIGH_WATER).fetchone()  # it may be among those that go
@@ -450,29 +411,10 @@ class SqliteJournal:
         await self._database.call(work)
 
     async def summary(self, scope: Scope = EVERYBODY) -> Summary:
-        mine, values = scope_where(scope)
-        newest = f"AND {mine} ORDER BY id DESC LIMIT {SAMPLE}"
-        counts = await self._rows(
-            "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes"
-            f" FROM files INDEXED BY files_listed WHERE {_LISTED} GROUP BY state"
-        )
-        for state in LET_GO:  # a day of stored files: neither their rows are read nor are they sorted
-            counts += await self._rows(
-                "SELECT ? AS state, count(*) AS files, sum(size_bytes) AS size_bytes"
-                f" FROM files INDEXED BY files_finished WHERE {_FINISHED} AND state = ? HAVING count(*) > 0",
-                (state, state),
-            )
-        (oldest,) = await self._rows(f"SELECT min(created_ms) AS at FROM files WHERE {_DUE}")
-        (given_way,) = await self._rows("SELECT count(*) AS files FROM files WHERE superseded_by IS NOT NULL")
-        return Summary(
-            counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in counts),
-            oldest_ms=oldest["at"],
-            blocked=tuple(await self._jobs(f"INDEXED BY files_due WHERE {_DUE} AND blocked {newest}", values)),
-            failed=tuple(
-                await self._jobs(f"INDEXED BY files_listed WHERE {_LISTED} AND state = 'FAILED' {newest}", values)
-            ),
-            superseded=given_way["files"],
-        )
+        return await self._database.call(lambda connection: figures.summary(connection, scope))
+
+    async def backlog(self) -> Backlog:
+        return await self._database.call(figures.backlog)
 
     def trouble(self) -> Trouble | None:
         return self._database.trouble()
@@ -483,27 +425,6 @@ class SqliteJournal:
     async def probe(self) -> None:
         await self._database.call(
             lambda connection: connection.execute(_SET, ("probed_ms", str(self._clock.now_ms()))).close(), spare=True
-        )
-
-    async def backlog(self) -> Backlog:
-        # Never without this index: it leaves out what is finished, which is most.
-        states = await self._rows(
-            "SELECT state, count(*) AS files, sum(size_bytes) AS size_bytes, min(created_ms) AS oldest_ms,"
-            f" sum(blocked) AS blocked FROM files INDEXED BY files_listed WHERE {_LISTED} GROUP BY state"
-        )
-        blocked: list[sqlite3.Row] = []
-        if any(row["blocked"] for row in states):
-            blocked = await self._rows(
-                "SELECT error_code, error_message, error_hint, count(*) AS files, max(id)"
-                f" FROM files WHERE {_DUE} AND blocked GROUP BY error_code ORDER BY error_code"
-            )
-        return Backlog(
-            counts=tuple(StateCount(State(row["state"]), row["files"], row["size_bytes"]) for row in states),
-            oldest_ms=min((row["oldest_ms"] for row in states if row["state"] != State.FAILED), default=None),
-            blocked=tuple(
-                Blocked(Trouble(Code(row["error_code"]), row["error_message"], row["error_hint"]), row["files"])
-                for row in blocked
-            ),
         )
 
     async def high_water(self) -> int:

@@ -7,12 +7,9 @@ DURABILITY.md. The content, name and mode of a user's own file are never changed
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-import stat
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,14 +19,16 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
 from ml_dashd.core.states import State
-from ml_dashd.edge.cloning import changed, copy_range, disk_error, link, reflink
-from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
-from ml_dashd.edge.handed import O_PATH, check, path_of, unreadable
-from ml_dashd.edge.leases import Leases
+from ml_dashd.edge.cloning import changed, link, reflink
+from ml_dashd.edge.descriptors import DescriptorBudget
+from ml_dashd.edge.file_leases import FileLeases
+from ml_dashd.edge.handed import check, path_of, unreadable
+from ml_dashd.edge.held import HeldSources
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.seal import seal
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
-from ml_dashd.edge.source import FileSource, InlineSource, crc64_of_range, fingerprint, tells_of_writes
+from ml_dashd.edge.source import FileSource, InlineSource, fingerprint
+from ml_dashd.edge.spool_copies import SpoolCopies
 from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.ports import Faults, NotAnArchiveError, Source
@@ -37,8 +36,6 @@ from ml_dashd.ports import Faults, NotAnArchiveError, Source
 _OURS = re.compile(r"[0-9]+(\.copy|\.lease)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background, or for a writer who
 waited."""
-COPIES_LEAVE_BYTES = 10 * 1024**3
-"""Copies in the background leave so much of the disk to the trainer, or a tenth of it, and half of the quota."""
 _TORN_READS = 3
 """Tries at reading a small file that is being written, before that is an error."""
 
@@ -62,16 +59,14 @@ class SpoolPins:
         uncached_from: int = 0,
     ) -> None:
         self._uncached_from = uncached_from
-        self._keeper = keeper or Systemd({})
         self._pools = list(pools)
-        self._budget = budget or DescriptorBudget()
-        self._budget.count(lambda: len(self._held))
-        self._leases = Leases(self._budget)
+        budget = budget or DescriptorBudget()
+        self._held = HeldSources(budget, keeper or Systemd({}))
+        self._leases = FileLeases(budget)
         self._slots = slots
         self._room = room or Room()
+        self._copies = SpoolCopies(self._pools[0], self._room)
         self._faults = faults
-        self._held: dict[int, int] = {}
-        self._lock = threading.Lock()
         self._no_reflink: set[int] = set()
         self._sealed: set[int] = set()
         """Files whose archives are right. Nothing is noted of it in the journal: another daemon looks again."""
@@ -138,11 +133,8 @@ class SpoolPins:
             if protection is not Protection.COPY and link(descriptor, path):
                 return PinKind.LINK, name
         if protection is not Protection.RESTART:
-            return PinKind.COPY, self._copy(descriptor, str(file_id), source)
-        if self._budget.left(FOR_PINS) <= 0:
-            raise error(Code.RETRY_LATER, f"as many sources are held open as may be, so {source} can't be")
-        self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-        self._keeper.keep(file_id, self._held[file_id])
+            return PinKind.COPY, self._copies.make(descriptor, str(file_id), source)
+        self._held.hold(file_id, descriptor, source)
         return PinKind.FD, ""
 
     def _reflink(self, descriptor: int, path: str, device: int) -> bool:
@@ -158,48 +150,11 @@ class SpoolPins:
         """A pin's name in the journal. In the default pool it is relative, so that the state folder can be moved."""
         return str(file_id) if pool is self._pools[0] else str(pool / str(file_id))
 
-    def _copy(
-        self,
-        descriptor: int,
-        name: str,
-        source: str,
-        *,
-        spare: bool = False,
-        in_time: Callable[[], bool] | None = None,
-    ) -> str:
-        """`in_time`: until then a lease keeps writers away."""
-        path = self._pools[0] / name
-        before = fingerprint(descriptor)
-        tells = in_time is not None or tells_of_writes(descriptor, PinKind.LINK)
-        self._room.take(str(path), before.size_bytes, spare=spare)
-        try:
-            copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as failure:
-            if failure.errno != errno.EEXIST:  # what is there is another's
-                self._room.give_back(str(path))
-            raise disk_error(failure) from None
-        try:
-            if before.size_bytes:
-                os.posix_fallocate(copy, 0, before.size_bytes)
-            copy_range(descriptor, copy, before.size_bytes, source, in_time)
-            # Where no time tells of a write, both are read and compared: the copy is of one content.
-            same = tells or crc64_of_range(copy, 0, before.size_bytes) == crc64_of_range(
-                descriptor, 0, before.size_bytes
-            )
-            if not same or not fingerprint(descriptor).same_content(before):
-                raise changed(source)
-        except (OSError, MLDashError) as failure:
-            self._unlink(str(path))
-            raise disk_error(failure) from None
-        finally:
-            os.close(copy)
-        return name
-
     def lease(self, job: Job) -> str | None:
         try:
             descriptor = self._open(job)
             try:
-                self._look_for_room(job)
+                self._copies.look_for_room(f"{job.id}.lease", job.record.size_bytes)
                 if (refusal := self._leases.take(descriptor, job.id)) is None:
                     if fingerprint(descriptor).same_content(_baseline(job)):
                         return None
@@ -210,13 +165,6 @@ class SpoolPins:
                 os.close(descriptor)
         except (OSError, MLDashError) as failure:
             return str(failure)
-
-    def _look_for_room(self, job: Job) -> None:
-        """Whether a copy would find room if it were made now; none is set aside."""
-        path = str(self._pools[0] / f"{job.id}.lease")
-        self._leave_room(job.record.size_bytes)
-        self._room.take(path, job.record.size_bytes, spare=True)
-        self._room.give_back(path)
 
     def leased(self, file_id: int) -> bool:
         return self._leases.holds(file_id)
@@ -232,9 +180,9 @@ class SpoolPins:
         try:
             if not fingerprint(source).same_content(_baseline(job)):
                 raise changed(job.pin.source)
-            self._leave_room(job.record.size_bytes)
+            self._copies.leave_room(job.record.size_bytes)
             name = f"{job.id}.copy" if in_time is None else f"{job.id}.lease"
-            self._copy(source, name, job.pin.source, spare=True, in_time=in_time)
+            self._copies.make(source, name, job.pin.source, spare=True, in_time=in_time)
             pin = Pin(PinKind.COPY, name, job.pin.source)
             kept = in_time is None or self._leases.stands(job.id)
             if not kept or not fingerprint(source).same_content(_baseline(job)):
@@ -243,14 +191,6 @@ class SpoolPins:
         finally:
             os.close(source)
         return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
-
-    def _leave_room(self, size_bytes: int) -> None:
-        """A copy that nobody asked for is not what fills the disk."""
-        disk = os.statvfs(self._pools[0])
-        floor = min(disk.f_blocks * disk.f_frsize // 10, COPIES_LEAVE_BYTES)
-        if disk.f_bavail * disk.f_frsize < size_bytes + floor:
-            what = f"a copy of {size_bytes} bytes would leave less than {floor} free on the spool's disk"
-            raise error(Code.RETRY_LATER, what, "free space on it")
 
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
         """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""
@@ -318,7 +258,7 @@ class SpoolPins:
         if pin.kind is PinKind.INLINE:
             return
         if pin.kind is PinKind.FD:
-            if (held := self._dup(file_id)) is not None:
+            if (held := self._held.dup(file_id)) is not None:
                 self._sync(held)
             return
         try:
@@ -348,10 +288,7 @@ class SpoolPins:
             self._slots.release(pin.name)
             self._sealed.discard(file_id)
         elif pin.kind is PinKind.FD:
-            with self._lock:
-                if (held := self._held.pop(file_id, None)) is not None:
-                    os.close(held)
-            self._keeper.drop(file_id)
+            self._held.let_go(file_id)
         elif pin.name:
             self._unlink(self._path(pin))
 
@@ -359,7 +296,7 @@ class SpoolPins:
         self._room.note(self._path(pin), failed=True)
 
     def sweep(self, jobs: Sequence[Job]) -> int:
-        self._take_back({job.id: job.pin.fingerprint for job in jobs if job.pin.kind is PinKind.FD})
+        self._held.take_back({job.id: job.pin.fingerprint for job in jobs if job.pin.kind is PinKind.FD})
         needed = {self._path(job.pin) for job in jobs if job.pin.name}
         folders = [*self._pools, self._pools[0] / SLOT_FOLDER]
         strays = [
@@ -381,16 +318,6 @@ class SpoolPins:
                 with suppress(FileNotFoundError):
                     self._room.found(path, Path(path).stat().st_blocks * 512)
                     self._room.note(path, failed=job.state is State.FAILED)
-
-    def _take_back(self, marks: Mapping[int, Fingerprint | None]) -> None:
-        """Holds again what outlived the last process, where it is the very file that the journal means."""
-        for file_id, descriptor in self._keeper.kept().items():
-            mark, now = marks.get(file_id), fingerprint(descriptor)
-            if mark is not None and (mark.device, mark.inode) == (now.device, now.inode):
-                self._held[file_id] = descriptor
-            else:
-                os.close(descriptor)
-                self._keeper.drop(file_id)
 
     def rebase(self, job: Job) -> Pin | None:
         pin, was = job.pin, job.pin.fingerprint
@@ -419,18 +346,7 @@ class SpoolPins:
     def close(self) -> None:
         """Closes what is held."""
         self._leases.close()
-        for descriptor in self._held.values():
-            os.close(descriptor)
-        self._held.clear()
-
-    def _dup(self, file_id: int) -> int | None:
-        """Another descriptor of a held file, for the caller to close; the one that is held may go at any time.
-
-        Not opened again by its name in /proc: that would ask for a right that only the client may have.
-        """
-        with self._lock:
-            held = self._held.get(file_id)
-            return None if held is None else fcntl.fcntl(held, fcntl.F_DUPFD_CLOEXEC, 3)
+        self._held.close()
 
     def _unlink(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
@@ -442,8 +358,7 @@ class SpoolPins:
 
     def _open(self, job: Job) -> int:
         if job.pin.kind is PinKind.FD:
-            held = self._dup(job.id)
-            return _reopen(job) if held is None else held
+            return self._held.open(job)
         try:
             return os.open(self._path(job.pin), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -471,26 +386,3 @@ def _read_whole(descriptor: int, source: str) -> bytes:
         if len(content) == before.size_bytes and fingerprint(descriptor).same_content(before):
             return content
     raise error(Code.SOURCE_CHANGED, f"{source} is being written while it is handed over")
-
-
-def _reopen(job: Job) -> int:
-    """An fd pin after a restart: the path is opened again only if it is the very file that was handed over.
-
-    O_PATH opens nothing that could block or answer; device, inode, size and times are then compared with the journal's.
-    """
-    lost = error(
-        Code.SOURCE_LOST,
-        f"the daemon was restarted while it held {job.pin.source} open, and can't find it again",
-    )
-    try:
-        probe = os.open(job.pin.source, O_PATH | os.O_CLOEXEC)
-    except OSError:
-        raise lost from None
-    try:
-        if not stat.S_ISREG(os.fstat(probe).st_mode) or fingerprint(probe) != job.pin.fingerprint:
-            raise lost
-        return os.open(f"/proc/self/fd/{probe}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        raise lost from None
-    finally:
-        os.close(probe)

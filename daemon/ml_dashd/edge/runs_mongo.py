@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_dash.messages import METRICS as MOST_METRICS
+from ml_dashd.core import names
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import (
     BroughtRow,
@@ -122,9 +123,8 @@ class MongoRuns:
             {name: value} for name, value in zip(("namespace", "project"), below, strict=False)
         ]
         if len(below) > 2:  # noqa: PLR2004 namespace and project
-            # "0" follows "/", so this range is every experiment below.
-            inside = {"experiment": {"$gt": f"{below[2]}/", "$lt": f"{below[2]}0"}}
-            conditions.append({"$or": [{"experiment": below[2]}, inside]})
+            low, high = names.below(below[2])
+            conditions.append({"$or": [{"experiment": below[2]}, {"experiment": {"$gt": low, "$lt": high}}]})
         if after is not None:
             conditions.append(_after(after))
         if within := in_scope(scope):
@@ -156,18 +156,6 @@ class MongoRuns:
 
     async def rows(self, key: RunKey, metric: str, start: int, limit: int) -> list[Row]:
         return await self._mongo.call(self._read(key, metric, start, limit)) if limit else []
-
-    # ---- what a tree shows
-
-    async def behind(self) -> list[RunKey]:
-        return await self._mongo.call(self._behind())
-
-    async def shown(self, key: RunKey, as_of_ms: int) -> None:
-        asked = {**_place(key), "shown_ms": {"$lt": as_of_ms}}
-        await self._mongo.call(self._experiments.update_one(asked, {"$set": {"shown_ms": as_of_ms}}))
-
-    async def rows_shown(self, key: RunKey, metric: str, count: int) -> None:
-        await self._mongo.call(self._note_shown(key, metric, count))
 
     def trouble(self) -> Trouble | None:
         return self._mongo.trouble()
@@ -307,15 +295,6 @@ class MongoRuns:
             Row(each["created_ms"], each["data"], each["writer"], each["number"])
             for each in await rows.limit(limit).to_list()
         ]
-
-    async def _behind(self) -> list[RunKey]:
-        late = await self._metrics.distinct("experiment", {"$expr": {"$lt": ["$shown", "$rows"]}})
-        asked = {"$or": [{"$expr": {"$lt": ["$shown_ms", "$updated_ms"]}}, {"_id": {"$in": late}}]}
-        return [_key(each) for each in await self._experiments.find(asked, {"params": 0}).to_list()]
-
-    async def _note_shown(self, key: RunKey, metric: str, count: int) -> None:
-        asked = {"experiment": await self._number(key), "name": metric}
-        await self._metrics.update_one(asked, {"$set": {"shown": count}})
 
 
 def _row(metric: Any, position: int, row: Row) -> Document:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash.messages import METRICS
+from ml_dashd.core import names
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import (
     BroughtRow,
@@ -71,7 +72,7 @@ _METRIC = f"name = ? AND experiment = (SELECT id FROM experiments WHERE {_MINE})
 
 
 class SqliteRuns:
-    """The port `Runs`."""
+    """The port `ShownRuns`."""
 
     def __init__(self, path: Path, faults: Faults) -> None:
         self._database = Database(path, MIGRATIONS, faults, "runs")
@@ -118,9 +119,8 @@ class SqliteRuns:
             text += f" AND {column} = ?"
             values.append(value)
         if len(below) > 2:  # noqa: PLR2004 namespace and project
-            # "0" follows "/", so this range is every experiment below.
             text += " AND (experiment = ? OR (experiment > ? AND experiment < ?))"
-            values += [below[2], below[2] + "/", below[2] + "0"]
+            values += [below[2], *names.below(below[2])]
         if after is not None:
             text += " AND (namespace, project, experiment, owner_uid) > (?, ?, ?, ?)"
             values += _place(after)

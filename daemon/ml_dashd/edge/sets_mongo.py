@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from ml_dashd.core.model import FileRecord, Scope
+from ml_dashd.core.model import FileRecord
+from ml_dashd.core.names import below
 from ml_dashd.core.sets import (
     Delivered,
     Delivery,
@@ -237,10 +238,10 @@ class MongoSets:
         asked: Document = {"state": {"$in": list(selection.states)}}
         if selection.experiment is not None:
             asked |= dict(zip(("namespace", "project", "experiment"), selection.experiment, strict=True))
-        conditions = [in_scope(Scope(selection.owner_uid, selection.namespaces))]
+        conditions = [in_scope(selection.scope)]
         if selection.prefix:
-            below = {"$gt": f"{selection.prefix}/", "$lt": f"{selection.prefix}0"}  # "0" follows "/"
-            conditions.append({"$or": [{"name": selection.prefix}, {"name": below}]})
+            low, high = below(selection.prefix)
+            conditions.append({"$or": [{"name": selection.prefix}, {"name": {"$gt": low, "$lt": high}}]})
         if selection.before is not None:
             asked["number"] = {"$lt": selection.before}
         asked["$and"] = [each for each in conditions if each] or [{}]

@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ml_dashd.core.model import FileRecord, Scope
+from ml_dashd.core.model import FileRecord
+from ml_dashd.core.names import below
 from ml_dashd.core.sets import (
     Delivered,
     Delivery,
@@ -103,7 +104,7 @@ class SqliteSets:
         return found[0] if found else None
 
     async def select(self, selection: SetSelection) -> list[SetRecord]:
-        scope, values = scope_where(Scope(selection.owner_uid, selection.namespaces))
+        scope, values = scope_where(selection.scope)
         where = [f"state IN ({marks(selection.states)})", scope]
         bound: list[Any] = [*selection.states, *values]
         if selection.experiment is not None:
@@ -111,7 +112,7 @@ class SqliteSets:
             bound += selection.experiment
         if selection.prefix:
             where.append("(name = ? OR (name > ? AND name < ?))")
-            bound += [selection.prefix, f"{selection.prefix}/", f"{selection.prefix}0"]  # "0" follows "/"
+            bound += [selection.prefix, *below(selection.prefix)]
         if selection.before is not None:
             where.append("number < ?")
             bound.append(selection.before)
@@ -212,15 +213,25 @@ def _deliver(connection: sqlite3.Connection, delivery: Delivery, at_ms: int) -> 
     values = {"set_id": current.id, "rank": share.rank, "key": share.key, "ids": ids, **dict(there)}
     connection.execute(insert("shares", values), tuple(values.values()))
     connection.execute("UPDATE sets SET updated_ms = ?, reported_ms = NULL WHERE id = ?", (at_ms, current.id))
-    # A share of which somebody has deleted a file since is none any more.
-    connection.execute(
-        f"DELETE FROM shares WHERE set_id = ? AND EXISTS (SELECT 1 FROM json_each(ids) AS one WHERE {_NOT_THERE})",
-        (current.id,),
-    )
-    (ranks,) = connection.execute("SELECT count(*) FROM shares WHERE set_id = ?", (current.id,)).fetchone()
-    if ranks == current.world_size:
+    if _ranks(connection, current.id) == current.world_size and _all_there(connection, current.id):
         _complete(connection, current, at_ms)
     return Delivered(Verdict.DELIVERED, _get(connection, current.id))
+
+
+def _ranks(connection: sqlite3.Connection, set_id: str) -> int:
+    (ranks,) = connection.execute("SELECT count(*) FROM shares WHERE set_id = ?", (set_id,)).fetchone()
+    return int(ranks)
+
+
+def _all_there(connection: sqlite3.Connection, set_id: str) -> bool:
+    """Whether nobody has deleted a file of them since; a share that lacks one is none any more.
+
+    Asked once all ranks are there: to look at every file of the set with each share would take the square of them.
+    """
+    return not connection.execute(
+        f"DELETE FROM shares WHERE set_id = ? AND EXISTS (SELECT 1 FROM json_each(ids) AS one WHERE {_NOT_THERE})",
+        (set_id,),
+    ).rowcount
 
 
 def _complete(connection: sqlite3.Connection, record: SetRecord, at_ms: int) -> None:

@@ -9,8 +9,8 @@ from awscrt import checksums as crt
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.model import Fingerprint, Job, PinKind
+from ml_dashd.edge.file_leases import has_writers
 from ml_dashd.edge.handed import file_system
-from ml_dashd.edge.leases import has_writers
 from ml_dashd.edge.politeness import Reader
 from ml_dashd.ports import Feedable
 

@@ -20,6 +20,7 @@ from ml_dashd.core.schedule import copy_delay_s
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.settle import Settle
+from ml_dashd.flow.sources import kept_if_journaled
 from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Superseded, Threads
 
 log = logging.getLogger("ml_dashd.flow")
@@ -144,16 +145,12 @@ class Copies:
         self._bell.ring()
 
     async def _take_over(self, job: Job, pin: Pin) -> None:
-        """The copy in place of the old pin. What may be in the journal stays, for the next start to decide."""
-        try:
+        """The copy in place of the old pin."""
+        async with kept_if_journaled(pin, job.id, self._journal, self._pins, self._disk):
             self._faults.at("copies.copied")
             await self._settle.settle(pin, job.id)
             self._faults.at("copies.before_repin")
             await self._journal.repin(job, pin)
-        except BaseException:
-            if not self._journal.unsure():
-                await self._disk.run(self._pins.release, pin, job.id)
-            raise
 
     def _after_refusal(self, job: Job, refused: MLDashError | JournalError | OSError) -> None:
         code = refused.code if isinstance(refused, MLDashError | JournalError) else Code.RETRY_LATER

@@ -17,7 +17,7 @@ from ml_dash.messages import PARAMS_BYTES
 from ml_dashd.core.circuit import CATALOG_PROBE_CAP_S, pause_s
 from ml_dashd.core.model import Scope, Trouble
 from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
-from ml_dashd.ports import Clock, JournalError, Runs
+from ml_dashd.ports import Clock, JournalError, Runs, ShownRuns
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ PIECE = 500
 class Forward:
     """The port `Runs`, made of those of this machine, `here`, and those of the fleet."""
 
-    def __init__(self, *, here: Runs, fleet: Runs, clock: Clock) -> None:
+    def __init__(self, *, here: ShownRuns, fleet: Runs, clock: Clock) -> None:
         self._here = here
         self._fleet = fleet
         self._clock = clock
@@ -129,17 +129,6 @@ class Forward:
                 await self._bring_late()
                 return await ask(self._fleet)
         return await ask(self._here)
-
-    # ---- what a tree would show: it is the fleet that is behind here, and no tree is written
-
-    async def behind(self) -> list[RunKey]:
-        return await self._here.behind()
-
-    async def shown(self, key: RunKey, as_of_ms: int) -> None:
-        await self._here.shown(key, as_of_ms)
-
-    async def rows_shown(self, key: RunKey, metric: str, count: int) -> None:
-        await self._here.rows_shown(key, metric, count)
 
     def trouble(self) -> Trouble | None:
         return self._here.trouble() or self._fleet.trouble()

@@ -61,12 +61,12 @@ class Kept:
 class NodeNumber:
     """The port `Ids` for daemons that share a catalog."""
 
-    def __init__(self, leases: Leases, journal: Journal, here: Whereabouts, clock: Clock, high_water: int) -> None:
+    def __init__(self, leases: Leases, journal: Journal, here: Whereabouts, clock: Clock) -> None:
         self._leases = leases
         self._journal = journal
         self._here = here
         self._clock = clock
-        self._ids = LeasedIds(high_water)
+        self._ids = LeasedIds()
         self._kept: Kept | None = None
         self._why: Trouble | None = NOT_ASKED
         """Why the last claim was not granted; None where it was."""
@@ -115,7 +115,11 @@ class NodeNumber:
     # ---- the lease
 
     async def start(self) -> None:
-        """Goes on with the number that was kept, where that may be without the catalog; else asks for one."""
+        """Goes on with the number that was kept, where that may be without the catalog; else asks for one.
+
+        Its ids are above all that the journal has ever accepted.
+        """
+        self._ids = LeasedIds(await self._journal.high_water())
         self._kept = _read(await self._journal.setting(SETTING))
         lease = None if self._kept is None else self._kept.lease
         if lease is not None and lease.holds(self._here.place, self._here.boottime_ms()):

@@ -36,7 +36,7 @@ from ml_dashd.core.runs import (
     params_text,
     row_text,
 )
-from ml_dashd.ports import Clock, JournalError, Runs, Threads, Tree
+from ml_dashd.ports import Clock, JournalError, ShownRuns, Threads, Tree
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -64,7 +64,7 @@ Seen = tuple[int, str]
 class Mirror:
     """Brings to a tree what has changed. Without a tree, as for S3, it does nothing."""
 
-    def __init__(self, *, runs: Runs, tree: Tree | None, threads: Threads, clock: Clock) -> None:
+    def __init__(self, *, runs: ShownRuns, tree: Tree | None, threads: Threads, clock: Clock) -> None:
         self._runs = runs
         self._tree = tree
         self._threads = threads

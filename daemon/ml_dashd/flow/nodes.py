@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_dash import messages as m
 from ml_dash.errors import Code, error
+from ml_dashd.core import cursors
 from ml_dashd.core.access import Policy
 from ml_dashd.core.lease import Node
 from ml_dashd.flow.lease import NodeNumber
@@ -42,13 +43,14 @@ class Nodes:
         if self._leases is None:
             alone = m.NodeRecord(number=0, host=self._here.host, held=True, mine=True)
             return m.Nodes(request=message.request, nodes=(alone,), shared=False), ()
-        found = await self._leases.nodes(_number_of(message.cursor), m.NODES)
+        (after,) = (0,) if message.cursor is None else cursors.read(message.cursor, cursors.number)
+        found = await self._leases.nodes(after, m.NODES)
         records = tuple(self._record(node) for node in found)
         return m.Nodes(
             request=message.request,
             nodes=tuple(each for each in records if each.held or message.everything),
             shared=True,
-            cursor=str(found[-1].number) if len(found) == m.NODES else None,
+            cursor=cursors.write(found[-1].number) if len(found) == m.NODES else None,
         ), ()
 
     def _record(self, node: Node) -> m.NodeRecord:
@@ -61,11 +63,3 @@ class Nodes:
             until_ms=node.until_ms,
             seen_ms=node.seen_ms,
         )
-
-
-def _number_of(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):  # noqa: PLR2004 the catalog takes no more
-        raise error(Code.INVALID_ARGUMENT, f"{cursor[:40]!r} is no cursor of a list of nodes", "begin without one")
-    return int(cursor)

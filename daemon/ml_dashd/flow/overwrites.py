@@ -19,6 +19,7 @@ from ml_dashd.core.model import Job, Pin, PinKind
 from ml_dashd.core.overwrite import CopySpeed
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.sources import kept_if_journaled
 from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Superseded, Threads
 
 log = logging.getLogger("ml_dashd.flow")
@@ -76,15 +77,19 @@ class Overwrites:
             return
         if not any(_needs(now) for now in await self._journal.get([job.id])):  # it is stored, or copied, by now
             self._pins.unlease(job.id)
-        self.look()  # somebody may have asked before it was noted that it is held
+        elif not self._pins.leased(job.id):  # somebody has asked before it was noted that it is held
+            self._begin(job.id)
 
     def look(self) -> None:
         """Somebody may wait to write: called when the kernel says so."""
         for file_id in self._pins.wanted():
-            if file_id not in self._giving_way:
-                task = asyncio.create_task(self._give_way(file_id), name=f"lease {file_id}")
-                self._giving_way[file_id] = task
-                task.add_done_callback(partial(self._gave_way, file_id))
+            self._begin(file_id)
+
+    def _begin(self, file_id: int) -> None:
+        if file_id not in self._giving_way:
+            task = asyncio.create_task(self._give_way(file_id), name=f"lease {file_id}")
+            self._giving_way[file_id] = task
+            task.add_done_callback(partial(self._gave_way, file_id))
 
     def _gave_way(self, file_id: int, _: asyncio.Task[None]) -> None:
         del self._giving_way[file_id]
@@ -134,14 +139,10 @@ class Overwrites:
         return pin
 
     async def _take_over(self, job: Job, pin: Pin) -> None:
-        """The copy in place of the old pin. What may be in the journal stays, for the next start to decide."""
-        try:
+        """The copy in place of the old pin."""
+        async with kept_if_journaled(pin, job.id, self._journal, self._pins, self._disk):
             self._faults.at("lease.copied")
             await self._journal.repin(job, pin, on_disk=False)
-        except BaseException:
-            if not self._journal.unsure():
-                await self._disk.run(self._pins.release, pin, job.id)
-            raise
         self._faults.at("lease.repinned")
 
 

@@ -1,12 +1,12 @@
 """The pace of sending: how many requests are under way at once, whose turn it is, and how much memory each lane has.
 
-async with pace.turn(job, Lane.SMALL, size_bytes) as deadline_s:
-    async with asyncio.timeout(deadline_s):
-        await store.put(…)
+async with pace.turn(job, Lane.SMALL, size_bytes, "put a/b/c"):
+    await store.put(…)
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
@@ -39,13 +39,13 @@ class Pace:
         self._gate = Gate(Shares(connections, 1, 1, each=True))
         self._resize()
 
-    def turn(self, job: Job, lane: Lane, size_bytes: int) -> Turn:
+    def turn(self, job: Job, lane: Lane, size_bytes: int, what: str) -> Turn:
         """Waits for a place among the requests, and keeps it while one with so many bytes in its body is sent.
 
-        Gives how long the request may take, in seconds: what is longer is to end with TimeoutError. How it ended, by
-        what the block raises, sets the pace of those to come.
+        One that takes too long is broken off, with StoreError and `what` it was. How it ended, by what the block
+        raises, sets the pace of those to come.
         """
-        return Turn(self, job, lane, size_bytes)
+        return Turn(self, job, lane, size_bytes, what)
 
     async def enter(self, job: Job, lane: Lane, size_bytes: int) -> None:
         """For a Turn: waits for a place."""
@@ -65,7 +65,7 @@ class Pace:
         if failure is None:
             self._limit.ended(turn.size_bytes, now, scarce=self._gate.crowded)
             self._answered(turn.job)
-        elif isinstance(failure, TimeoutError) or (isinstance(failure, StoreError) and failure.fault in TOO_MUCH):
+        elif isinstance(failure, StoreError) and failure.fault in TOO_MUCH:
             self._limit.slowed(turn.began, now)
         self._gate.leave(turn.lane, 1)
         if self._limit.places != self._gate.total:
@@ -90,23 +90,33 @@ class Pace:
 class Turn:
     """A place among the requests; see Pace.turn. No generator: each small file takes one."""
 
-    __slots__ = ("_pace", "began", "job", "lane", "size_bytes")
+    __slots__ = ("_pace", "_timeout", "_what", "began", "job", "lane", "size_bytes")
 
-    def __init__(self, pace: Pace, job: Job, lane: Lane, size_bytes: int) -> None:
+    def __init__(self, pace: Pace, job: Job, lane: Lane, size_bytes: int, what: str) -> None:
         self._pace = pace
+        self._what = what
         self.job = job
         self.lane = lane
         self.size_bytes = size_bytes
         self.began = 0.0
 
-    async def __aenter__(self) -> float:
+    async def __aenter__(self) -> None:
         await self._pace.enter(self.job, self.lane, self.size_bytes)
         self.began = self._pace.now()
-        return self._pace.deadline_s(self.size_bytes)
+        self._timeout = asyncio.timeout(self._pace.deadline_s(self.size_bytes))
+        await self._timeout.__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, raised, trace)
+        except TimeoutError as late:
+            raised = late
+        if isinstance(raised, TimeoutError):
+            too_long = StoreError(Fault.TRANSIENT, f"{self._what} took too long")
+            self._pace.leave(self, too_long)
+            raise too_long from None
         self._pace.leave(self, raised)
 
 
@@ -141,10 +151,3 @@ class FairBuffers:
         else:
             self._buffers.discard(buffer)
         self._gate.leave(lane, len(buffer))
-
-
-def as_fault(failure: StoreError | TimeoutError, what: str) -> StoreError:
-    """A request that took too long, in the store's words."""
-    if isinstance(failure, StoreError):
-        return failure
-    return StoreError(Fault.TRANSIENT, f"{what} took too long")

@@ -136,8 +136,7 @@ def _sets(selection: Selection, rule: Rule, pattern: str | None) -> Wanted:
     """The sets of the same place and the same people."""
     asked = SetSelection(
         (SetState.COMPLETE,),
-        owner_uid=selection.scope.owner_uid,
-        namespaces=selection.scope.namespaces,
+        selection.scope,
         experiment=(selection.namespace, selection.project, selection.experiment),
         prefix=selection.prefix,
     )

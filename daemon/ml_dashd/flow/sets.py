@@ -122,8 +122,7 @@ class FileSets:
         """The newest sets that are not complete, as far as the caller may read them; none where nobody can be asked."""
         if self._catalog.trouble() is not None:
             return ()
-        scope = self._policy.scope(session.uid)
-        selection = SetSelection((SetState.OPEN,), owner_uid=scope.owner_uid, namespaces=scope.namespaces, limit=SAMPLE)
+        selection = SetSelection((SetState.OPEN,), self._policy.scope(session.uid), limit=SAMPLE)
         try:
             return tuple(map(_set_record, await self._catalog.sets.select(selection)))
         except JournalError:
@@ -132,13 +131,12 @@ class FileSets:
     async def _list(self, session: Session, message: m.ListSets, *_: Any) -> Reply:
         if message.share is not None:
             return await self._wait(session, message, key_of(session.uid, message.share)), ()
-        place, scope = message.place, self._policy.scope(session.uid)
+        place = message.place
         (before,) = (None,) if message.cursor is None else cursors.read(message.cursor, cursors.number)
         limit = max(1, min(message.page_size, m.SETS))
         selection = SetSelection(
             INCOMPLETE if message.incomplete else (SetState.COMPLETE,),
-            owner_uid=scope.owner_uid,
-            namespaces=scope.namespaces,
+            self._policy.scope(session.uid),
             experiment=names.clean_experiment(place.namespace, place.project, place.experiment),
             prefix="/".join(names.clean(place.prefix, "the prefix")),
             before=before,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from typing import Any
 
@@ -12,7 +11,7 @@ from ml_dashd.core.fair import Claim
 from ml_dashd.core.model import Evidence, Job, PinKind
 from ml_dashd.core.retry import StoreError
 from ml_dashd.core.schedule import Lane
-from ml_dashd.flow.pace import FairBuffers, Pace, as_fault
+from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.sources import check_handed, open_source, read_whole
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Faults, Journal, Meter, Pins, Store, Threads
@@ -81,13 +80,7 @@ class Single:
     async def _send(self, job: Job, body: memoryview, sent: Digest, sha256: str) -> Evidence:
         check_handed(job, sha256)
         self._faults.at("single.before_put")
-        try:
-            async with (
-                self._pace.turn(job, Lane.SMALL, len(body)) as deadline_s,
-                asyncio.timeout(deadline_s),
-            ):
-                evidence = await self._store.put(job.target, body, sent)
-        except TimeoutError as late:
-            raise as_fault(late, f"put {job.record.key}") from None
+        async with self._pace.turn(job, Lane.SMALL, len(body), f"put {job.record.key}"):
+            evidence = await self._store.put(job.target, body, sent)
         self._faults.at("single.after_put")
         return evidence

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.checksum import Digest, Digester
-from ml_dashd.core.model import Algorithm, Job, PinKind
+from ml_dashd.core.model import Algorithm, Job, Pin, PinKind
 from ml_dashd.core.plan import MIB, parts
 from ml_dashd.ports import Feedable, Journal, NotAnArchiveError, Pins, Source, Threads
 
@@ -44,6 +46,20 @@ async def open_source(job: Job, journal: Journal, pins: Pins, threads: Threads) 
             source.close()
         raise
     return opened[0]
+
+
+@asynccontextmanager
+async def kept_if_journaled(pin: Pin, file_id: int, journal: Journal, pins: Pins, disk: Threads) -> AsyncIterator[None]:
+    """A new pin, which the block journals. Where that fails it is let go.
+
+    What may be in the journal all the same stays, for the next start to decide.
+    """
+    try:
+        yield
+    except BaseException:
+        if not journal.unsure():
+            await disk.run(pins.release, pin, file_id)
+        raise
 
 
 async def read_whole(job: Job, pins: Pins, threads: Threads, into: memoryview) -> tuple[Digest, str]:

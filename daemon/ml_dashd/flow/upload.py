@@ -23,7 +23,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.copying import Copier
 from ml_dashd.flow.finish import Finish
-from ml_dashd.flow.pace import FairBuffers, Pace, as_fault
+from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.single import Single
 from ml_dashd.flow.sources import changed, check_handed, crc64_of, open_source
 from ml_dashd.flow.verify import Verify, digest_of
@@ -190,14 +190,11 @@ class Uploader:
         for attempt in count(1):
             try:
                 self._faults.at("upload.before_part")
-                async with (
-                    self._pace.turn(job, Lane.LARGE, part.size_bytes) as deadline_s,
-                    asyncio.timeout(deadline_s),
-                ):
+                async with self._pace.turn(job, Lane.LARGE, part.size_bytes, f"part {part.number}"):
                     sent = await self._store.send_part(job.target, job.upload_id or "", part, buffer, digest)
                 break
-            except (StoreError, TimeoutError) as failure:
-                await self._wait_or_raise(as_fault(failure, f"part {part.number}"), attempt)
+            except StoreError as failure:
+                await self._wait_or_raise(failure, attempt)
         self._faults.at("upload.after_part")
         self._meter.sent(part.size_bytes)
         await self._journal.add_part(job, sent)

@@ -9,7 +9,7 @@ from ml_dashd.ports.journal import Handed, Journal, JournalError, Superseded
 from ml_dashd.ports.nodes import Ids, Leases, Whereabouts
 from ml_dashd.ports.operations import Machine, Manifest, Meter, Supervisor
 from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Pins, Source, SyncRefusedError
-from ml_dashd.ports.runs import Runs, Tree
+from ml_dashd.ports.runs import Runs, ShownRuns, Tree
 from ml_dashd.ports.service import Send, Service, Session
 from ml_dashd.ports.sets import Sets
 from ml_dashd.ports.slots import Slot, Slots
@@ -41,6 +41,7 @@ __all__ = [
     "Service",
     "Session",
     "Sets",
+    "ShownRuns",
     "Slot",
     "Slots",
     "Source",

@@ -67,23 +67,27 @@ class Runs(Protocol):
     async def rows(self, key: RunKey, metric: str, start: int, limit: int) -> list[Row]:
         """Rows of a metric, from a position on."""
 
-    async def behind(self) -> list[RunKey]:
-        """The experiments of which a tree is not known to show everything."""
-
-    async def shown(self, key: RunKey, as_of_ms: int) -> None:
-        """Notes that a tree shows the record and the parameters as they were last changed then. Idempotent.
-
-        What is noted of a tree may be lost with the machine.
-        """
-
-    async def rows_shown(self, key: RunKey, metric: str, count: int) -> None:
-        """Notes how many rows of a metric a tree shows. Idempotent."""
-
     def trouble(self) -> Trouble | None:
         """Why nothing can be noted now, and not by itself in a moment: its disk is full, or has failed."""
 
     async def close(self) -> None:
         """Lets go of files and connections."""
+
+
+class ShownRuns(Runs, Protocol):
+    """Those of this machine, with how much of them is known to be shown elsewhere: by a tree, or by the fleet."""
+
+    async def behind(self) -> list[RunKey]:
+        """The experiments that are not known to be shown whole."""
+
+    async def shown(self, key: RunKey, as_of_ms: int) -> None:
+        """Notes that the record and the parameters are shown as they were last changed then. Idempotent.
+
+        What is noted of this may be lost with the machine.
+        """
+
+    async def rows_shown(self, key: RunKey, metric: str, count: int) -> None:
+        """Notes how many rows of a metric are shown. Idempotent."""
 
 
 class Tree(Protocol):

@@ -69,7 +69,7 @@ def break_time_s(path: Path = BREAK_TIME) -> float:
         return 45.0  # the kernel's default, fs/locks.c
 
 
-class Leases:
+class FileLeases:
     """The leases that are held, by the file's id. Calls come from several threads."""
 
     def __init__(self, budget: DescriptorBudget) -> None:
