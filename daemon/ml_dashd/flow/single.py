@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from ml_dash.errors import MLDashError
@@ -80,13 +81,14 @@ class Single:
 
     async def _send(self, job: Job, body: memoryview, sent: Digest, sha256: str) -> Evidence:
         check_handed(job, sha256)
+        known = replace(job, record=replace(job.record, sha256=sha256))
         self._faults.at("single.before_put")
         try:
             async with (
                 self._pace.turn(job, Lane.SMALL, len(body)) as deadline_s,
                 asyncio.timeout(deadline_s),
             ):
-                evidence = await self._store.put(job.target, body, sent)
+                evidence = await self._store.put(known.target, body, sent)
         except TimeoutError as late:
             raise as_fault(late, f"put {job.record.key}") from None
         self._faults.at("single.after_put")
