@@ -63,6 +63,8 @@ class StoreConfig:
     mode: str = "0640"
     part_size: int = 16 * MIB
     delete_grace: float = 7 * 24 * 3600.0
+    reconcile_every: float = 24 * 3600.0
+    orphan_age: float = 14 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)

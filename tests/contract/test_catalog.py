@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from ml_dashd.core import names
 from ml_dashd.core.model import EVERYBODY, Amendment, FileRecord, Scope, Selection
+from ml_dashd.core.reconcile import UNSAID, Round
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.mongo import Mongo
@@ -360,3 +362,90 @@ async def test_a_list_by_tag_reads_an_index(tmp_path: Path) -> None:
         steps = [row["detail"] for row in plan]
         assert not [step for step in steps if step.startswith("SCAN files")], steps
     await made.close()
+
+
+# ---- what is compared with the store
+
+
+async def keys(catalog: Catalog, after: str = "", limit: int = 100) -> list[str | None]:
+    return [found.key for found in await catalog.inventory.records(after, limit)]
+
+
+async def test_records_come_in_the_order_of_their_keys(catalog: Catalog) -> None:
+    """As UTF-8, in which "/" stands between "." and "0": as a store lists its objects."""
+    names = ["files/a/b/1/x", "files/a.b/2/x", "files/a0/3/x", "files/größe/4/x", "files/模型/5/x", "files/😀/6/x", "n"]
+    made = [replace(record(number, f"p{number}"), key=key) for number, key in enumerate(names, start=1)]
+    await catalog.commit(made)
+    found = await keys(catalog)
+    assert found == sorted(names, key=str.encode)
+    for at, key in enumerate(found):
+        assert await keys(catalog, key or "", 2) == found[at + 1 : at + 3]
+    assert await catalog.inventory.records("files/a/b", 1) == [made[0]]
+
+
+async def test_records_whose_bytes_may_be_there_are_among_them(catalog: Catalog) -> None:
+    """Pending ones, and deleted ones until their bytes are reclaimed."""
+    await catalog.commit([record(1), replace(record(2, "b"), pending=True), record(3, "c"), record(4, "d")])
+    await catalog.delete([3, 4], 99)
+    await catalog.inventory.mark([record(4, "d")], 5)
+    await catalog.reclaimed([found for found in await catalog.get([4]) if found.deleted_ms], 100)
+    found = await catalog.inventory.records("", 10)
+    assert [(each.id, each.pending, each.deleted_ms) for each in found] == [
+        (1, False, None),
+        (2, True, None),
+        (3, False, 99),
+    ]
+
+
+async def test_a_missing_object_is_marked_until_it_is_there_again(catalog: Catalog) -> None:
+    await catalog.commit([record(1), record(2, "b"), record(3, "c")])
+    await catalog.delete([3], 99)
+    await catalog.inventory.mark([record(1), record(3, "c"), record(9)], 1000)
+    await catalog.inventory.mark([record(1), record(2, "b")], 2000)
+    assert [found.missing_ms for found in await catalog.get([1, 2, 3])] == [1000, 2000, None]
+    assert [found.missing_ms for found in await catalog.select(Selection(*EXPERIMENT))] == [2000, 1000]
+    await catalog.commit([record(1)])
+    assert (await catalog.get([1]))[0] == replace(record(1), missing_ms=1000)
+    await catalog.inventory.mark([record(1), record(9)], None)
+    await catalog.inventory.mark([record(1)], None)
+    assert await catalog.get([1, 2]) == [record(1), replace(record(2, "b"), missing_ms=2000)]
+
+
+async def test_one_takes_the_turn(catalog: Catalog) -> None:
+    first = await catalog.inventory.round()
+    assert first == Round()
+    mine, other = Round("me", 1000, "objects\nfiles/größe"), Round("other", 1000)
+    assert await catalog.inventory.turn(first, mine)
+    assert not await catalog.inventory.turn(first, other)
+    assert await catalog.inventory.round() == mine
+    further = replace(mine, until_ms=2000, after="uploads\n")
+    assert await catalog.inventory.turn(mine, further)
+    assert not await catalog.inventory.turn(mine, other)
+    assert await catalog.inventory.turn(further, Round(ended_ms=3000))
+    assert await catalog.inventory.round() == Round(ended_ms=3000)
+
+
+async def test_of_several_at_once_one_takes_the_turn(catalog: Catalog) -> None:
+    taken = await asyncio.gather(
+        *(catalog.inventory.turn(Round(), Round(f"node {number}", 1000)) for number in range(8))
+    )
+    assert sorted(taken) == [False] * 7 + [True]
+    assert (await catalog.inventory.round()).holder == f"node {taken.index(True)}"
+
+
+async def test_what_its_node_says_of_a_file_counts_after_its_record_was_made_from_its_object(catalog: Catalog) -> None:
+    """Its commit may have waited for weeks. What was said here meanwhile counts more."""
+    made = [
+        replace(record(number), description=None, tags=(), bindrs=(), metadata=None, revision=UNSAID, updated_ms=1)
+        for number in (1, 2, 3)
+    ]
+    await catalog.commit(made)
+    await catalog.amend(2, Amendment(description="said here"), 50)
+    await catalog.delete([3], 60)
+    assert await catalog.commit([record(1), record(2), record(3)]) == [3]
+    first, second = await catalog.get([1, 2])
+    assert first == record(1)
+    assert (second.description, second.tags) == ("said here", ())
+    assert await paths(catalog, tags=("best",)) == [("models/best.pt", 1)]
+    await catalog.commit(made)
+    assert await catalog.get([1]) == [record(1)]

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from ml_dashd.core import about
+from ml_dashd.core.about import About
 from ml_dashd.core.checksum import Digest, combine, digest, has_part, proves
-from ml_dashd.core.model import Algorithm, FileRecord, Target
+from ml_dashd.core.model import Algorithm, FileRecord, Stored, Target
 from ml_dashd.core.plan import MIB, Part, parts
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.s3 import S3Store
 from ml_dashd.edge.s3_client import S3Settings
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.system import NoFaults, Pool, SystemClock
 from ml_dashd.ports import Store
 from tests.harness import Bucket
 
@@ -268,3 +270,89 @@ async def test_what_is_not_there_is_not_copied(store: Store) -> None:
         await store.copy_part(target_of(store, PART).key, target, upload_id, Part(1, 0, PART))
     assert missing.value.fault is Fault.MISSING
     await store.abort(target, upload_id)
+
+
+# ---- what is there
+
+
+async def put(store: Store, name: str, size: int = 3, *, prefix: str = "a/b", experiment: str = "exp") -> Target:
+    """An object that says of itself whose it is."""
+    file_id = secrets.randbits(62)
+    record = FileRecord(file_id, 1000, "ns", "project", experiment, prefix, name, size, "text/plain", 0, 0)
+    said = about.write(About(1000, experiment.count("/") + 1, in_set=False, sha256="ab" * 32))
+    target = Target(store.key(record), file_id, size, "text/plain", about=said)
+    body = memoryview(bytes(size))
+    await store.put(target, body, digest(body, await store.prepare()))
+    return target
+
+
+async def listed(store: Store, after: str = "") -> list[Stored]:
+    return [each async for page in store.objects(after) for each in page]
+
+
+async def test_objects_are_listed_in_the_order_of_their_keys(store: Store) -> None:
+    """As UTF-8, in which "/" stands between "." and "0": that is the order of no folder."""
+    names = ["z", "a", "größe +%&?#.pt", "模型", "😀", "b c"]
+    made = [await put(store, name, size) for size, name in enumerate(names)]
+    made += [await put(store, "x", prefix=prefix) for prefix in ("a", "a.b", "a0", "a-b", "")]
+    made += [await put(store, "x", experiment=experiment) for experiment in ("exp/er", "exp.er", "exp0")]
+    found = await listed(store)
+    assert [each.key for each in found] == sorted((target.key for target in made), key=str.encode)
+    sizes = {target.key: target.size_bytes for target in made}
+    assert {each.key: each.size_bytes for each in found} == sizes
+    now_ms = SystemClock().now_ms()
+    assert all(abs(now_ms - each.modified_ms) < 600_000 for each in found)
+    for at, each in enumerate(found):
+        assert await listed(store, each.key) == found[at + 1 :]
+    assert await listed(store, "zz") == []
+
+
+async def test_only_objects_of_files_are_listed(store: Store) -> None:
+    """Not what is made to look at the store, and not what is on its way."""
+    target = await put(store, "here.txt")
+    probe = Target(store.scratch(7), 7, 1, "text/plain")
+    await store.put(probe, memoryview(b"x"), digest(memoryview(b"x"), await store.prepare()))
+    begun = target_of(store, 1)
+    upload_id = await store.begin(begun)
+    assert [each.key for each in await listed(store)] == [target.key]
+    await store.delete(probe.key)
+    await store.abort(begun, upload_id)
+
+
+async def test_an_object_says_of_itself_whose_it_is(store: Store) -> None:
+    """However it was made: put, copied, or in parts. Its key says where it belongs."""
+    put_, copied, sent = await put(store, "größe.pt", experiment="exp/2"), target_of(store, 3), target_of(store, 5)
+    copied, sent = replace(copied, about=put_.about), replace(sent, about=put_.about)
+    await store.copy(put_.key, copied)
+    upload_id, whole = await upload(store, sent, [b"12345"])
+    await store.complete(sent, upload_id, await store.list_parts(sent, upload_id, PART), whole)
+    for target in (put_, copied, sent):
+        stated = await store.head(target.key)
+        assert stated is not None
+        assert stated.about == About(1000, 2, in_set=False, sha256="ab" * 32)
+        assert stated.file_id == target.file_id
+        assert stated.content_type in ("", target.content_type)
+    assert store.place(put_.key, 2) == ("ns", "project", "exp/2", "a/b", "größe.pt")
+    assert store.place("elsewhere/1/x", 2) is None
+
+
+async def test_an_object_that_says_nothing_is_told_as_that(store: Store) -> None:
+    target = target_of(store, 1)
+    await store.put(target, memoryview(b"x"), digest(memoryview(b"x"), await store.prepare()))
+    stated = await store.head(target.key)
+    assert stated is not None
+    assert stated.about is None
+
+
+async def test_open_uploads_of_all_files_are_listed(store: Store) -> None:
+    targets = [target_of(store, 1), target_of(store, 1, "größe.pt")]
+    begun = {await store.begin(target): target for target in targets}
+    found = [each async for page in store.open_uploads() for each in page]
+    assert {(each.upload_id, each.file_id) for each in found} == {
+        (upload_id, target.file_id) for upload_id, target in begun.items()
+    }
+    now_ms = SystemClock().now_ms()
+    assert all(each.begun_ms is not None and abs(now_ms - each.begun_ms) < 600_000 for each in found)
+    for each in found:
+        await store.abort(Target(each.key, each.file_id or 0, 0, ""), each.upload_id)
+    assert [page async for page in store.open_uploads()] == []

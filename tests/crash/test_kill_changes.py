@@ -9,8 +9,10 @@ import pytest
 
 from ml_dash import MLDashError
 from ml_dash.errors import Code
-from tests.crash.test_kill_daemon import DUPLICATE, DUPLICATE_IN_PARTS, PRUNE, RECLAIM, SUPERSEDE, revived
+from tests.crash.test_kill_daemon import DUPLICATE, DUPLICATE_IN_PARTS, PRUNE, RECLAIM, RECONCILE, SUPERSEDE, revived
+from tests.doubles.forgetting import forget
 from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, assert_whole, eventually, make_file
+from tests.scenario.shell import Shell
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +81,21 @@ def test_killed_while_it_reclaims_bytes(point: str, tmp_path: Path) -> None:
         eventually(lambda: store.keys() == [store.key_of(kept)])
         eventually(lambda: noted(daemon) == 3)
         assert exp.files("kept.txt").read_text() == "kept"
+        assert point in daemon.faults_met()
+
+
+@pytest.mark.parametrize("point", RECONCILE)
+def test_killed_while_it_records_a_file_from_its_object(point: str, tmp_path: Path) -> None:
+    """The command waits for the daemon, and goes on with the step at which it was."""
+    store = Folder(tmp_path / "store")
+    with daemon_on(store, tmp_path, "orphan_age = 0\n") as daemon, daemon.experiment().run as exp:
+        sha256 = exp.files.save_text("lost", to="a/lost.txt").wait(60)["checksum"]
+        daemon.kill()
+        forget(daemon)
+        daemon.start(faults=f"{point}=kill")
+        with revived(daemon):
+            Shell(tmp_path, ["--socket", str(daemon.socket)])("doctor", "--reconcile")
+        assert_whole(daemon, exp, {"a/lost.txt": sha256})
         assert point in daemon.faults_met()
 
 

@@ -48,10 +48,11 @@ SETS = (
 )  # fmt: skip
 """What tests/crash/test_kill_sets.py kills it at."""
 RECLAIM = ("reclaim.before_delete", "reclaim.after_delete", "reclaim.after_noted")
+RECONCILE = ("reconcile.before_record", "reconcile.after_record")
 SUPERSEDE = ("supersede.before_drop", "supersede.after_drop")
 INBOX = ("inbox.adopted", "inbox.removed")
 """tests/scenario/test_inbox.py"""
-ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *SUPERSEDE, *SETS)
+ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *RECONCILE, *SUPERSEDE, *SETS)
 """What tests/crash/test_kill_changes.py kills it at."""
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",

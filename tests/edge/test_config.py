@@ -43,6 +43,8 @@ storage_class = "STANDARD_IA"
 mode = "0600"
 part_size = 8_388_608
 delete_grace = 60
+reconcile_every = 3600
+orphan_age = 86400
 [catalog]
 url = "sqlite:///var/lib/x/catalog%20of%20x.sqlite"
 [spool]
@@ -103,6 +105,7 @@ REFUSED = [
     ("[daemon]\ndrain_timeout = '30'", "daemon.drain_timeout is '30'", "a number"),
     ("[spool]\npools = '/x'", "spool.pools is '/x'", "an array of text"),
     ("[store]\ndelete_grace = -1", "store.delete_grace is -1", "at least 0"),
+    ("[store]\nreconcile_every = -1", "store.reconcile_every is -1", "at least 0"),
     ("[retention]\nkeep_last = -1", "retention.keep_last is -1", "at least 0"),
     ("[retention]\npattern = 'a//b'", "retention.pattern", 'such as "**/checkpoints/*"'),
     ("[spool]\npools = ['/x', 1]", "spool.pools is", "an array of text"),
@@ -295,6 +298,7 @@ def test_every_key_arrives():
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert config.limits.bandwidth == 65_536
     assert config.store.delete_grace == 60.0
+    assert (config.store.reconcile_every, config.store.orphan_age) == (3600.0, 86400.0)
     assert config.retention == RetentionConfig(3, ("best",), "**/checkpoints/*", 3600.0)
     assert (config.access.uids, config.access.socket_mode) == ((0, 1000), "0660")
     assert (config.http.listen, config.http.socket_mode) == ("unix:/run/x/http", "0666")

@@ -100,6 +100,9 @@ async def test_every_other_question_reads_an_index(
     await catalog.delete([1], 5)
     await catalog.prune([record(2, "models/2.pt")], 5)
     await catalog.reclaimed(gone, 100)
+    asked = await catalog.inventory.records("files/1", 5)
+    assert [each.key for each in asked] == ["files/10", "files/100", "files/1000", "files/1001", "files/101"]
+    await catalog.inventory.mark(asked, 5)
     for plan in plans(watched):
         assert "COLLSCAN" not in plan["planSummary"], plan
         assert not plan.get("hasSortStage"), plan

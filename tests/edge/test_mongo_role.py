@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ async def ask_everything(catalog: MongoCatalog, runs: MongoRuns) -> None:
     await catalog.amend(1, Amendment(description="x"), 5)
     await catalog.delete([1], 5)
     await catalog.prune([record(2)], 5)
+    await catalog.inventory.mark(await catalog.inventory.records("", 5), 9)
+    was = await catalog.inventory.round()
+    await catalog.inventory.turn(was, replace(was, holder="me"))
     await catalog.reclaimed(await catalog.deleted(99, (0, 0), 5), 9)
     await runs.open(KEY, Opened(1))
     await runs.set_params(KEY, {"lr": "1"}, 2, MIB)

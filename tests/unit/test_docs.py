@@ -59,6 +59,7 @@ def _messages() -> str:
             messages.Metric,
             messages.ExperimentRecord,
             messages.SetRecord,
+            messages.Finding,
         )
     ]
     return "\n".join(lines)
@@ -273,7 +274,7 @@ def test_every_fault_point_is_named_once() -> None:
     text = (ROOT / "DURABILITY.md").read_text()
     stages = (
         "pin|accept|settle|copies|lease|seal|journal|catalog|runs|upload|single|batch|local|finish|duplicate|prune"
-        "|reclaim|supersede|inbox|sets"
+        "|reclaim|reconcile|supersede|inbox|sets"
     )
     named = re.findall(rf"`((?:{stages})\.\w+)`", text)
     assert sorted(named) == fault_points()

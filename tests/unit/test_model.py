@@ -4,6 +4,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from ml_dashd.core import about
+from ml_dashd.core.about import About
 from ml_dashd.core.model import MAX_FILE_BYTES, Algorithm, FileRecord, Fingerprint, Job, Pin, PinKind, Target
 from ml_dashd.core.states import State
 
@@ -41,7 +43,8 @@ def test_a_file_that_was_elsewhere_keeps_its_time_until_it_is_changed_here():
 
 def test_a_jobs_object_goes_to_its_key_by_its_checksum():
     job = Job(replace(RECORD, key="files/5"), Pin(PinKind.LINK), algorithm=Algorithm.MD5)
-    assert job.target == Target("files/5", 5, 9, "text/plain", Algorithm.MD5)
+    said = about.write(About(RECORD.owner_uid, 1, in_set=False))
+    assert job.target == Target("files/5", 5, 9, "text/plain", Algorithm.MD5, said)
 
 
 @pytest.mark.parametrize("field", ["device", "inode", "size_bytes", "mtime_ns"])

@@ -484,3 +484,56 @@ def five_seconds() -> Iterator[None]:
 )
 def test_no_pattern_is_slow(path: str, pattern: str):
     assert not names.matches(path, "", pattern)
+
+
+# ---- keys, read back
+
+
+@pytest.mark.parametrize(
+    ("key", "file_id"),
+    [
+        ("files/ns/p/e/7/x", 7),
+        ("7/x", 7),
+        ("ns/p/e/files/a/9223372036854775807/x", 2**63 - 1),
+        ("ns/p/e/files/a/9223372036854775808/x", None),
+        ("ns/p/e/files/a/92233720368547758070/x", None),
+        ("ns/p/e/files/a/07/x", None),
+        ("ns/p/e/files/a/\u0667/x", None),
+        ("ns/p/e/files/a/x/7", None),
+        ("7", None),
+        ("", None),
+    ],
+)
+def test_the_id_in_a_key(key: str, file_id: int | None) -> None:
+    assert names.id_of(key) == file_id
+
+
+@pytest.mark.parametrize("experiment", ["e", "e/files/1"])
+@pytest.mark.parametrize("prefix", ["", "a", "files/a/b"])
+def test_where_a_key_says_that_a_file_belongs(experiment: str, prefix: str) -> None:
+    made = FileRecord(7, 0, "ns", "p", experiment, prefix, "x.pt", 0, "", 0, 0)
+    place, depth = ("ns", "p", experiment, prefix, "x.pt"), experiment.count("/") + 1
+    assert names.place_of(names.local_key(made), "", depth) == place
+    assert names.place_of(names.s3_key(made, "pre/"), names.s3_folder("pre/"), depth) == place
+    assert names.place_of(names.s3_key(made, "other/"), names.s3_folder("pre/"), depth) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "folder", "depth"),
+    [
+        ("", "", 1),
+        ("x", "", 1),
+        ("ns/p/e/7/x", "", 1),
+        ("ns/p/e/files/7/x", "", 2),
+        ("files/ns/p/e/7", "files/", 1),
+        ("files/ns/p", "files/", 1),
+        ("files/ns/p/e/7/x", "files/", 3),
+        ("files/ns/../e/7/x", "files/", 1),
+        ("files/ns/p/e/./7/x", "files/", 1),
+        ("files/ns/p/e/7/", "files/", 1),
+        ("files/", "files/", 1),
+        ("files", "files/", 1),
+    ],
+)
+def test_a_key_that_is_no_files(key: str, folder: str, depth: int) -> None:
+    assert names.place_of(key, folder, depth) is None

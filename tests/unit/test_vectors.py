@@ -154,6 +154,32 @@ EXAMPLES: dict[str, tuple[m.Message, int]] = {
         (m.Brought(request=31, new=1), 0),
         (m.FindHanded(request=31, key=KEY), 0),
         (m.ListNodes(request=32, cursor="500", everything=True), 0),
+        (m.Reconcile(request=33, cursor="objects\nfiles/gr%C3%B6%C3%9Fe", dry_run=True), 0),
+        (
+            m.Reconciled(
+                request=33,
+                objects=10_000,
+                records=9_999,
+                uploads=2,
+                waiting=3,
+                findings=(
+                    m.Finding(
+                        what="missing",
+                        outcome="marked",
+                        key="files/alice/cv/resnet/7/a.pt",
+                        size_bytes=5,
+                        message="the store has no object",
+                        hint="restore it",
+                        id=7,
+                        path="a.pt",
+                        upload="u",
+                        code="OBJECT_MISSING",
+                    ),
+                ),
+                cursor="uploads\n0",
+            ),
+            0,
+        ),
         (
             m.Nodes(
                 request=32,

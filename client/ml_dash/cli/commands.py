@@ -21,6 +21,7 @@ from ml_dash.cli import (
     parser,
     pushing,
     reaching,
+    reconciling,
     report,
     runs,
     show,
@@ -191,6 +192,10 @@ def drain(options: Namespace) -> int:
 
 def doctor(options: Namespace) -> int:
     """Looks for all that may be wrong; 1 where something is, 3 where no daemon answers."""
+    if options.dry_run and not options.reconcile:
+        raise parser.wrong("doctor", "argument --dry-run: not allowed without --reconcile")
+    if options.reconcile:
+        return reconciling.reconcile(options)
     endpoint, why = reaching.endpoint_and_why(options)
     checks = doctoring.Checks(show_as_they_come=not options.json)
     status = doctoring.examine(checks, endpoint, why, lambda: reaching.running(options))

@@ -59,7 +59,10 @@ EXAMPLES = {
     "doctor": """\
   ml-dash doctor                                   what is wrong, and what to do about it
   ml-dash doctor --socket /run/ml-dash/ml-dashd.sock
-  ml-dash doctor --json | jq '.checks[] | select(.verdict == "bad")'""",
+  ml-dash doctor --json | jq '.checks[] | select(.verdict == "bad")'
+  ml-dash doctor --reconcile --dry-run             compare store and catalog; change nothing
+  ml-dash doctor --reconcile                       and mend what does not go together
+  ml-dash doctor --reconcile --json | jq '.findings[] | select(.outcome == "kept")'""",
     "nodes": """\
   ml-dash nodes                                    the daemons that share the catalog
   ml-dash nodes --all                              those, too, whose leases are over
@@ -134,8 +137,11 @@ def _add_shared(parser: Parser, **defaults: Any) -> None:
     options.add_argument("--version", action="version", version=f"{PROGRAM} {version('ml-dash')}")
 
 
-def _doctor(_: Parser) -> None:
-    """It has no arguments of its own."""
+def _doctor(parser: Parser) -> None:
+    parser.add_argument(
+        "--reconcile", action="store_true", help="compare store and catalog, and mend what does not go together"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="with --reconcile: only say what would be done")
 
 
 def _nodes(parser: Parser) -> None:

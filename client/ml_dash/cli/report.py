@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_dash import wording
 from ml_dash.cli import show
 from ml_dash.connection import now_ms
+from ml_dash.errors import Code
 from ml_dash.messages import Limits, Record, SetRecord, StatusReport
 from ml_dash.result import FileResult, iso_time, to_dict
 
@@ -23,16 +24,20 @@ def table(files: Iterable[FileResult]) -> None:
             head = ""
         record = show.plain(file)
         created = show.moment(record["createdAt"])
-        state = "PENDING" if record["state"] == "DONE" and _is_pending(record) else record["state"]
         size = wording.size(record["sizeBytes"])
-        print(f"{record['id']:>19}  {state:<10}  {size:>10}  {created}  {show.path(record)}")
+        print(f"{record['id']:>19}  {_state(file):<10}  {size:>10}  {created}  {show.path(record)}")
     if head:
         print("no files", file=sys.stderr)
 
 
-def _is_pending(record: Mapping[str, Any]) -> bool:
-    """Whether it is stored, and its set not complete."""
-    return bool(record.get("checkpoint", {}).get("pending"))
+def _state(file: FileResult) -> str:
+    """Of a stored file, too, whether its set is not complete, or the store has no object of it any more."""
+    record = file._record  # noqa: SLF001
+    if record.state != "DONE":
+        return record.state
+    if record.error_code == Code.OBJECT_MISSING:
+        return "MISSING"
+    return "PENDING" if record.pending else record.state
 
 
 def versions(files: Iterable[FileResult]) -> None:
@@ -41,7 +46,7 @@ def versions(files: Iterable[FileResult]) -> None:
     for file in files:
         record = show.plain(file)
         print(
-            f"{record['id']:>19}  {record['state']:<10}  {wording.size(record['sizeBytes']):>10}  "
+            f"{record['id']:>19}  {_state(file):<10}  {wording.size(record['sizeBytes']):>10}  "
             f"{show.moment(record['createdAt'])}  {record['checksum'] or 'not known yet'}"
         )
 

@@ -27,6 +27,7 @@ from ml_dash.messages.parts import (
     Refusal,
     Share,
 )
+from ml_dash.messages.reconcile import FINDINGS, Finding, Reconcile, Reconciled
 from ml_dash.messages.replies import (
     Accepted,
     AcceptedMany,
@@ -103,6 +104,7 @@ from ml_dash.schema import broken, plain, reader
 
 __all__ = [
     "DESCRIBED_BYTES",
+    "FINDINGS",
     "INLINE_BYTES",
     "KIB",
     "MANY",
@@ -148,6 +150,7 @@ __all__ = [
     "Fetch",
     "Fetched",
     "FindHanded",
+    "Finding",
     "Get",
     "GrowSlot",
     "Hello",
@@ -174,6 +177,8 @@ __all__ = [
     "PutMany",
     "Ranges",
     "ReadRows",
+    "Reconcile",
+    "Reconciled",
     "Record",
     "Refusal",
     "ReleaseSlot",
@@ -217,7 +222,7 @@ REQUESTS: dict[int, type[Message]] = {
         Hello, OpenExperiment, Upload, Put, RequestSlot, CommitSlot, ReleaseSlot, List, Get, Wait, Delete, Fetch,
         Status, Drain, PutMany, Branch, Examine, Update, Duplicate, Prune, Retry, Verify, EndRun, SetParams, LogRows,
         ListExperiments, ReadRows, GrowSlot, BringExperiment, BringRows, ListNodes, FindHanded, OpenSet, EndShare,
-        ListSets, SetFiles, DropSet,
+        ListSets, SetFiles, DropSet, Reconcile,
     )
 }  # fmt: skip
 REPLIES: dict[int, type[Message]] = {
@@ -225,6 +230,7 @@ REPLIES: dict[int, type[Message]] = {
     for message in (
         Welcome, Done, Failed, Accepted, SlotGranted, Page, Waited, Deleted, Progress, Fetched, StatusReport,
         Drained, AcceptedMany, Branched, Examined, Pruned, Retried, Verified, Experiments, Rows, Brought, Nodes, Sets,
+        Reconciled,
     )
 }  # fmt: skip
 REQUEST_LIMITS = {kind: message.limit for kind, message in REQUESTS.items()}

@@ -23,6 +23,7 @@ from ml_dashd.flow.browse import Browse
 from ml_dashd.flow.doctor import Doctor
 from ml_dashd.flow.duplicate import Duplicate
 from ml_dashd.flow.fetch import Fetch
+from ml_dashd.flow.findings import Findings
 from ml_dashd.flow.inbox import Adoption
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.operations import Identity, Operations
@@ -103,6 +104,7 @@ def build_answers(parts: Parts, ids: Ids, policy: Policy, stop: Callable[[], Non
         policy=policy,
         stop=stop,
     )
+    findings = Findings(reconcile=upkeep.reconcile, policy=policy, clock=clock)
     prune = Prune(browse=browse, journal=journal, catalog=catalog, policy=policy, clock=clock, faults=base.faults)
     serve = Serve(
         identity=identity,
@@ -129,7 +131,13 @@ def build_answers(parts: Parts, ids: Ids, policy: Policy, stop: Callable[[], Non
         warm=upkeep.warm,
         threads=base.quick,
         health=parts.sources.health,
-        others={**operations.answers, **experiments.answers, **nodes.answers, **sets.answers},
+        others={
+            **operations.answers,
+            **experiments.answers,
+            **nodes.answers,
+            **sets.answers,
+            **findings.answers,
+        },
     )
     return Answers(serve, identity, accept, experiments, prune, inbox, adoption)
 

@@ -165,6 +165,7 @@ class Daemon:
         self._chores.start(upkeep.warm.prepare(), "warm")
         self._chores.start(upkeep.warm.watch(), "memory")
         self._chores.start(upkeep.reclaim.run(), "reclaim")
+        self._chores.start(upkeep.reconcile.run(), "reconcile")
         if config.retention.keep_last:
             rule = Rule(config.retention.keep_last, frozenset(config.retention.keep_tags))
             self._chores.start(self._answers.prune.retain(rule, config.retention.pattern), "retention")

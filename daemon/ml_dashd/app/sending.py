@@ -29,6 +29,7 @@ class Sending:
     worker: Worker
     finish: Finish
     checksums: Checksums
+    verify: Verify
     scratch: Scratch
     breaker: Breaker
     pace: Pace
@@ -68,4 +69,4 @@ def build_sending(base: Base, storage: Storage) -> Sending:
     uploader = Uploader(copier=copier, single=single, part_bytes=part_bytes, **sending, **shared, **common)
     batch = Batch(journal=journal, store=store, single=single, faults=faults, **shared)
     worker = Worker(journal, uploader, batch, finish, clock, base.meter, breaker=breaker, outbox=outbox)
-    return Sending(worker, finish, checksums, scratch, breaker, pace, buffers)
+    return Sending(worker, finish, checksums, verify, scratch, breaker, pace, buffers)

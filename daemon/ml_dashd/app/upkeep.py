@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from ml_dashd.app.base import Base
 from ml_dashd.app.sending import Sending
 from ml_dashd.app.storage import Storage
+from ml_dashd.core import reconcile
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.tree import FolderTree
 from ml_dashd.flow.deliver import Deliver
 from ml_dashd.flow.drain import Drain
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.flow.reclaim import Reclaim
+from ml_dashd.flow.reconcile import Reconcile
 from ml_dashd.flow.sweep import Sweep
 from ml_dashd.flow.warm import Warm
 
@@ -27,6 +29,7 @@ class Upkeep:
     warm: Warm
     sweep: Sweep
     reclaim: Reclaim
+    reconcile: Reconcile
 
 
 def build_upkeep(base: Base, storage: Storage, sending: Sending) -> Upkeep:
@@ -61,4 +64,27 @@ def build_upkeep(base: Base, storage: Storage, sending: Sending) -> Upkeep:
             faults=base.faults,
             grace_s=config.store.delete_grace,
         ),
+        reconcile=_reconcile(base, storage, sending),
+    )
+
+
+def _reconcile(base: Base, storage: Storage, sending: Sending) -> Reconcile:
+    config = base.config
+    rule = reconcile.Rule(
+        age_ms=int(config.store.orphan_age * 1000),
+        grace_ms=int(config.store.delete_grace * 1000),
+        alone=config.fleet or not config.bucket,
+    )
+    return Reconcile(
+        store=storage.store,
+        catalog=storage.catalog,
+        journal=storage.journal,
+        checksums=sending.checksums,
+        verify=sending.verify,
+        clock=base.clock,
+        faults=base.faults,
+        meter=base.meter,
+        rule=rule,
+        holder=storage.of_catalog.here.token(),
+        every_s=config.store.reconcile_every,
     )

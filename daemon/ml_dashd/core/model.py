@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-from ml_dash.errors import Code
+from ml_dash.errors import TABLE, Code
+from ml_dashd.core import about
+from ml_dashd.core.about import About
 from ml_dashd.core.sets import Share
 from ml_dashd.core.states import UNFINISHED, State
 
@@ -115,6 +117,8 @@ class FileRecord:
     """The rank's share of a set that it belongs to (core/sets.py)."""
     pending: bool = False
     """Its set is not complete: only who asks for what is pending sees it."""
+    missing_ms: int | None = None
+    """When the store was found to have no object of it, though nobody deleted it (core/reconcile.py)."""
 
     @property
     def path(self) -> str:
@@ -183,7 +187,8 @@ class Job:
     @classmethod
     def stored(cls, record: FileRecord, *, gone: bool = False) -> Job:
         """A file of which the catalog alone tells: nothing of it is kept here. `gone`: it is being deleted."""
-        return cls(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True, cancel_requested=gone)
+        trouble = None if record.missing_ms is None else missing(record)
+        return cls(record, Pin(PinKind.NONE), state=State.DONE, on_disk=True, cancel_requested=gone, trouble=trouble)
 
     @property
     def id(self) -> int:
@@ -198,9 +203,17 @@ class Job:
 
     @property
     def target(self) -> Target:
-        """Where its object goes."""
+        """Where its object goes, and what is said of it there."""
         record = self.record
-        return Target(record.key or "", self.id, record.size_bytes, record.content_type, self.algorithm)
+        depth = record.experiment.count("/") + 1
+        said = about.write(About(record.owner_uid, depth, record.share is not None, record.sha256))
+        return Target(record.key or "", self.id, record.size_bytes, record.content_type, self.algorithm, said)
+
+
+def missing(record: FileRecord) -> Trouble:
+    """What is said of a stored file whose object the store does not have, whoever finds that out."""
+    code = Code.OBJECT_MISSING
+    return Trouble(code, f"the store has no object {record.key}", TABLE[code].hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +259,8 @@ class Target:
     content_type: str
     algorithm: Algorithm | None = None
     """The checksum with which it was begun; None leaves it to the store."""
+    about: str = ""
+    """What the object is to say of itself (core/about.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +271,32 @@ class Evidence:
     etag: str
     checksum: str | None = None
     file_id: int | None = None
+    about: About | None = None
+    content_type: str = ""
+    """"" where the store keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as a store lists it. `modified_ms` is when it was made, by the store's clock."""
+
+    key: str
+    size_bytes: int
+    modified_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A multipart upload that the store has begun and not completed."""
+    """A multipart upload that the store has begun and not completed.
+
+    `begun_ms` is when that was, or when something came last, by the store's clock, where it says so; `file_id` whose it
+    is, where that can be told.
+    """
 
     key: str
     upload_id: str
+    begun_ms: int | None = None
+    file_id: int | None = None
 
 
 class Owned(Protocol):

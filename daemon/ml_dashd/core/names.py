@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import FileRecord
 
 MAX_SEGMENT_BYTES = 255
@@ -99,6 +99,39 @@ def local_key(record: FileRecord) -> str:
         record.namespace, record.project, record.experiment, "files", record.prefix, str(record.id), record.filename,
     )  # fmt: skip
     return "/".join(part for part in parts if part)
+
+
+def s3_folder(key_prefix: str) -> str:
+    """What the key of every file in a bucket begins with."""
+    return f"{key_prefix}files/"
+
+
+def id_of(key: str) -> int | None:
+    """The id in a file's key, its last segment but one; None where it is no file's key."""
+    segment = key.rpartition("/")[0].rpartition("/")[2]
+    if not (segment.isascii() and segment.isdigit() and len(segment) <= _ID_DIGITS):
+        return None
+    number = int(segment)
+    return number if str(number) == segment and number < 2**63 else None
+
+
+def place_of(key: str, folder: str, depth: int) -> tuple[str, str, str, str, str] | None:
+    """Namespace, project, experiment, prefix and filename of a file's key; None where it has none.
+
+    `depth` is how many segments the experiment's name has. `folder` is that of a bucket (`s3_folder`); "" is a local
+    store's, whose keys have "files" after the experiment.
+    """
+    segments = key.removeprefix(folder).split("/")
+    named, (*between, _), filename = segments[: 2 + depth], segments[2 + depth : -1] or [""], segments[-1]
+    if not key.startswith(folder) or (not folder and between[:1] != ["files"]):
+        return None
+    prefix = "/".join(between if folder else between[1:])
+    try:
+        experiment = clean_experiment(named[0], "".join(named[1:2]), "/".join(named[2:]))
+        place(prefix, filename)
+    except MLDashError:
+        return None
+    return (*experiment, prefix, filename) if len(segments) >= 2 + depth + 2 else None
 
 
 def content_type(filename: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
 from ml_dashd.core.spans import Span, spans
+from ml_dashd.edge.inventory_mongo import MongoInventory
 from ml_dashd.edge.mongo import Document, Mongo
 from ml_dashd.edge.mongo_records import (
     GONE,
@@ -50,6 +51,7 @@ class MongoCatalog:
         self._mongo = mongo
         self._files = mongo.collection(FILES)
         self.sets = MongoSets(mongo)
+        self.inventory = MongoInventory(mongo)
 
     async def commit(self, records: Sequence[FileRecord]) -> list[int]:
         return await self._mongo.call(self._commit(records))
@@ -123,10 +125,8 @@ class MongoCatalog:
                 hint=BY_ID,
             )
             for record in records
-            if record.revision
         ]
-        if updates:
-            await self._files.bulk_write(updates, ordered=False)
+        await self._files.bulk_write(updates, ordered=False)
         return await self._checked(records)
 
     async def _upsert(self, writes: Sequence[UpdateOne]) -> int:

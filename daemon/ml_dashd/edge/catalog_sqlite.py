@@ -15,6 +15,7 @@ from ml_dash.errors import MLDashError
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
 from ml_dashd.edge.amending import amend, later_word
 from ml_dashd.edge.database import LOCKED_S, Database, open_database
+from ml_dashd.edge.inventory_sqlite import INVENTORY, SqliteInventory
 from ml_dashd.edge.listing import ENDING, read_selection
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders, read_record, record_values, scope_where
 from ml_dashd.edge.sets_sqlite import SETS, SqliteSets, merge_sets
@@ -78,6 +79,7 @@ MIGRATIONS = [
         WHERE deleted_ms IS NULL;
     """,
     SETS,
+    INVENTORY,
 ]
 _THERE = "deleted_ms IS NULL"
 _LISTED = f"{_THERE} AND pending = 0"
@@ -91,6 +93,7 @@ class SqliteCatalog:
     def __init__(self, path: Path, faults: Faults) -> None:
         self._database = Database(path, MIGRATIONS, faults, "catalog")
         self.sets = SqliteSets(self._database)
+        self.inventory = SqliteInventory(self._database)
         self._path = path
         self._exported = -1
 

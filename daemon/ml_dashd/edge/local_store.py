@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from ml_dashd.core import about, names
 from ml_dashd.core.checksum import Digest, encode_crc
-from ml_dashd.core.model import MAX_FILE_BYTES, Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
-from ml_dashd.core.names import local_key
+from ml_dashd.core.model import MAX_FILE_BYTES, Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Stored, Target
 from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.cloning import copy_some, share_blocks
+from ml_dashd.edge.local_listing import objects_below, uploads_in
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
 from ml_dashd.ports import Faults, Threads
@@ -33,6 +35,9 @@ TEMPORARY = ".ml-dash-tmp"
 """Beside the namespaces, on their file system; no user's name can be this (core/names.py)."""
 SCRATCH = ".ml-dash-probe"
 """Beside it: what is made only to see whether it can be."""
+ABOUT_ATTRIBUTE = "user.ml-dash.about"
+"""What an object says of itself (core/about.py)."""
+LIST_PAGE = 1000
 KEEP_SYNCED = 4096
 """Folders known to be synced: to sync one again costs a moment, to remember every experiment's costs memory."""
 
@@ -71,7 +76,7 @@ class LocalStore:
         return Algorithm.CRC64NVME
 
     def key(self, record: FileRecord) -> str:
-        return local_key(record)
+        return names.local_key(record)
 
     def scratch(self, number: int) -> str:
         return f"{SCRATCH}/{number}/probe"
@@ -79,7 +84,7 @@ class LocalStore:
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         def work(piece: memoryview, start: int) -> None:
             path = self._new(f"{target.file_id}.put")
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if start else _open_new(path, self._mode)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if start else _open_new(path, self._mode, target)
             try:
                 _write(descriptor, piece, start)
                 if start + len(piece) < len(body):
@@ -100,7 +105,7 @@ class LocalStore:
 
         def begin() -> bool:
             opened.append(self._open_object(source))
-            opened.append(_open_new(self._new(name), self._mode))
+            opened.append(_open_new(self._new(name), self._mode, target))
             return share_blocks(opened[0], opened[1])
 
         def end() -> None:
@@ -133,7 +138,7 @@ class LocalStore:
     async def begin(self, target: Target) -> str:
         def work() -> str:
             upload_id = str(target.file_id)
-            os.close(_open_new(self._new(upload_id), self._mode))
+            os.close(_open_new(self._new(upload_id), self._mode, target))
             return upload_id
 
         return await self._run(work)
@@ -198,10 +203,11 @@ class LocalStore:
             try:
                 size = os.fstat(descriptor).st_size
                 checksum = encode_crc(crc64_of_range(descriptor, 0, size), 8)
+                said = _said(descriptor)
             finally:
                 os.close(descriptor)
             self._sync_names(self._root / key)  # a daemon that died in between has left them to chance
-            return Evidence(size, "", checksum, int(Path(key).parent.name))
+            return Evidence(size, "", checksum, int(Path(key).parent.name), about.read(said))
 
         return await self._run(work)
 
@@ -241,6 +247,19 @@ class LocalStore:
         name = Path(key).parent.name
         if await self._run(self._temporary(name).exists):
             yield OpenUpload(key, name)
+
+    def objects(self, after: str = "") -> AsyncIterator[Sequence[Stored]]:
+        return self._pages(objects_below(self._root, after))
+
+    def open_uploads(self) -> AsyncIterator[Sequence[OpenUpload]]:
+        return self._pages(uploads_in(self._root, TEMPORARY))
+
+    async def _pages(self, found: Iterator[T]) -> AsyncIterator[Sequence[T]]:
+        while page := await self._run(lambda: list(islice(found, LIST_PAGE))):
+            yield page
+
+    def place(self, key: str, depth: int) -> tuple[str, str, str, str, str] | None:
+        return names.place_of(key, "", depth)
 
     async def close(self) -> None:
         return
@@ -297,8 +316,20 @@ class LocalStore:
             self._synced.add(folder)
 
 
-def _open_new(path: Path, mode: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+def _open_new(path: Path, mode: int, target: Target) -> int:
+    """A file that says of itself what it may, where the file system has attributes for it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    if target.about:
+        with suppress(OSError):
+            os.setxattr(descriptor, ABOUT_ATTRIBUTE, target.about.encode())
+    return descriptor
+
+
+def _said(descriptor: int) -> str | None:
+    try:
+        return os.getxattr(descriptor, ABOUT_ATTRIBUTE).decode(errors="replace")
+    except OSError:
+        return None
 
 
 def _write(descriptor: int, body: memoryview, offset: int) -> None:

@@ -19,6 +19,7 @@ from prometheus_client import (
 
 from ml_dash.errors import Code
 from ml_dashd.core.model import Figures
+from ml_dashd.core.reconcile import Kind
 from ml_dashd.core.retry import Fault
 from ml_dashd.core.states import State
 
@@ -69,6 +70,11 @@ class PrometheusMeter:
         )
         self._retries = self._counter("retries", "Tries of files and parts that failed and come again.", "fault")
         self._failures = self._counter("failures", "Files that were given up.", "code")
+        self._mismatches = self._counter(
+            "mismatches", "What was found not to go together in store and catalog, each time that it was.", "kind"
+        )
+        for kind in Kind:
+            self._mismatches.labels(kind)
         for fault in (*Fault, "journal", "defect"):
             self._retries.labels(fault)
         for code in FINAL:
@@ -114,6 +120,9 @@ class PrometheusMeter:
 
     def failed(self, code: Code) -> None:
         self._failures.labels(code).inc()
+
+    def found(self, kind: str) -> None:
+        self._mismatches.labels(kind).inc()
 
     def committing(self) -> AbstractContextManager[None]:
         return self._commits.time()

@@ -18,6 +18,8 @@ ORDER = [("path", 1), ("_id", -1)]
 THERE: Document = {"deleted_ms": None}
 """The condition that a file is not deleted, listed or pending."""
 GONE: Document = {"deleted_ms": {"$ne": None}}
+LATER = ("missing_ms",)
+"""Fields that documents of earlier releases have not."""
 _FIELDS = tuple(field.name for field in fields(FileRecord) if field.name != "id")
 
 
@@ -38,7 +40,7 @@ def document(record: FileRecord) -> Document:
 
 
 def read_record(found: Document) -> FileRecord:
-    values = {name: found[name] for name in _FIELDS}
+    values: Document = {name: found.get(name) if name in LATER else found[name] for name in _FIELDS}
     values["tags"], values["bindrs"] = tuple(found["tags"]), tuple(found["bindrs"])
     values["share"] = None if found["share"] is None else Share(**found["share"])
     values["crc64nvme"] = None if found["crc64nvme"] is None else int(found["crc64nvme"], 16)

@@ -23,6 +23,7 @@ _EXPERIMENT = ("namespace", "project", "experiment")
 _IS_LISTED = {"listed": True}
 _IS_RECLAIMABLE = {"reclaimable": True}
 _IS_PENDING = {"pending": True}
+_HAS_BYTES = {"reclaimed_ms": None}
 INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
     # The keys hold `listed` though it is the condition of the index: MongoDB looks at a document for what they lack.
     FILES: {
@@ -31,6 +32,7 @@ INDEXES: Mapping[str, Mapping[str, tuple[Sequence[str], Mapping[str, Any]]]] = {
         "by_tag": (("listed", *_EXPERIMENT, "tags", "path", "-_id"), {"partialFilterExpression": _IS_LISTED}),
         "by_sha256": (("sha256",), {}),
         "deleted": (("reclaimable", "deleted_ms", "_id"), {"partialFilterExpression": _IS_RECLAIMABLE}),
+        "by_key": (("key",), {"partialFilterExpression": _HAS_BYTES}),
         "pending": (("pending", *_EXPERIMENT, "path", "-_id"), {"partialFilterExpression": _IS_PENDING}),
         "by_share": (("share.key", "_id"), {"partialFilterExpression": {"share.key": {"$exists": True}}}),
         "pending_since": (("pending", "uploaded_ms", "_id"), {"partialFilterExpression": _IS_PENDING}),

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from ml_dashd.core import about, names
 from ml_dashd.core.checksum import Digest
-from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
+from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Stored, Target
 from ml_dashd.core.names import RESERVED, s3_key
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
@@ -30,6 +32,8 @@ T = TypeVar("T")
 
 ID_FIELD = "ml-dash-id"
 """The object's metadata that holds the file's id: x-amz-meta-ml-dash-id."""
+ABOUT_FIELD = "ml-dash-about"
+"""And what else it says of itself (core/about.py)."""
 CHECKSUM_FIELDS = {Algorithm.CRC64NVME: "ChecksumCRC64NVME", Algorithm.CRC32C: "ChecksumCRC32C"}
 CHECKSUM_HEADERS = {
     Algorithm.CRC64NVME: "x-amz-checksum-crc64nvme",
@@ -58,6 +62,7 @@ class S3Store:
         self._sender = Sender(settings, self._clients, throttle)
         self._algorithm = settings.checksum
         self._probes = f"{settings.key_prefix}{RESERVED}-probe/"
+        self._folder = names.s3_folder(settings.key_prefix)
         self.examiner = S3Examiner(settings, self._clients, SystemClock())
         self.prober = S3Probe(
             settings, self._probes, self._clients.control, ask=self._ask, send=self._send, clock=SystemClock()
@@ -88,8 +93,8 @@ class S3Store:
         return s3_key(record, self._settings.key_prefix)
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
-        headers = {"content-type": target.content_type, f"x-amz-meta-{ID_FIELD}": str(target.file_id)}
-        headers |= self._settings.placement.headers
+        said = {f"x-amz-meta-{name}": value for name, value in _metadata(target).items()}
+        headers = {"content-type": target.content_type, **said, **self._settings.placement.headers}
         try:
             answer = await self._send(target.key, {}, headers, body, digest, f"put {target.key}")
         except StoreError as refused:
@@ -106,7 +111,7 @@ class S3Store:
                 MetadataDirective="REPLACE",
                 TaggingDirective="REPLACE",
                 ContentType=target.content_type,
-                Metadata={ID_FIELD: str(target.file_id)},
+                Metadata=_metadata(target),
                 **self._settings.placement.arguments,
                 **_named(target.algorithm),
             )
@@ -142,7 +147,7 @@ class S3Store:
             answer = await (await self._clients.control()).create_multipart_upload(
                 **self._at(target.key),
                 ContentType=target.content_type,
-                Metadata={ID_FIELD: str(target.file_id)},
+                Metadata=_metadata(target),
                 **self._settings.placement.arguments,
                 **_full_object(algorithm, ChecksumAlgorithm=ALGORITHM_NAMES.get(algorithm)),
             )
@@ -229,12 +234,15 @@ class S3Store:
                 if code_of(failure) == "400":  # a HEAD says no more: most often that temporary credentials have ended
                     raise StoreError(Fault.EXPIRED, f"head {key}: the store answers 400 and no reason") from failure
                 raise
-            file_id = answer.get("Metadata", {}).get(ID_FIELD)
+            said = answer.get("Metadata", {})
+            file_id = said.get(ID_FIELD)
             return Evidence(
                 answer["ContentLength"],
                 _bare(answer.get("ETag")),
                 answer.get(field),
                 int(file_id) if file_id and file_id.isdigit() else None,
+                about.read(said.get(ABOUT_FIELD)),
+                answer.get("ContentType", ""),
             )
 
         return await self._ask(ask, f"head {key}")
@@ -259,17 +267,46 @@ class S3Store:
         await self._ask(ask, f"delete {key}")
 
     async def uploads(self, key: str) -> AsyncIterator[OpenUpload]:
+        async for page in self._uploads_below(key):
+            for each in page:
+                if each.key == key:
+                    yield each
+
+    def open_uploads(self) -> AsyncIterator[Sequence[OpenUpload]]:
+        return self._uploads_below(self._folder)
+
+    async def _uploads_below(self, prefix: str) -> AsyncIterator[Sequence[OpenUpload]]:
         markers: dict[str, str] = {}
-        seen: set[str] = set()
+        before: set[str] = set()
         while True:
-            page = await self._ask(partial(self._list_uploads, key, markers), f"list uploads of {key}")
-            fresh = [each for each in page.get("Uploads", []) if each["Key"] == key and each["UploadId"] not in seen]
-            for each in fresh:
-                seen.add(each["UploadId"])
-                yield OpenUpload(key, each["UploadId"])
+            page = await self._ask(partial(self._list_uploads, prefix, markers), f"list uploads of {prefix}")
+            listed = {each["UploadId"]: each for each in page.get("Uploads", [])}
+            fresh = [_open_upload(each) for upload_id, each in listed.items() if upload_id not in before]
+            if fresh:
+                yield fresh
             if not page.get("IsTruncated") or not fresh:
                 return
+            before = set(listed)
             markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    async def objects(self, after: str = "") -> AsyncIterator[Sequence[Stored]]:
+        """Where a page ends is told by its last key: that can be asked for tomorrow, too, and of another server."""
+        while True:
+            page = await self._ask(partial(self._list_objects, after), f"list {self._folder}")
+            found = [
+                Stored(each["Key"], each["Size"], _ms(each["LastModified"]))
+                for each in page.get("Contents", [])
+                if each["Key"] > after
+            ]
+            if not found:
+                return
+            yield found
+            if not page.get("IsTruncated"):
+                return
+            after = found[-1].key
+
+    def place(self, key: str, depth: int) -> tuple[str, str, str, str, str] | None:
+        return names.place_of(key, self._folder, depth)
 
     async def close(self) -> None:
         await self._sender.close()
@@ -289,6 +326,13 @@ class S3Store:
     async def _list_uploads(self, key: str, markers: dict[str, str]) -> Any:
         control = await self._clients.control()
         return await control.list_multipart_uploads(Bucket=self._settings.bucket, Prefix=key, **markers)
+
+    async def _list_objects(self, after: str) -> Any:
+        control = await self._clients.control()
+        begin = {"StartAfter": after} if after > self._folder else {}
+        return await control.list_objects_v2(
+            Bucket=self._settings.bucket, Prefix=self._folder, MaxKeys=LIST_PAGE, **begin
+        )
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._settings.bucket, "Key": key}
@@ -331,6 +375,22 @@ def _full_object(algorithm: Algorithm, **more: Any) -> dict[str, Any]:
 def _stated(answer: Mapping[str, str], digest: Digest) -> str | None:
     """The checksum that the server echoes; none where it verified an MD5, which is in its ETag."""
     return answer.get(CHECKSUM_HEADERS[digest.algorithm]) if digest.algorithm in CHECKSUM_FIELDS else None
+
+
+def _metadata(target: Target) -> dict[str, str]:
+    """What the object is to say of itself."""
+    return {ID_FIELD: str(target.file_id)} | ({ABOUT_FIELD: target.about} if target.about else {})
+
+
+def _open_upload(listed: Mapping[str, Any]) -> OpenUpload:
+    begun = listed.get("Initiated")
+    return OpenUpload(
+        listed["Key"], listed["UploadId"], None if begun is None else _ms(begun), names.id_of(listed["Key"])
+    )
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 def _bare(etag: str | None) -> str:

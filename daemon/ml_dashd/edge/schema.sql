@@ -182,3 +182,7 @@ CREATE TABLE shares (
     ids        TEXT    NOT NULL,                -- JSON array: its files
     stuck      INTEGER NOT NULL DEFAULT 0       -- one of them has failed
 ) STRICT;
+
+-- ---- step 13: of files in the catalog, when their objects were found to be missing; here never
+
+ALTER TABLE files ADD COLUMN missing_ms INTEGER;

@@ -333,6 +333,9 @@ class NoMeter:
     def failed(self, code: Code) -> None:
         return
 
+    def found(self, kind: str) -> None:
+        return
+
     def committing(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -10,8 +10,8 @@ from functools import partial
 from itertools import count
 from typing import TypeVar
 
-from ml_dash.errors import TABLE, Code, error
-from ml_dashd.core.model import Job, Trouble
+from ml_dash.errors import Code, error
+from ml_dashd.core.model import Job, Trouble, missing
 from ml_dashd.core.plan import PART_BYTES, parts
 from ml_dashd.core.retry import Fault, StoreError, decide
 from ml_dashd.core.states import State
@@ -112,8 +112,7 @@ class Audit:
             digest = await self._sha256(job, seen)
         except StoreError as failure:
             if failure.fault is Fault.MISSING:
-                code = Code.OBJECT_MISSING
-                return Trouble(code, f"the store has no object {job.record.key}", TABLE[code].hint)
+                return missing(job.record)
             if failure.fault is Fault.CORRUPT:
                 return Trouble(Code.CHECKSUM_MISMATCH, failure.message, RESTORE)
             trouble = decide(failure.fault, failure.message, ATTEMPTS, 0.0).trouble

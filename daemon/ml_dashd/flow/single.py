@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from ml_dash.errors import MLDashError
@@ -79,8 +80,9 @@ class Single:
 
     async def _send(self, job: Job, body: memoryview, sent: Digest, sha256: str) -> Evidence:
         check_handed(job, sha256)
+        known = job if job.record.sha256 else replace(job, record=replace(job.record, sha256=sha256))
         self._faults.at("single.before_put")
         async with self._pace.turn(job, Lane.SMALL, len(body), f"put {job.record.key}"):
-            evidence = await self._store.put(job.target, body, sent)
+            evidence = await self._store.put(known.target, body, sent)
         self._faults.at("single.after_put")
         return evidence

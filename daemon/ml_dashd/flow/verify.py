@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
-from ml_dashd.core.checksum import Digest, proves
-from ml_dashd.core.model import Evidence, Job, PinKind
+from ml_dashd.core.checksum import Digest, Digester, proves
+from ml_dashd.core.model import Algorithm, Evidence, Job, PinKind
 from ml_dashd.core.plan import PART_BYTES, parts
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.ports import Buffers, Clock, Store, Threads
+
+Arrived = Callable[[int], None]
 
 
 def digest_of(job: Job) -> Digest:
@@ -36,7 +39,8 @@ class Verify:
         if proved is None and (stated := await self._store.head(key)) is not None:
             evidence, proved = stated, proves(stated, sent)
         if proved is None:
-            proved = await self._read_back(job) == sha256
+            read = await self.read_back(key, job.record.size_bytes)
+            proved = read is not None and read[0] == sha256
         if not proved or evidence.file_id not in (None, job.id):
             await self._store.delete(key)
             raise StoreError(Fault.GONE, f"the stored object {key} is not what was sent; it goes up again")
@@ -52,21 +56,32 @@ class Verify:
             "trouble": None,
         }
 
-    async def _read_back(self, job: Job) -> str:
-        sha256, size = hashlib.sha256(), job.record.size_bytes
-        buffer = await self._buffers.take(min(size, PART_BYTES))
+    async def read_back(
+        self, key: str, size_bytes: int, algorithm: Algorithm = Algorithm.NONE, arrived: Arrived | None = None
+    ) -> tuple[str, Digest] | None:
+        """The SHA-256 and the Digest of an object's bytes, all of them read; None where it ends before that size.
+
+        `arrived` is told how many came, as they come. Raises StoreError.
+        """
+        sha256, digester = hashlib.sha256(), Digester(algorithm)
+
+        def feed(piece: memoryview) -> None:
+            sha256.update(piece)
+            digester.update(piece)
+
+        buffer = await self._buffers.take(min(size_bytes, PART_BYTES))
         try:
-            for part in parts(size, PART_BYTES):
+            for part in parts(size_bytes, PART_BYTES):
                 piece = buffer[: part.size_bytes]
-                await self._store.read(job.record.key or "", part.offset, piece, _unwatched)
-                await self._threads.run(sha256.update, piece)
+                await self._store.read(key, part.offset, piece, arrived or _unwatched)
+                await self._threads.run(feed, piece)
         except StoreError as short:
             if short.fault is not Fault.CORRUPT:
                 raise
-            return ""  # it ends too early: it is not what was sent
+            return None
         finally:
             self._buffers.give_back(buffer)
-        return sha256.hexdigest()
+        return sha256.hexdigest(), digester.digest()
 
 
 def _unwatched(size_bytes: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
+from ml_dashd.core.reconcile import Round
 from ml_dashd.ports.sets import Sets
 
 
@@ -34,12 +35,38 @@ def gone_of(records: Sequence[FileRecord], there: Sequence[FileRecord]) -> list[
     return gone
 
 
+class Inventory(Protocol):
+    """What the catalog says of the store's objects, and whose turn it is to compare both (core/reconcile.py)."""
+
+    async def records(self, after: str, limit: int) -> list[FileRecord]:
+        """Records whose keys come after that one, in the order of their keys as UTF-8.
+
+        Pending and deleted ones are among them, but for those whose bytes are noted as reclaimed.
+        """
+
+    async def mark(self, records: Sequence[FileRecord], missing_ms: int | None) -> None:
+        """Notes since when the store has no object of these; None: it has. One that is marked stays so. Idempotent.
+
+        Deleted ones are left as they are.
+        """
+
+    async def round(self) -> Round:
+        """The round that was noted last."""
+
+    async def turn(self, was: Round, now: Round) -> bool:
+        """Notes a round in the place of the one that was read; False, and nothing done, where it is another by now."""
+
+
 class Catalog(Protocol):
     """What is stored. A record is in it only when its object is verified."""
 
     @property
     def sets(self) -> Sets:
         """The sets that its files belong to."""
+
+    @property
+    def inventory(self) -> Inventory:
+        """What is compared with the store."""
 
     async def commit(self, records: Sequence[FileRecord]) -> list[int]:
         """Lists stored files; returns the ids of those that were deleted before, and stay so.

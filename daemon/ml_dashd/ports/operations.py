@@ -34,6 +34,9 @@ class Meter(Protocol):
     def failed(self, code: Code) -> None:
         """A file was given up."""
 
+    def found(self, kind: str) -> None:
+        """Store and catalog do not go together in something: a Kind (core/reconcile.py)."""
+
     def committing(self) -> AbstractContextManager[None]:
         """Held while the journal commits a change."""
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from ml_dashd.core.capabilities import Capabilities
 from ml_dashd.core.checksum import Digest
 from ml_dashd.core.checkup import Reach
-from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Target
+from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Stored, Target
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import StoreError
 
@@ -79,6 +79,18 @@ class Store(Protocol):
 
     def uploads(self, key: str) -> AsyncIterator[OpenUpload]:
         """The multipart uploads of this key that are open: a key holds a file's id, so they are all ours."""
+
+    def objects(self, after: str = "") -> AsyncIterator[Sequence[Stored]]:
+        """The objects of files whose keys come after that one, in the order of their keys as UTF-8.
+
+        They come in pages of at most 1,000, none of which is empty. Nothing but a page is held.
+        """
+
+    def open_uploads(self) -> AsyncIterator[Sequence[OpenUpload]]:
+        """The multipart uploads of files that are open, whoever has begun them, in such pages."""
+
+    def place(self, key: str, depth: int) -> tuple[str, str, str, str, str] | None:
+        """Where a file's key says that it belongs, if its experiment has so many segments (core/names.py)."""
 
     async def close(self) -> None:
         """Lets go of connections."""

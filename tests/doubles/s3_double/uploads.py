@@ -50,6 +50,7 @@ class Upload:
     asked: bool
     number: int
     """It is the n-th that was begun, which is the order of those with one key."""
+    begun: datetime
     parts: dict[int, PartStored] = field(default_factory=dict)
 
 
@@ -88,7 +89,9 @@ class Uploads:
         headers, kind = kept(request.headers), kind or algorithm.types[0]
         number = next(self._numbers)
         name = named or body.DEFAULT
-        self.open[upload_id] = Upload(request.bucket, request.key, headers, name, kind, bool(named), number)
+        self.open[upload_id] = Upload(
+            request.bucket, request.key, headers, name, kind, bool(named), number, self._now()
+        )
         answer = xml("InitiateMultipartUploadResult", *_where(request), element("UploadId", upload_id))
         stated = {"x-amz-checksum-algorithm": name.upper(), "x-amz-checksum-type": kind} if named else {}
         return Answer(200, {**answer.headers, **stated}, answer.content)
@@ -151,7 +154,7 @@ class Uploads:
             element("NextUploadIdMarker", upload_id),
             element("MaxUploads", limit),
             element("IsTruncated", len(page) < len(left)),
-            *(_open_upload(request, key.decode(), upload_id) for key, _, upload_id in page),
+            *(_open_upload(request, self.open[upload_id], upload_id) for _, _, upload_id in page),
         )
 
     def complete(self, request: Request) -> Answer:
@@ -277,8 +280,9 @@ def _listed_parts(content: bytes) -> list[Listed]:
     return listed
 
 
-def _open_upload(request: Request, key: str, upload_id: str) -> str:
-    return nested("Upload", [element("Key", encoded(request, key)), element("UploadId", upload_id)])
+def _open_upload(request: Request, upload: Upload, upload_id: str) -> str:
+    key = encoded(request, upload.key)
+    return nested("Upload", [element("Key", key), element("UploadId", upload_id), element("Initiated", upload.begun)])
 
 
 def _where(request: Request) -> tuple[str, str]:
