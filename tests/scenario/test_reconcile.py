@@ -232,6 +232,10 @@ def test_a_bucket_and_the_catalog_of_a_fleet(tmp_path: Path, s3_double: S3Double
         assert bucket.keys() == sorted([of_two, *(keys[name] for name in ("lost", "kept", "deleted", "late"))])
         assert catalog.find_one({"_id": int(files["gone"]["id"])})["missing_ms"]
 
+        # An upload beside its object, as a server leaves it that dies within Complete: they may share their parts.
+        beside = s3.create_multipart_upload(Bucket=bucket.bucket, Key=keys["lost"])["UploadId"]
+        s3_double.uploads[beside].begun -= timedelta(hours=2)
+
         # Weeks later; then the other node comes back after all, and says what it knows of its file.
         for key in (keys["late"], of_two):
             make_object_old(bucket, s3_double, key)
@@ -239,7 +243,10 @@ def test_a_bucket_and_the_catalog_of_a_fleet(tmp_path: Path, s3_double: S3Double
             "late.txt": ("unlisted", "recorded"),
             "waiting.txt": ("unlisted", "recorded"),
             "gone.txt": ("missing", "marked"),
+            "lost.txt": ("upload", "kept"),
         }
+        assert sorted(bucket.open_uploads()) == sorted([begun["new"], beside])
+        s3.abort_multipart_upload(Bucket=bucket.bucket, Key=keys["lost"], UploadId=beside)
         assert exp.files("a").list("waiting.txt")[0]["tags"] == []
         two.start()
         waiting.wait(60)

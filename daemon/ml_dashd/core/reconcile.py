@@ -21,6 +21,8 @@ LEASE_MS = 30 * 60 * 1000
 UNSAID = -1
 """The revision of a record that was made from its object: whatever its own node says of the file later counts."""
 RESTORE = "restore the object there, or delete this version"
+SHARES_PARTS = "its object is there, and on some servers its parts would go with the upload"
+LIFECYCLE = "leave it to a lifecycle rule of the server, which knows, or abort it there (docs/s3-servers.md)"
 OLDER = "it was stored by an earlier release, or by another program: look at it, and hand it over again or remove it"
 
 

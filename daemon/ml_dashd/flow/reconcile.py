@@ -19,8 +19,10 @@ from ml_dashd.core import cursors
 from ml_dashd.core.model import Evidence, FileRecord, OpenUpload, Stored, Target
 from ml_dashd.core.names import id_of
 from ml_dashd.core.reconcile import (
+    LIFECYCLE,
     OLDER,
     RESTORE,
+    SHARES_PARTS,
     Finding,
     Kind,
     Outcome,
@@ -330,7 +332,18 @@ class Reconcile:
             for upload in page
         ]
         step.waiting += found.count(None)
-        return [finding for finding in found if finding is not None]
+        return [await self._unless_an_object(finding) for finding in found if finding is not None]
+
+    async def _unless_an_object(self, finding: Finding) -> Finding:
+        """A server that died within Complete lists an upload whose parts are the object's by now (flow/finish.py).
+
+        What a folder's daemon has begun lies apart from its objects: its key is no file's.
+        """
+        if finding.outcome is not Outcome.ABORTED or id_of(finding.key) is None:
+            return finding
+        if await self._store.head(finding.key) is None:
+            return finding
+        return replace(finding, outcome=Outcome.KEPT, message=SHARES_PARTS, hint=LIFECYCLE)
 
     async def _known(self, ids: Sequence[int]) -> tuple[set[int], dict[int, FileRecord]]:
         """Those that this node's journal has, and the records of those that the catalog has. 0 is no file's."""
