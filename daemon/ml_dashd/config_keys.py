@@ -32,7 +32,7 @@ LEAST: dict[str, float] = {
     "store.part_size": 5 * MIB,
     "store.delete_grace": 0,
     "store.reconcile_every": 0,
-    "store.orphan_age": 0,
+    "store.orphan_age": 3600,
     "retention.keep_last": 0,
     "retention.incomplete_sets": 1,
     "limits.memory": 32 * MIB,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ def test_killed_while_it_reclaims_bytes(point: str, tmp_path: Path) -> None:
 def test_killed_while_it_records_a_file_from_its_object(point: str, tmp_path: Path) -> None:
     """The command waits for the daemon, and goes on with the step at which it was."""
     store = Folder(tmp_path / "store")
-    with daemon_on(store, tmp_path, "orphan_age = 0\n") as daemon, daemon.experiment().run as exp:
+    with daemon_on(store, tmp_path, "orphan_age = 3600\n") as daemon, daemon.experiment().run as exp:
         sha256 = exp.files.save_text("lost", to="a/lost.txt").wait(60)["checksum"]
+        (key,) = store.keys()
+        os.utime(store.root / key, (1, 1))
         daemon.kill()
         forget(daemon)
         daemon.start(faults=f"{point}=kill")

@@ -16,8 +16,11 @@ from ml_dashd.core.ids import time_of
 from ml_dashd.core.model import Evidence, FileRecord, OpenUpload, Stored, missing
 from ml_dashd.core.names import content_type, id_of
 
-LEASE_MS = 30 * 60 * 1000
-"""How long a node has the turn between two signs of life. Two that look at once do each other's work, and no harm."""
+LEASE_MS = 6 * 3600 * 1000
+"""How long a node has the turn between two steps, of which one may read two hundred large objects.
+
+Two that look at once do each other's work, and no harm.
+"""
 UNSAID = -1
 """The revision of a record that was made from its object: whatever its own node says of the file later counts."""
 RESTORE = "restore the object there, or delete this version"

@@ -18,7 +18,18 @@ from typing import Protocol
 
 from ml_dash import messages
 from ml_dash.errors import Code, MLDashError, ProtocolError
-from ml_dash.messages import Branch, Branched, Failed, Fetch, Hello, ListExperiments, Message, Verify, Wait
+from ml_dash.messages import (
+    Branch,
+    Branched,
+    Failed,
+    Fetch,
+    Hello,
+    ListExperiments,
+    Message,
+    Reconcile,
+    Verify,
+    Wait,
+)
 from ml_dash.wire import MAX_DESCRIPTORS, Decoder, Frame
 from ml_dashd.ports import Service, Session
 
@@ -144,8 +155,8 @@ class Connection:
             return _failed(message, MLDashError(Code.INTERNAL, f"{name} failed: {defect!r}")), ()
 
     async def _ask(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
-        """What only waits, or only reads, ends when nobody is left to be told. What takes a file in never does."""
-        if not isinstance(message, Wait | Fetch | Verify | ListExperiments):
+        """What waits, reads, or is done again, ends when nobody is left to be told; what takes a file in never does."""
+        if not isinstance(message, Wait | Fetch | Verify | ListExperiments | Reconcile):
             return await self._service.handle(self._session, message, descriptors, self._report)
         waiting = self._waiting = asyncio.timeout(None)
         try:

@@ -54,6 +54,19 @@ class HeldSources:
                 os.close(held)
         self._keeper.drop(file_id)
 
+    def pass_on(self, file_id: int, to_id: int) -> None:
+        """What is held for one file is held for another, which has none yet, or is let go. Idempotent."""
+        with self._lock:
+            if (held := self._held.pop(file_id, None)) is None:
+                return
+            wanted = to_id not in self._held
+            if wanted:
+                self._held[to_id] = held
+                self._keeper.keep(to_id, held)
+            else:
+                os.close(held)
+        self._keeper.drop(file_id)
+
     def take_back(self, marks: Mapping[int, Fingerprint | None]) -> None:
         """Holds again what outlived the last process, where it is the very file that the journal means."""
         for file_id, descriptor in self._keeper.kept().items():

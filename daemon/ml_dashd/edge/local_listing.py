@@ -56,7 +56,9 @@ def _names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             found = [f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:  # nothing of ours: an ext4's own lost+found
         return []
     return sorted(name for name in found if _is_text(name))
 

@@ -292,6 +292,9 @@ class SpoolPins:
         elif pin.name:
             self._unlink(self._path(pin))
 
+    def pass_on(self, file_id: int, to_id: int) -> None:
+        self._held.pass_on(file_id, to_id)
+
     def note_failed(self, pin: Pin) -> None:
         self._room.note(self._path(pin), failed=True)
 

@@ -123,7 +123,7 @@ class Accept:
 
     async def _take(self, record: FileRecord, message: Upload, descriptor: int, said_ms: int | None = None) -> Job:
         source = _Opened(descriptor, record.id, message.source)
-        ((pin, content, size),) = await self._pin(record.owner_uid, [source], self._protection(message))
+        pin, content, size = await self._pin(record.owner_uid, source, self._protection(message))
         job = self._job(_sized(record, size, content), pin, message.file, said_ms=said_ms)
         if message.origin is not None:  # what is pushed from elsewhere is its whole history
             job = replace(job, supersedes=False)
@@ -132,30 +132,76 @@ class Accept:
             await self._overwrites.protect(kept)
         return kept
 
-    async def _pin(self, owner_uid: int, sources: Sequence[_Opened], protection: Protection) -> list[_Pinned]:
-        """Pins sources; where there is no descriptor left to hold one with, they are copied."""
+    async def _pin(self, owner_uid: int, source: _Opened, protection: Protection) -> _Pinned:
+        """Pins a source; where there is no descriptor left to hold it with, it is copied."""
         if protection is not Protection.COPY:
             try:
                 async with self._pinning.of(owner_uid):
-                    return await self._threads.run(self._take_each, sources, protection)
+                    return await self._threads.run(self._take_one, source, protection)
             except MLDashError as full:
                 if full.code is not Code.RETRY_LATER:
                     raise
         async with self._copying.of(owner_uid):
-            return await self._disk.run(self._take_each, sources, Protection.COPY)
+            return await self._disk.run(self._take_one, source, Protection.COPY)
 
-    def _take_each(self, sources: Sequence[_Opened], protection: Protection) -> list[_Pinned]:
+    async def _pin_all(self, owner_uid: int, sources: Sequence[_Opened]) -> list[_Pinned]:
+        """Pins sources, all or none: together where that takes no bytes, else one after the other.
+
+        Raises TOO_LARGE where they find no room together, but might one by one.
+        """
+        protection = self._protection()
+        try:
+            if protection is Protection.RESTART:
+                together = await self._pin_together(owner_uid, sources)
+                if together is not None:
+                    return together
+            return await self._pin_in_turn(owner_uid, sources, protection)
+        except MLDashError as full:
+            if len(sources) == 1 or full.code not in (Code.RETRY_LATER, Code.DISK_FULL):
+                raise
+            what = f"{len(sources)} files find no room together: {full.message}"
+            raise error(Code.TOO_LARGE, what, "hand them over one by one") from full
+
+    async def _pin_together(self, owner_uid: int, sources: Sequence[_Opened]) -> list[_Pinned] | None:
+        """None where no descriptor is left to hold them with."""
+        try:
+            async with self._pinning.of(owner_uid):
+                return await self._threads.run(self._take_each, sources)
+        except MLDashError as full:
+            if full.code is not Code.RETRY_LATER:
+                raise
+            return None
+
+    async def _pin_in_turn(self, owner_uid: int, sources: Sequence[_Opened], protection: Protection) -> list[_Pinned]:
+        taken: list[_Pinned] = []
+        try:
+            for source in sources:
+                one = await self._pin(owner_uid, source, protection)
+                taken.append(one)
+        except BaseException:
+            await self._disk.run(self._release_each, sources, taken)
+            raise
+        return taken
+
+    def _take_one(self, source: _Opened, protection: Protection) -> _Pinned:
+        return self._pins.take(source.descriptor, source.file_id, source.path, protection)
+
+    def _take_each(self, sources: Sequence[_Opened]) -> list[_Pinned]:
         """All or none. In a thread: what is asked of the file system may take its time."""
         taken: list[_Pinned] = []
         try:
             for source in sources:
-                one = self._pins.take(source.descriptor, source.file_id, source.path, protection)
+                one = self._take_one(source, Protection.RESTART)
                 taken.append(one)
         except Exception:
-            for (pin, *_), source in zip(taken, sources, strict=False):
-                self._pins.release(pin, source.file_id)
+            self._release_each(sources, taken)
             raise
         return taken
+
+    def _release_each(self, sources: Sequence[_Opened], taken: Sequence[_Pinned]) -> None:
+        """Those that were pinned before one that could not be."""
+        for (pin, *_), source in zip(taken, sources, strict=False):
+            self._pins.release(pin, source.file_id)
 
     async def refer(self, session: Session, message: Duplicate, source: Job) -> Job:
         """Takes what a stored file holds: its object is copied later (flow/copying.py). Idempotent by the key."""
@@ -214,7 +260,7 @@ class Accept:
                 opened.append(_Opened(descriptors[len(opened)], record.id, each.source))
             else:
                 kept[record.id] = self._inline(record, each)
-        pins = await self._pin(session.uid, opened, self._protection()) if opened else []
+        pins = await self._pin_all(session.uid, opened) if opened else []
         pinned = {source.file_id: pin for source, pin in zip(opened, pins, strict=True)}
         for record, each in zip(records, message.files, strict=True):
             if record.id in pinned:
@@ -263,8 +309,8 @@ class Accept:
         for (job, new), one in zip(kept, handed, strict=True):
             if new:
                 self._meter.accepted(job.record.size_bytes)
-            elif job.pin != one.job.pin:
-                await self._let_go(one.job)
+            elif job.id != one.job.id:
+                await self._not_needed(one.job, job)
         self._faults.at("accept.journaled")
         self._wake()
         jobs = [job for job, _ in kept]
@@ -282,6 +328,13 @@ class Accept:
         if waits and not inline:
             await self._settle_first(one.job.pin, one.job.id)
         return one if one.job.on_disk else replace(one, job=replace(one.job, on_disk=inline or waits))
+
+    async def _not_needed(self, again: Job, job: Job) -> None:
+        """A request came again: the file has its pin. What a pin holds open may have ended with an earlier daemon."""
+        if again.pin != job.pin:
+            await self._let_go(again)
+        elif job.pin.kind is PinKind.FD:
+            await self._threads.run(self._pins.pass_on, again.id, job.id)
 
     async def _let_go(self, job: Job) -> None:
         if job.pin.kind not in _IN_THE_JOURNAL:

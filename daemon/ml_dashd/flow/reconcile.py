@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
@@ -59,6 +60,7 @@ FIRST_S = 60.0
 OBJECTS, UPLOADS = "objects", "uploads"
 Pair = tuple[Stored | None, FileRecord | None]
 T = TypeVar("T")
+F = TypeVar("F", Finding, Finding | None)
 
 
 @dataclass
@@ -213,9 +215,10 @@ class Reconcile:
                 stored, there.get(file_id), known=file_id in known, rule=self._rule, now_ms=self._clock.now_ms()
             )
             if finding is not None and finding.outcome is Outcome.RECORDED:
-                finding = await self._list(finding, stored, mend=mend, arrived=arrived)
+                listing = partial(self._list, stored=stored, mend=mend, arrived=arrived)
+                finding = await self._unless_denied(finding, listing)
             elif finding is not None and finding.outcome is Outcome.REMOVED and mend:
-                finding = await self._remove(finding)
+                finding = await self._unless_denied(finding, self._remove)
             if finding is None:
                 step.waiting += 1
             else:
@@ -269,12 +272,7 @@ class Reconcile:
         """Not what a duplicate in this node's journal is still to be made of."""
         if finding.key in await self._journal.referred():
             return None
-        try:
-            await self._store.delete(finding.key)
-        except StoreError as refused:
-            if refused.fault is not Fault.DENIED:
-                raise
-            return replace(finding, outcome=Outcome.KEPT, message=f"{finding.message}; {refused.message}")
+        await self._store.delete(finding.key)
         return finding
 
     async def _look_at_doubted(
@@ -306,14 +304,13 @@ class Reconcile:
         step, kept = Step(), 0
         async for page in self._store.open_uploads():
             step.uploads += len(page)
-            for finding in await self._orphans(page, step):
+            for orphan in await self._orphans(page, step):
                 kept += 1
                 if kept <= skip:
                     continue
+                finding = await self._unless_denied(orphan, partial(self._abort, mend=mend))
                 step.findings.append(finding)
-                if mend and finding.outcome is Outcome.ABORTED:
-                    await self._store.abort(Target(finding.key, finding.file_id, 0, ""), finding.upload_id)
-                    kept -= 1
+                kept -= mend and finding.outcome is Outcome.ABORTED
                 if len(step.findings) == FINDINGS:
                     step.cursor = cursors.write(UPLOADS, kept)
                     return step
@@ -332,18 +329,29 @@ class Reconcile:
             for upload in page
         ]
         step.waiting += found.count(None)
-        return [await self._unless_an_object(finding) for finding in found if finding is not None]
+        return [finding for finding in found if finding is not None]
 
-    async def _unless_an_object(self, finding: Finding) -> Finding:
+    async def _abort(self, finding: Finding, *, mend: bool) -> Finding:
         """A server that died within Complete lists an upload whose parts are the object's by now (flow/finish.py).
 
         What a folder's daemon has begun lies apart from its objects: its key is no file's.
         """
-        if finding.outcome is not Outcome.ABORTED or id_of(finding.key) is None:
+        if finding.outcome is not Outcome.ABORTED:
             return finding
-        if await self._store.head(finding.key) is None:
-            return finding
-        return replace(finding, outcome=Outcome.KEPT, message=SHARES_PARTS, hint=LIFECYCLE)
+        if id_of(finding.key) is not None and await self._store.head(finding.key) is not None:
+            return replace(finding, outcome=Outcome.KEPT, message=SHARES_PARTS, hint=LIFECYCLE)
+        if mend:
+            await self._store.abort(Target(finding.key, finding.file_id, 0, ""), finding.upload_id)
+        return finding
+
+    async def _unless_denied(self, finding: Finding, act: Callable[[Finding], Awaitable[F]]) -> Finding | F:
+        """What one object keeps from being read, or removed, is told of it; the others are looked at all the same."""
+        try:
+            return await act(finding)
+        except StoreError as refused:
+            if refused.fault is not Fault.DENIED:
+                raise
+            return replace(finding, outcome=Outcome.KEPT, message=f"{finding.message}; {refused.message}")
 
     async def _known(self, ids: Sequence[int]) -> tuple[set[int], dict[int, FileRecord]]:
         """Those that this node's journal has, and the records of those that the catalog has. 0 is no file's."""

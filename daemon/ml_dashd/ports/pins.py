@@ -103,6 +103,9 @@ class Pins(Protocol):
     def release(self, pin: Pin, file_id: int) -> None:
         """Lets the source go; the user's own file is never touched. Idempotent."""
 
+    def pass_on(self, file_id: int, to_id: int) -> None:
+        """Holds the source that is held open for one file for another one. Idempotent."""
+
     def note_failed(self, pin: Pin) -> None:
         """Notes that the source is kept for a file that failed, until it is opened for another try or released.
 
