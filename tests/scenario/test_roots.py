@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -305,28 +304,6 @@ def test_ranks_of_several_namespaces_that_start_at_once(make_root: Callable[...,
         ids = [each for _, *made in heard for each in made]
         assert len(set(ids)) == 24
         assert sorted(each["id"] for each in listed) == sorted(ids)
-
-
-@AS_ROOT
-def test_two_containers_on_one_network_root(hosts: Callable[[str], None], root: Root) -> None:
-    """Each has a host name and a disk of its own: the second is told who the first is."""
-    with root.experiment().run as exp:
-        exp.files.save_text("x", to="a.txt").wait(30)
-        disk = os.environ["ML_DASH_STATE"]
-        own = ("sh", "-c", f'hostname box; mount -t tmpfs none "{disk}"; exec "$@"', "-")
-        script = """
-            import sys
-            from ml_dash import Experiment, NetworkError
-            try:
-                Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run.start()
-            except NetworkError as failure:
-                print(failure.code, failure.message)
-        """
-        out, err, status = run_trainer(script, str(root.path), before=("unshare", "--mount", "--uts", *own))
-        assert (err, status) == ("", 0)
-        assert out.startswith(f"ROOT_HELD the daemon for {root.path} did not start: {root.path} is held by")
-        assert f"the daemon on {socket.gethostname()} (pid {root.status().pid}, " in out
-        assert names_of(exp) == {"a.txt": "DONE"}
 
 
 # ---- roots that can't be used

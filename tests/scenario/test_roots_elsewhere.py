@@ -14,8 +14,8 @@ import pytest
 from ml_dash import NetworkError
 from ml_dash.errors import Code
 from tests.harness import PREFIX, eventually, file_sha256, make_file
-from tests.scenario.embedded import Root, held, trainer
-from tests.scenario.test_roots import LARGE, names_of
+from tests.scenario.embedded import Root, held, run_trainer, trainer
+from tests.scenario.test_roots import AS_ROOT, LARGE, names_of
 
 pytestmark = pytest.mark.slow
 
@@ -229,3 +229,25 @@ def test_a_daemon_whose_root_another_host_has_taken_ends(hosts: Callable[[str], 
     assert "is held by the daemon on elsewhere (pid 1, " in err
     assert (home / "catalog.sqlite").read_text() == "another's"
     assert "elsewhere" in (home / "holder.json").read_text()
+
+
+@AS_ROOT
+def test_two_containers_on_one_network_root(hosts: Callable[[str], None], root: Root) -> None:
+    """Each has a host name and a disk of its own: the second is told who the first is."""
+    with root.experiment().run as exp:
+        exp.files.save_text("x", to="a.txt").wait(30)
+        disk = os.environ["ML_DASH_STATE"]
+        own = ("sh", "-c", f'hostname box; mount -t tmpfs none "{disk}"; exec "$@"', "-")
+        script = """
+            import sys
+            from ml_dash import Experiment, NetworkError
+            try:
+                Experiment("alice/cv/resnet", dash_root=sys.argv[1]).run.start()
+            except NetworkError as failure:
+                print(failure.code, failure.message)
+        """
+        out, err, status = run_trainer(script, str(root.path), before=("unshare", "--mount", "--uts", *own))
+        assert (err, status) == ("", 0)
+        assert out.startswith(f"ROOT_HELD the daemon for {root.path} did not start: {root.path} is held by")
+        assert f"the daemon on {socket.gethostname()} (pid {root.status().pid}, " in out
+        assert names_of(exp) == {"a.txt": "DONE"}

@@ -23,6 +23,8 @@ _GUARD = Path(__file__).with_name("guard.py")
 _READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _ALREADY_INITIALIZED = 23
+_TRANSACTION_S = 5
+"""How long what a killed daemon has begun holds its documents: a minute as the server is shipped."""
 _SET = "rs0"
 
 
@@ -100,6 +102,7 @@ class MongoDB:
             _mongod(), "--dbpath", str(data), "--port", str(port), "--bind_ip", "127.0.0.1", "--replSet", _SET,
             "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "64", "--nounixsocket",
             "--setParameter", "diagnosticDataCollectionEnabled=false", "--setParameter", "ttlMonitorSleepSecs=1",
+            "--setParameter", f"transactionLifetimeLimitSeconds={_TRANSACTION_S}",
             "--logpath", str(self.state / f"{port}.log"), "--logappend",
         ]  # fmt: skip
         if self._secured:
