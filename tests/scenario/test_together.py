@@ -43,7 +43,7 @@ def test_of_many_small_files_the_one_that_was_changed_fails_alone(tmp_path: Path
         make_file(sources[9].with_suffix(".new"), SIZE, seed=MANY + 1)
         sources[9].with_suffix(".new").rename(sources[9])
         with pytest.raises(MLDashError) as changed:  # told while nobody can be asked
-            results[7].wait(60)
+            results[7].wait(150)  # at its turn to try the store: each try is later than the one before
         assert changed.value.code is Code.SOURCE_CHANGED
         assert "7.bin" in str(changed.value)
         store.come_back()
