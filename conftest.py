@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytest_plugins = ["tests.servers.fixtures"]
 # A shell starts what runs in the background with SIGINT ignored, and so would be what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+IN_MEMORY = Path("/dev/shm")  # noqa: S108 a file system of its own, nearly everywhere
 ISOLATED = ("AWS_", "ML_DASH", "DASH_", "XDG_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -32,6 +34,15 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 def full_size() -> bool:
     """Whether the suites run at full size (`make long`)."""
     return "ML_DASH_TEST_LONG" in LONG
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than the spool: files there can only be held open, or copied."""
+    if not os.access(IN_MEMORY, os.W_OK) or IN_MEMORY.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip(f"{IN_MEMORY} is no other file system")
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        yield Path(folder)
 
 
 LONG = frozenset(name for name in os.environ if name == "ML_DASH_TEST_LONG")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +15,6 @@ from tests.harness import Bucket, DaemonProcess, assert_whole, eventually, make_
 from tests.measured import measured
 
 WITHOUT_COPIES = "[spool]\ncopy_after = 600\n"
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than the spool: what lies there can only be held open."""
-    if not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm is no other file system")
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["alone", "several in a message"])

@@ -20,9 +20,9 @@ from ml_dashd.core.model import MAX_FILE_BYTES, PinKind, Protection
 from ml_dashd.edge import pin
 from ml_dashd.edge.descriptors import DescriptorBudget
 from tests.doubles.disks import tmpfs, with_reflinks
-from tests.edge.pin_rig import MIB, SIZE, Spool, content, elsewhere, open_descriptors, path, refused, spool, written
+from tests.edge.pin_rig import MIB, SIZE, Spool, content, open_descriptors, path, refused, spool, written
 
-__all__ = ["elsewhere", "path", "spool"]
+__all__ = ["path", "spool"]
 
 
 # ---- which pin

@@ -15,9 +15,9 @@ import pytest
 from ml_dash.errors import Code
 from ml_dashd.core.model import FileRecord, Job, PinKind, Protection
 from ml_dashd.edge import cloning, spool_copies
-from tests.edge.pin_rig import MIB, SIZE, Spool, content, elsewhere, open_descriptors, path, refused, spool, written
+from tests.edge.pin_rig import MIB, SIZE, Spool, content, open_descriptors, path, refused, spool, written
 
-__all__ = ["elsewhere", "path", "spool"]
+__all__ = ["path", "spool"]
 
 
 # ---- the fingerprint rule

@@ -6,7 +6,6 @@ import os
 import random
 import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -177,7 +176,7 @@ def test_a_deletion_on_the_line_is_kept(localstack: S3Server, tmp_path: Path) ->
             assert_whole(daemon, exp, expected)
 
 
-def test_files_that_find_no_room_together_are_taken_one_by_one(tmp_path: Path) -> None:
+def test_files_that_find_no_room_together_are_taken_one_by_one(tmp_path: Path, elsewhere: Path) -> None:
     """Each is copied, and waits for the room that those before it free, as when each is handed over by itself."""
     paths = [tmp_path / f"{number}.bin" for number in range(4)]
     sums = {path.name: make_file(path, 3 * MIB, seed) for seed, path in enumerate(paths)}
@@ -191,13 +190,12 @@ def test_files_that_find_no_room_together_are_taken_one_by_one(tmp_path: Path) -
         exp.files.flush(timeout=60)
         assert_whole(daemon, exp, sums)
     settings = f'[spool]\nquota = {8 * MIB}\ndurability = "disk"\n'
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
-        held = [Path(shutil.copy(path, elsewhere)) for path in paths]
-        with (
-            DaemonProcess(tmp_path / "other", Folder(tmp_path / "another"), settings) as daemon,
-            daemon.experiment().run as exp,
-        ):
-            results = exp.files.upload_many(held)
-            assert [(one["pin"], one["ack"]) for one in results] == [("copy", "disk")] * 4
-            exp.files.flush(timeout=60)
-            assert_whole(daemon, exp, sums)
+    held = [Path(shutil.copy(path, elsewhere)) for path in paths]
+    with (
+        DaemonProcess(tmp_path / "other", Folder(tmp_path / "another"), settings) as daemon,
+        daemon.experiment().run as exp,
+    ):
+        results = exp.files.upload_many(held)
+        assert [(one["pin"], one["ack"]) for one in results] == [("copy", "disk")] * 4
+        exp.files.flush(timeout=60)
+        assert_whole(daemon, exp, sums)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -45,17 +44,6 @@ def service(systemd: ServiceManager, tmp_path: Path) -> Iterator[SupervisedDaemo
     daemon = SupervisedDaemon(systemd, tmp_path / "daemon", Folder(tmp_path / "store"), uncopied)
     yield daemon
     daemon.__exit__()
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than the spool: files there are pinned by their descriptor."""
-    folder = Path("/dev/shm") / f"ml-dash-{secrets.token_hex(8)}"
-    folder.mkdir()
-    if folder.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm and the tests' folder are one file system")
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -252,21 +252,14 @@ class Accept:
         self._check("", "")
         if len(descriptors) != sum(1 for each in message.files if each.source):
             raise error(Code.PROTOCOL, "each file with a source needs its descriptor, and no other file has one")
-        records = [self._describe(session, each.file) for each in message.files]
-        kept: dict[int, Handed] = {}
-        opened: list[_Opened] = []
-        for record, each in zip(records, message.files, strict=True):
-            if each.source:
-                opened.append(_Opened(descriptors[len(opened)], record.id, each.source))
-            else:
-                kept[record.id] = self._inline(record, each)
-        pins = await self._pin_all(session.uid, opened) if opened else []
-        pinned = {source.file_id: pin for source, pin in zip(opened, pins, strict=True)}
-        for record, each in zip(records, message.files, strict=True):
-            if record.id in pinned:
-                pin, content, size = pinned[record.id]
-                kept[record.id] = Handed(self._job(_sized(record, size, content), pin, each.file), each.key, content)
-        return await self._keep_all([kept[record.id] for record in records])
+        files = [(self._describe(session, each.file), each) for each in message.files]
+        kept = {record.id: self._inline(record, each) for record, each in files if not each.source}
+        opened = [(record, each) for record, each in files if each.source]
+        sources = [_Opened(at, record.id, each.source) for at, (record, each) in zip(descriptors, opened, strict=True)]
+        pins = await self._pin_all(session.uid, sources) if sources else []
+        for (record, each), (pin, content, size) in zip(opened, pins, strict=True):
+            kept[record.id] = Handed(self._job(_sized(record, size, content), pin, each.file), each.key, content)
+        return await self._keep_all([kept[record.id] for record, _ in files])
 
     def _inline(self, record: FileRecord, given: Put | Content) -> Handed:
         """Content that came inside a message, which is as it was sent."""
