@@ -9,13 +9,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ml_dash.errors import Code, MLDashError
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.ids import IdSource
 from ml_dashd.core.model import (
     Algorithm,
@@ -206,6 +207,48 @@ async def test_many_come_in_one_transaction_and_of_each_request_one_file(journal
     assert rows(path, "SELECT file_id, number, to_state, detail FROM events") == [
         (number, 1, "QUEUED", "inline") for number in (1, 2, 3, 20)
     ]
+
+
+async def test_one_that_is_made_in_the_journals_thread(journal: SqliteJournal, path: Path) -> None:
+    """Once more with its key it is the first one; one that can't be made leaves no row, and others their commit."""
+
+    def refused() -> Handed:
+        raise error(Code.NOT_A_FILE, "no file")
+
+    made = Handed(job(7), key_of(1))
+    assert await journal.accept_made(lambda: made) == (made.job, True)
+    again, beside, taken = await asyncio.gather(
+        journal.accept_made(lambda: Handed(job(8), key_of(1))),
+        journal.accept_made(refused),
+        journal.accept_made(lambda: Handed(job(9), key_of(2))),
+        return_exceptions=True,
+    )
+    assert again == (made.job, False)
+    assert isinstance(beside, MLDashError)
+    assert beside.code is Code.NOT_A_FILE
+    assert taken == (job(9), True)
+    assert rows(path, "SELECT id FROM files ORDER BY id") == [(7,), (9,)]
+
+
+async def test_who_makes_a_file_is_not_left_alone_with_it(journal: SqliteJournal, path: Path) -> None:
+    """Whoever waits for a file that is being made, and is cancelled, waits: its descriptor is in use till then."""
+    begun, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def make() -> Handed:
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(30)
+        return Handed(job(7), key_of(1))
+
+    waiting = asyncio.create_task(journal.accept_made(make))
+    await begun.wait()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert rows(path, "SELECT id FROM files") == [(7,)]
 
 
 async def test_requests_that_come_at_once_with_one_key_are_one_file(journal: SqliteJournal, path: Path) -> None:

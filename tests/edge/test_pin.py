@@ -69,6 +69,29 @@ def test_a_file_that_has_no_name_any_more_is_held_open(spool: Spool, path: Path)
     assert spool.read(job) == content()
 
 
+def is_quick(spool: Spool, path: Path) -> bool:
+    with path.open("rb") as file:
+        return spool.pins.is_quick(file.fileno())
+
+
+def test_what_the_journals_own_disk_can_pin_is_quick(
+    spool: Spool, path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger file only once it is known that the disk shares no blocks: to share them writes the file out first."""
+    monkeypatch.setattr(pin, "reflink", lambda *_: errno.EOPNOTSUPP)
+    assert is_quick(spool, written(path.with_name("small"), INLINE_BYTES))
+    assert not is_quick(spool, written(path, INLINE_BYTES + 1))
+    assert spool.take(path).pin.kind is PinKind.LINK
+    assert is_quick(spool, path)
+    assert not is_quick(spool, written(elsewhere / "small", 1))
+    assert not is_quick(spool, written(elsewhere / "best.pt"))
+    reading, writing = os.pipe()
+    assert not spool.pins.is_quick(reading)
+    os.close(reading)
+    os.close(writing)
+    assert not spool.pins.is_quick(reading)
+
+
 SEALS = [fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE]
 
 
@@ -151,6 +174,7 @@ def test_a_reflink_is_a_copy_that_shares_its_blocks(tmp_path: Path) -> None:
         spool = Spool(disk / "spool")
         job = spool.take(path)
         assert job.pin.kind is PinKind.REFLINK
+        assert not is_quick(spool, path)
         assert not (disk / "spool" / str(job.id)).samefile(path)
         assert shutil.disk_usage(disk).used - before < 8 * MIB
         path.write_bytes(b"overwritten in place")

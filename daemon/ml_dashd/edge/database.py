@@ -100,12 +100,18 @@ class Database:
         caller that is cancelled does not undo it: what was asked for is done. `soon`: what it wrote is the kernel's
         when it returns, and on stable storage with the next change that is not of this kind.
         """
+        return await asyncio.shield(self.submit(work, spare=spare, soon=soon))
+
+    def submit(
+        self, work: Callable[[sqlite3.Connection], T], *, spare: bool = False, soon: bool = False
+    ) -> asyncio.Future[T]:
+        """What `call` waits for."""
         if self._closed:
             raise error(Code.SHUTTING_DOWN, f"the {self._name} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Call(work, loop, future, spare, soon))
-        return await asyncio.shield(future)
+        return future
 
     def failure(self) -> JournalError | None:
         """Why nothing more can be taken in; None where all is well."""

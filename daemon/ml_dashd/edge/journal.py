@@ -50,6 +50,7 @@ from ml_dashd.edge.rows import (
 )
 from ml_dashd.edge.share_rows import end_share, read_shares
 from ml_dashd.edge.superseding import older_versions, supersede
+from ml_dashd.edge.system import unhurried
 from ml_dashd.ports import Clock, Faults, Handed, Superseded
 
 MIGRATIONS = re.split(
@@ -104,12 +105,19 @@ class SqliteJournal:
     # ---- hand-off
 
     async def accept_all(self, files: Sequence[Handed]) -> list[tuple[Job, bool]]:
-        rows = [
-            job_values(one.job)
-            | {"request_key": one.key, "lane": self._lane_of(one.job.pin.kind, one.job.record.size_bytes)}
-            for one in files
-        ]
+        rows = [self._row(one) for one in files]
         return await self._database.call(lambda connection: insert_all(connection, files, rows), spare=True)
+
+    async def accept_made(self, make: Callable[[], Handed]) -> tuple[Job, bool]:
+        def work(connection: sqlite3.Connection) -> tuple[Job, bool]:
+            one = make()
+            return insert_all(connection, [one], [self._row(one)])[0]
+
+        return await unhurried(self._database.submit(work, spare=True))
+
+    def _row(self, one: Handed) -> dict[str, Any]:
+        lane = self._lane_of(one.job.pin.kind, one.job.record.size_bytes)
+        return job_values(one.job) | {"request_key": one.key, "lane": lane}
 
     async def handed(self, owner_uid: int, key: bytes) -> Job | None:
         rows = await self._rows("SELECT * FROM files WHERE owner_uid = ? AND request_key = ?", (owner_uid, key))

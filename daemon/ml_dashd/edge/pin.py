@@ -22,7 +22,7 @@ from ml_dashd.core.states import State
 from ml_dashd.edge.cloning import changed, link, reflink
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.file_leases import FileLeases
-from ml_dashd.edge.handed import check, path_of, unreadable
+from ml_dashd.edge.handed import check, known_of, path_of, unreadable
 from ml_dashd.edge.held import HeldSources
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.seal import seal
@@ -81,6 +81,13 @@ class SpoolPins:
         self._refuse_own(descriptor, source)
         return self._take(descriptor, file_id, source, protection)
 
+    def is_quick(self, descriptor: int) -> bool:
+        known = known_of(descriptor)
+        if known is None or known[0] not in self._by_device:
+            return False
+        device, size_bytes = known
+        return size_bytes <= INLINE_BYTES or device in self._no_reflink  # sharing blocks would write out the source
+
     def adopt(self, job: Job, file_id: int) -> tuple[Pin, bytes | None, int]:
         if job.pin.kind is PinKind.SLOT:
             return Pin(PinKind.SLOT, self._slots.share(job.pin.name)), None, job.record.size_bytes
@@ -114,7 +121,7 @@ class SpoolPins:
     def _refuse_own(self, descriptor: int, source: str) -> None:
         """A slot is committed, not handed over: it would be granted and written to again while it is kept."""
         path = path_of(descriptor).removesuffix(" (deleted)")
-        if not _OURS.fullmatch(Path(path).name):
+        if not _OURS.fullmatch(path.rpartition("/")[2]):
             return
         if path.startswith(tuple(f"{pool.resolve()}/" for pool in self._pools)):  # they may have moved, with their root
             hint = "commit the slot, or pass a plain file"

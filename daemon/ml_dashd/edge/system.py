@@ -120,6 +120,18 @@ async def breathe() -> None:
     await asyncio.sleep(0)
 
 
+async def unhurried(future: asyncio.Future[T]) -> T:
+    """Its result. A caller that is cancelled, even twice, still waits: buffers and descriptors stay."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
+        future.exception()  # it was cancelled: nobody is left to be told
+        raise
+
+
 class Pool:
     """Threads of our own: reads, hashes and fsyncs never wait behind name look-ups in the loop's default pool.
 
@@ -135,18 +147,11 @@ class Pool:
             thread.start()
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """A caller that is cancelled, even twice, still waits: buffers and descriptors are not taken from under it."""
+        """What it returns. A caller that is cancelled still waits."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._put((loop, future, work, args))
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
-            future.exception()  # it was cancelled: nobody is left to be told
-            raise
+        return await unhurried(future)
 
     def strand(self) -> Strand:
         """Work that is done in order: the loop, which may be late, is not asked between one and the next."""

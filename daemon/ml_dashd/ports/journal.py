@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +56,12 @@ class Journal(Protocol):
         """Takes in new jobs, all or none, in one transaction; returns them in their order, each with True.
 
         A job that came before with its owner's key is returned in the place of the new one, with False.
+        """
+
+    async def accept_made(self, make: Callable[[], Handed]) -> tuple[Job, bool]:
+        """`accept_all` of one that is made in the journal's own thread; what `make` raises is raised.
+
+        It may be called twice, and has to give the same. A caller that is cancelled still waits for it.
         """
 
     async def handed(self, owner_uid: int, key: bytes) -> Job | None:

@@ -51,6 +51,12 @@ class Pins(Protocol):
         errors of a file that can't be taken.
         """
 
+    def is_quick(self, descriptor: int) -> bool:
+        """Whether `take` asks nobody but the spool's own file system, and copies nothing. Does not block.
+
+        Then it takes microseconds, or as long as the journal, which lies there, too.
+        """
+
     def lease(self, job: Job) -> str | None:
         """Has whoever opens a linked or held source to write to it wait, until `unlease` or `release`.
 
