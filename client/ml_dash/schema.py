@@ -6,11 +6,11 @@ ProtocolError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from ml_dash.errors import Code, ProtocolError
 
@@ -32,6 +32,7 @@ class Within(NamedTuple):
 
 _AS_THEY_ARE = frozenset({int, str, bytes, bool, NoneType})
 """Most fields are one of these, and are not looked at further."""
+_SIZED = frozenset({str, bytes})
 Reader = Callable[[Any, str], Any]
 
 
@@ -39,15 +40,17 @@ def plain(value: Any) -> Any:
     """What msgpack takes. A field that has its default is left out: a hand-off's frames are half as long without."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    defaults = _defaults(cast("Hashable", type(value)))
+    schema: Any = type(value)
+    defaults = _defaults(schema)
     if defaults is None:
         return value
-    given = ((name, getattr(value, name), default) for name, default in defaults)
-    return {
-        name: item if type(item) in _AS_THEY_ARE else plain(item)
-        for name, item, default in given
-        if item is not default and item != default
-    }
+    given = {}
+    for name, default in defaults:
+        item = getattr(value, name)
+        kind = type(item)
+        if kind is not type(default) or item != default:
+            given[name] = item if kind in _AS_THEY_ARE else plain(item)
+    return given
 
 
 @cache
@@ -63,7 +66,7 @@ def reader(kind: Any) -> Reader:
         inner, limit = get_args(kind)
         if isinstance(limit, Within):
             return _integer_within(limit, f"{limit.least} to {limit.most}")
-        return _bounded(reader(inner), limit.size)
+        return _scalar(inner, limit.size) if inner in _SIZED else _bounded(reader(inner), limit.size)
     if get_origin(kind) in (Union, UnionType):
         (inner,) = (option for option in get_args(kind) if option is not NoneType)
         return _optional(reader(inner))
@@ -74,10 +77,13 @@ def reader(kind: Any) -> Reader:
     return _integer_within(Within(0, MAX_INT), "0 to 2**63 - 1") if kind is int else _scalar(kind)
 
 
-def _scalar(kind: type) -> Reader:
+def _scalar(kind: type, size: int | None = None) -> Reader:
     def read(value: Any, name: str) -> Any:
-        if type(value) is not kind:
-            raise broken(f"{name} is {type(value).__name__}, not {kind.__name__}")
+        found = type(value)
+        if found is not kind:
+            raise broken(f"{name} is {found.__name__}, not {kind.__name__}")
+        if size is not None and len(value) > size:
+            raise broken(f"{name} has a length of {len(value)}, at most {size}")
         return value
 
     return read
@@ -130,7 +136,10 @@ def _map(kind: Any) -> Reader:
             raise broken(f"{name} has fields that are not known, such as {min(value.keys() - readers.keys())[:64]!r}")
         if not required <= value.keys():
             raise broken(f"{name} lacks {sorted(required - value.keys())[:3]}")
-        return kind(**{key: readers[key](item, f"{name}.{key}") for key, item in value.items()})
+        try:
+            return kind(**{key: readers[key](item, key) for key, item in value.items()})
+        except ProtocolError as bad:
+            raise broken(f"{name}.{bad.message}") from None
 
     return read_map
 

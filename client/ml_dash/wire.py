@@ -181,11 +181,14 @@ def unpack(payload: bytes) -> dict[str, Any]:
     return fields
 
 
+_TEXT = frozenset({str})
+
+
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise _broken("a field stands twice in one map")
-    if not all(isinstance(key, str) for key in fields):
+    if not set(map(type, fields)) <= _TEXT:
         raise _broken("a field's name is not text")
     return fields
 
