@@ -84,6 +84,8 @@ def test_a_folder_there_and_back(shell: Shell, tree: Path) -> None:
     assert sorted((each["path"], each["code"]) for each in said["failed"]) == sorted(refused)
     assert all(each["hint"] for each in said["failed"])
     assert all(f"ml-dash: {each['message']}\nhint: {each['hint']}\n" in ended.err for each in said["failed"])
+    would = shell("put", "-r", "run", "--prefix", PREFIX, "--to", "runs/2", "--dry-run", status=1)
+    assert would.out.splitlines()[-1] == f"{len(STORED)} files would be handed over, {len(refused)} failed"
     (tree / "a.txt").write_bytes(b"other")  # of the same size
     for extra in ("pipe", "broken", "bad\x01name", "socket", "models/up"):
         (tree / extra).unlink()
