@@ -193,10 +193,8 @@ class Files(FileSet):
         """
         if dir is not None and prefix is not None:
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
-        given_prefix = text(dir if dir is not None else prefix or "", "prefix")
-        where = unicodedata.normalize(
-            "NFC", given_prefix.removeprefix("/").rstrip("/")
-        )  # a record's path begins with it
+        named = text(dir if dir is not None else prefix or "", "prefix")
+        where = unicodedata.normalize("NFC", named.removeprefix("/").rstrip("/"))
         given = Defaults(where, file_id_of(file_id), supersede=flag(supersede, "supersede"))
         defaults = given.merged(description, tags, bindrs, metadata)
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)
