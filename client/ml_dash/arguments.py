@@ -181,6 +181,12 @@ def words(value: Any, name: str) -> str:
     return said
 
 
+def of_kind(value: Any, kind: type, name: str, hint: str) -> None:
+    """Refuses anything else where it is passed, such as a path for `exp.files(path)`: later it would cost a run."""
+    if not isinstance(value, kind):
+        raise error(Code.INVALID_ARGUMENT, f"{name} is {type(value).__name__}, not {kind.__name__}", hint)
+
+
 def text(value: Any, name: str) -> str:
     if not isinstance(value, str | os.PathLike):
         raise error(Code.INVALID_ARGUMENT, f"{name} is {type(value).__name__}, not str", "pass text")

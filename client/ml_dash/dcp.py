@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ml_dash.arguments import of_kind
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import FileSet, file_by_id
 from ml_dash.result import FileResult, records_of
@@ -104,6 +105,7 @@ class MLDashWriter(FileSystemWriter):  # type: ignore[misc]
     """
 
     def __init__(self, files: Savers, **options: Any) -> None:
+        of_kind(files, Savers, "files", 'pass exp.files("ckpt/step_100"), or a block of exp.files(…).checkpoint(…)')
         super().__init__(HERE, sync_files=False, **options)
         self.fs = _Files(files)
 
@@ -138,6 +140,7 @@ class MLDashReader(FileSystemReader):  # type: ignore[misc]
     """
 
     def __init__(self, files: FileSet) -> None:
+        of_kind(files, FileSet, "files", 'pass exp.files("ckpt")')
         super().__init__(HERE)
         self._files = files
         self.fs = _Files(files)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from ml_dash.errors import Code, error
+from ml_dash.json_values import CONTAINERS, LEAVES
 from ml_dash.media import encoding, image
 
 KEEPS_ARRAYS = "to keep the numbers: save_npz() or save_pkl()"
@@ -23,8 +24,8 @@ def saver_of(content: Any, to: str) -> str:
     if isinstance(content, bytes | bytearray | memoryview):
         return "save_blob"
     if isinstance(content, dict | list):
-        if any(_is_tensor(each) for each in (content.values() if isinstance(content, dict) else content)):
-            raise error(Code.UNSUPPORTED_TYPE, "save() does not take tensors", "call save_torch()")
+        if _holds_tensors(content):
+            raise error(Code.UNSUPPORTED_TYPE, "save() does not take tensors or modules", "call save_torch()")
         return "save_json"
     names = _names(content)
     if "numpy.ndarray" in names or "PIL.Image.Image" in names:
@@ -51,9 +52,26 @@ def _check_image(content: Any, to: str) -> None:
         )
 
 
-def _is_tensor(value: Any) -> bool:
-    """One of several numbers: a scalar is JSON's."""
-    return "torch.Tensor" in _names(value) and getattr(value, "ndim", 0) > 0
+def _holds_tensors(content: Any) -> bool:
+    """Whether tensors, or modules, are in it at whatever depth, as in {"model": model.state_dict(), "epoch": 3}."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        outer = waiting.pop()
+        if id(outer) in seen:
+            continue
+        seen.add(id(outer))
+        for each in outer.values() if isinstance(outer, dict) else outer:
+            if isinstance(each, CONTAINERS):
+                waiting.append(each)
+            elif type(each) not in LEAVES and _is_torchs(each):
+                return True
+    return False
+
+
+def _is_torchs(value: Any) -> bool:
+    """A tensor of several numbers, or a module: a scalar is JSON's."""
+    names = _names(value)
+    return ("torch.Tensor" in names and getattr(value, "ndim", 0) > 0) or "torch.nn.modules.module.Module" in names
 
 
 def _names(value: Any) -> list[str]:

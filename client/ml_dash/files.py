@@ -187,10 +187,14 @@ class Files(FileSet):
         metadata: Mapping[str, Any] | None = None,
         supersede: bool = False,
     ) -> FileSet:
-        """The files at a prefix, or the one of an id; what is given here holds for every file that is saved there."""
+        """The files at a prefix, or the one of an id; what is given here holds for every file that is saved there.
+
+        A prefix may be a record's `path` as it is, its leading "/" included.
+        """
         if dir is not None and prefix is not None:
             raise error(Code.INVALID_ARGUMENT, "files() was given both a folder and prefix=", "pass one of them")
-        where = unicodedata.normalize("NFC", text(dir if dir is not None else prefix or "", "prefix").rstrip("/"))
+        named = text(dir if dir is not None else prefix or "", "prefix")
+        where = unicodedata.normalize("NFC", named.removeprefix("/").rstrip("/"))
         given = Defaults(where, file_id_of(file_id), supersede=flag(supersede, "supersede"))
         defaults = given.merged(description, tags, bindrs, metadata)
         return FileSet(self._connection, replace(self._place, prefix=where), defaults, self._durability)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_dash.arguments import of_kind
 from ml_dash.errors import Code, error
 from ml_dash.experiment import Experiment
 
@@ -30,6 +31,7 @@ class MLDashCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, experiment: Experiment, prefix: str = "checkpoints", **described: Any) -> None:
+        of_kind(experiment, Experiment, "experiment", "pass exp of `with Experiment(prefix=…).run as exp`")
         self._experiment = experiment
         self._prefix = prefix
         self._described = described

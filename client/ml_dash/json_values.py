@@ -17,7 +17,7 @@ from ml_dash.errors import Code, MLDashError, error
 
 PLAIN = (bool, int, float, str)
 CONTAINERS = (dict, list, tuple)
-_LEAVES = frozenset({*PLAIN, type(None)})
+LEAVES = frozenset({*PLAIN, type(None)})
 REFUSALS = (TypeError, ValueError, RuntimeError)
 """What json raises for a value, and the libraries for a scalar that has none, such as a tensor without memory."""
 
@@ -80,7 +80,7 @@ def _merged_key(value: Any) -> str | None:
             if len(set(keys)) < len(keys):
                 return next(key for key in keys if keys.count(key) > 1)
         inside = outer.values() if isinstance(outer, dict) else outer
-        waiting += [inner for inner in inside if type(inner) not in _LEAVES and isinstance(inner, CONTAINERS)]
+        waiting += [inner for inner in inside if type(inner) not in LEAVES and isinstance(inner, CONTAINERS)]
     return None
 
 

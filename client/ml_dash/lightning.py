@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_dash.arguments import of_kind
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import FileSet
 
@@ -28,6 +29,7 @@ class MLDashCheckpointIO(CheckpointIO):  # type: ignore[misc]
     """
 
     def __init__(self, files: FileSet, root: str | os.PathLike[str] | None = None) -> None:
+        of_kind(files, FileSet, "files", 'pass exp.files("checkpoints")')
         self._files = files
         self._root = os.path.realpath(root or os.curdir)
 

@@ -92,7 +92,7 @@ class Look(Tensors):
         """All versions of one file, newest first, or only that: the one of the prefix, or `name` below it."""
         found = [*self._named(name, latest=latest)]
         if not found:
-            raise self._no_match(name)
+            raise self._no_file(name)
         return found
 
     def _named(self, name: str | None, *, latest: bool = False, page_size: int = 500) -> Iterator[m.Record]:
@@ -113,7 +113,17 @@ class Look(Tensors):
             raise error(Code.UNKNOWN_FILE, f"no file has the id {file_id}")
         return record
 
+    def _no_file(self, name: str | None) -> Exception:
+        """Nothing is called that, unless it is a folder."""
+        where = "/".join(part for part in (self._place.prefix, name) if part)
+        if next(self._records(replace(self._place, prefix=where), None, page_size=1), None) is None:
+            return self._no_match(name)
+        hint = f'all that is in it fits the pattern "**"; from a shell it is "{where}/**", or get -r'
+        return error(Code.NO_MATCH, f"{where!r} in {self._experiment()} is a folder, and no file", hint)
+
     def _no_match(self, pattern: str | None) -> Exception:
         where = "/".join(part for part in (self._place.prefix, pattern) if part)
-        place = self._place
-        return error(Code.NO_MATCH, f"no file fits {where!r} in {place.namespace}/{place.project}/{place.experiment}")
+        return error(Code.NO_MATCH, f"no file fits {where!r} in {self._experiment()}")
+
+    def _experiment(self) -> str:
+        return f"{self._place.namespace}/{self._place.project}/{self._place.experiment}"

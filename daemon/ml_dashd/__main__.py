@@ -45,13 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MLDashError as refused:
         _report(options, refused)
         return 2 if refused.code is Code.CONFIG else 1
-    except OSError as failure:
+    except (OSError, ImportError) as failure:
         _report(options, _named(failure))
         return 1
 
 
-def _named(failure: OSError) -> MLDashError:
-    """What the system refused, with a code of ours."""
+def _named(failure: OSError | ImportError) -> MLDashError:
+    """What the system refused, or what is not installed, with a code of ours."""
+    if isinstance(failure, ImportError):  # as after `pip install ml-dash`, which brings the client's libraries alone
+        what = f"the daemon needs a library that can't be imported: {failure}"
+        return error(Code.MISSING_LIBRARY, what, "pip install 'ml-dash[daemon]'")
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return error(Code.DISK_FULL, str(failure))
     code = Code.ACCESS_DENIED if isinstance(failure, PermissionError) else Code.DISK_FAILED

@@ -51,6 +51,14 @@ def run_the_page() -> None:
     assert names["state"]["epoch"] == 4
 
 
+for hook in (MLDashWriter, MLDashReader):
+    try:
+        hook("ckpt/step_1")
+    except ValueError as refused:
+        assert "files is str" in str(refused), refused  # noqa: PT017 a program
+    else:
+        raise AssertionError(hook)
+
 with Experiment(f"alice/torch/dcp-{ranks}", wait=False).run as exp:
     try:
         MLDashReader(exp.files("ckpt")).read_metadata()

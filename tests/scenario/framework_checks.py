@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,16 @@ def run_the_page(number: int, **names: object) -> None:
     """An example of docs/frameworks.md as it stands there."""
     page = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
     exec(page.split("```python\n")[number].split("```")[0], names)  # noqa: S102 it is ours
+
+
+def check_refused(call: Callable[[], object], *said: str) -> None:
+    """Where it is passed, not in the midst of training."""
+    try:
+        call()
+    except ValueError as refused:
+        assert all(each in str(refused) for each in said), refused  # noqa: PT017 a program
+    else:
+        raise AssertionError(said)
 
 
 def check_lightning(exp: Experiment) -> None:
@@ -63,6 +74,7 @@ def check_lightning(exp: Experiment) -> None:
     resumed.fit(again, data, ckpt_path="runs/epoch=2.ckpt", weights_only=False)
     assert resumed.global_step == 8
     assert torch.allclose(again.layer.weight, model.layer.weight - 0.1 * 4)
+    check_refused(lambda: MLDashCheckpointIO("checkpoints"), "files is str", 'exp.files("checkpoints")')
     run_the_page(2, model=Line(), data=data)
 
 
@@ -100,6 +112,7 @@ def check_huggingface(exp: Experiment) -> None:
     assert [row["step"] for row in exp.metrics()][:3] == [1, 2, 3]
     assert "loss" in rows[0]
     assert exp.params.get(flatten=True)["args.save_steps"] == 1
+    check_refused(lambda: MLDashCallback(exp.files), "experiment is Files, not Experiment")
     run_the_page(3, model=Line(), data=[{"x": row} for row in torch.ones(8, 2)])
 
 

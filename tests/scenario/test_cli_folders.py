@@ -84,6 +84,8 @@ def test_a_folder_there_and_back(shell: Shell, tree: Path) -> None:
     assert sorted((each["path"], each["code"]) for each in said["failed"]) == sorted(refused)
     assert all(each["hint"] for each in said["failed"])
     assert all(f"ml-dash: {each['message']}\nhint: {each['hint']}\n" in ended.err for each in said["failed"])
+    would = shell("put", "-r", "run", "--prefix", PREFIX, "--to", "runs/2", "--dry-run", status=1)
+    assert would.out.splitlines()[-1] == f"{len(STORED)} files would be handed over, {len(refused)} failed"
     (tree / "a.txt").write_bytes(b"other")  # of the same size
     for extra in ("pipe", "broken", "bad\x01name", "socket", "models/up"):
         (tree / extra).unlink()
@@ -132,6 +134,7 @@ def test_a_download_that_goes_on(shell: Shell, tree: Path) -> None:
     assert ended.err.count("leads out of back") == 1  # said once of both files
     assert ended.out == "0 files downloaded, 2 failed\n"
     assert shell.refused("get", "-r", "none", "--prefix", PREFIX, status=1)["code"] == "NO_MATCH"
+    assert "get -r" in shell.refused("get", "runs", "--prefix", PREFIX, status=1)["hint"]
 
 
 def test_what_is_meant_of_a_folder(shell: Shell, tree: Path) -> None:

@@ -123,6 +123,18 @@ def test_a_database_that_is_none_is_named(tmp_path: Path, what: str) -> None:
     assert (daemon.state / f"{what}.sqlite").read_text() == "my notes\n" * 1000
 
 
+@pytest.mark.parametrize("library", ["uvloop", "aiohttp"])
+def test_a_library_that_is_missing_is_named(tmp_path: Path, library: str) -> None:
+    """As after `pip install ml-dash`, which brings the command and none of its libraries."""
+    without = f"import sys; sys.modules['{library}'] = None; from ml_dashd.__main__ import main; sys.exit(main())"
+    ended = ran([sys.executable, "-c", without], "run", XDG_RUNTIME_DIR=str(tmp_path), XDG_STATE_HOME=str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("ml-dashd: the daemon needs a library that can't be imported: ")
+    assert library in ended.stderr
+    assert ended.stderr.endswith(": pip install 'ml-dash[daemon]'\n")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_a_file_of_settings_to_start_from(tmp_path: Path) -> None:
     ended = ran(MODULE, "default-config")
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -158,3 +158,17 @@ def test_a_builders_words_go_with_every_file_and_the_calls_before_them(
     ):
         with pytest.raises(TypeError):
             where()
+
+
+def test_a_folder_that_is_taken_for_a_file_is_told_from_nothing(exp: Experiment, tmp_path: Path) -> None:
+    exp.files("runs/1 [a]").save_text("x", to="a.txt")
+    calls: list[Callable[[], object]] = [
+        lambda: exp.files("runs/1 [a]").download(to=tmp_path / "a"),
+        exp.files("runs/1 [a]").delete,
+        exp.files("runs/1 [a]").read_text,
+        lambda: exp.files.duplicate("runs/1 [a]", "copy"),
+    ]
+    for call in calls:
+        refused(call, Code.NO_MATCH, ValueError, "'runs/1 [a]' in", "is a folder, and no file", 'the pattern "**"')
+    refused(exp.files("runs/1").read_text, Code.NO_MATCH, ValueError, "no file fits 'runs/1' in")
+    assert [each["filename"] for each in exp.files("runs").list()] == ["a.txt"]

@@ -127,7 +127,7 @@ def test_bad_prefixes(daemon: DaemonProcess, exp: Experiment, prefix: str) -> No
     refused(start, Code.INVALID_PREFIX)
 
 
-@pytest.mark.parametrize("prefix", ["/abs", "../up", "a/../b", "nul\0"])
+@pytest.mark.parametrize("prefix", ["//abs", "../up", "/../up", "a/../b", "nul\0"])
 def test_bad_folders(exp: Experiment, prefix: str) -> None:
     refused(lambda: exp.files(prefix).save_text("x", to="a.txt"), Code.INVALID_PATH)
 

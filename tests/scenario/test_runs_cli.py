@@ -50,6 +50,7 @@ def test_experiments(shell: Shell, daemon: DaemonProcess, logged: Experiment) ->
     for below in ("bob", "bob/nlp/", "bob/nlp/bert"):
         assert [each["experimentId"] for each in shell.json("experiments", below)] == ["bob/nlp/bert/small"]
     assert shell.json("experiments", "carol") == []
+    assert shell("experiments", "carol").out == "no experiments\n"
     head, first, second = shell("experiments").out.splitlines()
     assert head.split() == ["STATUS", "STARTED", "ENDED", "EXPERIMENT"]
     assert first.startswith("COMPLETED")

@@ -98,7 +98,10 @@ def test_save_of_another_type_names_the_saver(exp: Experiment, content: Any, to:
 
 def test_save_of_tensors_by_name_names_the_saver(exp: Experiment) -> None:
     """A state dict is no JSON."""
-    for content in ({"weight": Tensor(), "bias": Tensor()}, [Tensor()]):
+    nested = {"model": {"weight": Tensor()}, "epoch": 3}
+    circle: dict[str, Any] = {"models": (1, Module())}
+    circle["self"] = circle
+    for content in ({"weight": Tensor(), "bias": Tensor()}, [Tensor()], nested, {"model": Module()}, circle):
         call = lambda content=content: exp.files.save(content, to="a.pt")  # noqa: E731
         refused(call, Code.UNSUPPORTED_TYPE, ValueError, "tensors", "save_torch()")
 

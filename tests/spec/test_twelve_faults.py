@@ -241,6 +241,20 @@ def test_8_nothing_is_written_outside(
     assert not Path("/abs.bin").exists()
 
 
+def test_8_a_path_as_a_record_has_it_is_below_the_experiment(exp: Experiment, service: DaemonProcess) -> None:
+    """As scripts of 0.11 write it: `files("/models").list()`."""
+    made = exp.files("/models").save_blob(b"x", to="a/best.pt")
+    top = exp.files("/").save_blob(b"y", to="top.bin")
+    exp.files.flush(30)
+    assert (made["path"], top["path"]) == ("/models/a", "/")
+    assert [each["id"] for each in exp.files("/models").list()] == [made["id"]]
+    for one in (made, top):
+        assert one["id"] in [each["id"] for each in exp.files(one["path"]).list()]
+        assert one["id"] in [each["id"] for each in exp.files(prefix=one["path"]).list()]
+    assert exp.files("/models/a/best.pt").read_text() == "x"
+    assert path_in_store(service, made).read_bytes() == b"x"
+
+
 def test_8_folders_in_to_are_kept_by_every_saver(exp: Experiment, tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"x")
     exp.files("p").upload(tmp_path / "x.bin", to="a/b/0")

@@ -95,6 +95,8 @@ def ls(options: Namespace) -> int:
 
 def get(options: Namespace) -> int:
     """Downloads files."""
+    if options.output == fetching.STDOUT:
+        return _get_to_stdout(options)
     if options.recursive:
         return folders.get(options)
     folders.refuse_options(options)
@@ -117,6 +119,16 @@ def get(options: Namespace) -> int:
     if options.json:
         show.array(written)
     return several.status
+
+
+def _get_to_stdout(options: Namespace) -> int:
+    """One file, for a pipe; how far it is stands on stderr."""
+    named = options.paths if options.id is None else [None]
+    if options.recursive or options.json or len(named) != 1 or is_glob(named[0] or ""):
+        raise parser.wrong("get", "-o - takes one file, and neither -r nor --json")
+    with reaching.looking(options) as connection, fetching.Watch(quiet=False) as watch:
+        fetching.to_stdout(reaching.chosen(options, connection), named[0], watch)
+    return 0
 
 
 def rm(options: Namespace) -> int:

@@ -19,6 +19,7 @@ class Option(NamedTuple):
     help: str
     value: str
     choices: tuple[str, ...]
+    repeats: bool
 
 
 class Command(NamedTuple):
@@ -53,7 +54,8 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:
     for action in actions_of(parser):
         if action.option_strings:
             value = "" if action.nargs == 0 else LOCAL.get(str(action.metavar), "any")
-            yield Option(tuple(action.option_strings), action.help or "", value, _choices(action))
+            repeats = isinstance(action.default, list)  # as of those alone that are appended
+            yield Option(tuple(action.option_strings), action.help or "", value, _choices(action), repeats)
 
 
 def _choices(action: argparse.Action | None) -> tuple[str, ...]:
@@ -152,8 +154,9 @@ def _zsh_options(options: Sequence[Option]) -> Iterator[str]:
         text = option.help.translate({ord(mark): f"\\{mark}" for mark in "[]:\\"})
         action = f"({' '.join(option.choices)})" if option.choices else _ZSH[option.value]
         value = f":value:{action}" if option.value else ""
+        again = "*" if option.repeats else ""
         for flag in option.flags:
-            yield f"        {_quoted(f'{flag}[{text}]{value}')} \\"
+            yield f"        {_quoted(f'{again}{flag}[{text}]{value}')} \\"
 
 
 # ---- fish

@@ -1,12 +1,20 @@
-"""How far a download has come, as one bar on a terminal, however many files are on their way."""
+"""How far a download has come, as one bar on a terminal, however many files are on their way; one onto stdout."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 from typing import Self
 
 from ml_dash import wording
 from ml_dash.cli import show
+from ml_dash.files import FileSet
 from ml_dash.result import FileResult
+
+STDOUT = "-"
+"""What stands for it where a destination is due, as in other commands."""
 
 
 class Watch:
@@ -43,3 +51,12 @@ class Watch:
         """Ends the line, so that others may print."""
         if self._bar is not None:
             self._bar.close()
+
+
+def to_stdout(files: FileSet, path: str | None, watch: Watch) -> None:
+    """Writes one file, by way of the folder for temporary files: no byte of it is out before all are verified."""
+    with tempfile.TemporaryDirectory(prefix="ml-dash-") as folder:
+        for fetched in files.fetch(path, to=f"{folder}/content", watch=watch):
+            watch.pause()
+            with Path(fetched.path).open("rb") as content:
+                shutil.copyfileobj(content, sys.stdout.buffer)

@@ -34,13 +34,13 @@ EXAMPLES = {
   ml-dash ls models --prefix alice/cv/resnet       at and below models
   ml-dash ls --tag best --latest --prefix alice/cv/resnet
   ml-dash ls "**/*.json" --latest --prefix alice/cv/resnet --json
-
   ml-dash ls --pending --prefix alice/cv/resnet    files of sets that are not complete, too""",
     "get": """\
   ml-dash get models/best.pt --prefix alice/cv/resnet
   ml-dash get a.pt b.pt "models/*.pt" --prefix alice/cv/resnet -o ./out
   ml-dash get -r models --prefix alice/cv/resnet -o ./out    all below models; once more: what is missing
-  ml-dash get --id 7351023561728 -o old.pt         one version, wherever it belongs""",
+  ml-dash get --id 7351023561728 -o old.pt         one version, wherever it belongs
+  ml-dash get config.json --prefix alice/cv/resnet -o - | jq .lr""",
     "rm": """\
   ml-dash rm models/bad.pt --prefix alice/cv/resnet    all its versions
   ml-dash rm "tmp/**" logs/1.txt --prefix alice/cv/resnet
@@ -186,7 +186,7 @@ def _get(parser: Parser) -> None:
         "-o",
         "--output",
         metavar="DEST",
-        help="a file or a folder to write to; of several files, a folder (default: the working folder)",
+        help="a file or a folder to write to, - for stdout; of several files, a folder (default: the working folder)",
     )
 
 

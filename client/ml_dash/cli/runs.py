@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from ml_dash import messages as m
@@ -37,8 +37,12 @@ def experiments(connection: Connection, prefix: str) -> Iterator[m.ExperimentRec
 
 def experiment_lines(records: Iterator[m.ExperimentRecord]) -> Iterator[str]:
     """The experiments for people."""
+    first = next(records, None)
+    if first is None:
+        yield "no experiments"
+        return
     yield f"{'STATUS':<9}  {'STARTED':<19}  {'ENDED':<19}  EXPERIMENT"
-    for record in records:
+    for record in chain([first], records):
         started, ended = (show.moment_of(ms) for ms in (record.started_ms, record.ended_ms))
         prefix = f"{record.namespace}/{record.project}/{record.experiment}"
         why = f"  {' '.join(record.error.split())[:120]}" if record.error else ""

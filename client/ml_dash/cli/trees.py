@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -160,6 +161,9 @@ def _file(entry: _Entry, status: os.stat_result) -> Local | Unfit:
     except UnicodeEncodeError:
         shown = printable(entry.path)
         return Unfit(shown, error(Code.INVALID_PATH, f"{shown} is not UTF-8", "rename it"))
+    if any(unicodedata.category(character) == "Cc" for character in entry.name):
+        what = f"{entry.path!r} has a control character"
+        return Unfit(entry.name, error(Code.INVALID_PATH, what, "rename it, or leave it out with --exclude"))
     return Local(entry.name, entry.path, status.st_size)
 
 
