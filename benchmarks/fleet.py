@@ -178,6 +178,7 @@ def questions(catalog: MongoCatalog) -> dict[str, Callable[[], Awaitable[Sequenc
         "list(), a page in the middle": asked(cursor=("frames/50/5", 0)),
         'files("frames/7").list()': asked(prefix="frames/7"),
         'list("**/*.json")': asked(pattern="**/*.json"),
+        'list("*"), beside folders alone': asked(pattern="*"),
         'list("configs/*.json")': asked(prefix="configs", pattern="*.json"),
         'list("frames/*/77*.png")': asked(prefix="frames", pattern="*/77*.png"),
         'list(tags=["frame"])': asked(tags=("frame",)),
