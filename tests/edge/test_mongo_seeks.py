@@ -28,16 +28,14 @@ TAGS = [(), ("a",), ("b",), ("a", "b")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("few", [1, 8])
-def test_pages_have_what_fits_in_order(mongodb_url: str, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+def test_pages_have_what_fits_in_order(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked for, with pages of keys so small that much is passed over."""
     monkeypatch.setattr("ml_dashd.edge.seeking_mongo.LEAST", 2)
-    monkeypatch.setattr("ml_dashd.edge.seeking_mongo.FEW", few)
     with asyncio.Runner() as runner, pymongo.MongoClient[Any](mongodb_url) as client:
         mongo = Mongo(mongodb_url)
         runner.run(prepare(mongo))
 
-        @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+        @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
         @given(
             st.data(),
             st.lists(
@@ -48,6 +46,8 @@ def test_pages_have_what_fits_in_order(mongodb_url: str, monkeypatch: pytest.Mon
             st.integers(1, 12),
         )
         def hold(data: st.DataObject, some: Files, times: int) -> None:
+            # With 1 any older version is skipped by MongoDB's own seeks.
+            monkeypatch.setattr("ml_dashd.edge.seeking_mongo.FEW", data.draw(st.sampled_from([1, 8])))
             files = client.get_default_database()[FILES]
             records = [made(number, each) for number, each in enumerate(some * times, start=1)]
             files.delete_many({})
@@ -148,9 +148,14 @@ async def test_what_can_not_be_in_a_list_is_not_read(
 
 
 async def test_a_server_that_tells_paths_in_no_order_is_asked_for_keys(
-    catalog: MongoCatalog, monkeypatch: pytest.MonkeyPatch
+    mongodb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the shards of a collection would."""
+    mongo = Mongo(mongodb_url)
+    await prepare(mongo)
+    catalog = MongoCatalog(mongo)
+    await catalog.commit([record(number, f"many/{number % 10}.pt") for number in range(1, 401)])
+    monkeypatch.setattr("ml_dashd.edge.seeking_mongo.LEAST", 4)
 
     aggregate = AsyncCollection.aggregate
 
@@ -159,8 +164,9 @@ async def test_a_server_that_tells_paths_in_no_order_is_asked_for_keys(
         return aggregate(self, [*before, {"$sort": {"_id": -1}}, limit], **options)
 
     monkeypatch.setattr(AsyncCollection, "aggregate", in_shards)
-    found = await all_pages(catalog, Selection(*EXPERIMENT, prefix="many", latest=True, limit=100))
-    assert found == [("many/0.pt", 7998), ("many/1.pt", 7999)]
+    found = await all_pages(catalog, Selection(*EXPERIMENT, prefix="many", latest=True, limit=4))
+    assert found == [(f"many/{number}.pt", 390 + (number or 10)) for number in range(10)]
+    await mongo.close()
 
 
 async def test_a_page_is_of_one_moment(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
