@@ -15,13 +15,14 @@ With `--simulate` so many nodes do what benchmarks/fleet_load.py says, or a shar
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ import rig
 from catalog import record
 from rig import percentile
 
-from ml_dashd.core.model import EVERYBODY, Selection
+from ml_dashd.core.model import EVERYBODY, FileRecord, Selection
+from ml_dashd.core.names import s3_key
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_records import document
@@ -150,7 +152,13 @@ def fill(url: str, documents: int) -> None:
         files.drop()
         for start in range(1, documents + 1, FILL):
             numbers = range(start, min(start + FILL, documents + 1))
-            files.insert_many([document(record(number, documents, number)) for number in numbers], ordered=False)
+            files.insert_many([document(stored(number, documents)) for number in numbers], ordered=False)
+
+
+def stored(number: int, documents: int) -> FileRecord:
+    """With a SHA-256 and a key as real ones are: they are most of what indexes hold."""
+    made = record(number, documents, number)
+    return replace(made, sha256=hashlib.sha256(str(number).encode()).hexdigest(), key=s3_key(made, "some/where/"))
 
 
 async def make_indexes(url: str) -> None:
@@ -178,6 +186,7 @@ def questions(catalog: MongoCatalog) -> dict[str, Callable[[], Awaitable[Sequenc
         "list(), a page in the middle": asked(cursor=("frames/50/5", 0)),
         'files("frames/7").list()': asked(prefix="frames/7"),
         'list("**/*.json")': asked(pattern="**/*.json"),
+        'list("*"), beside folders alone': asked(pattern="*"),
         'list("configs/*.json")': asked(prefix="configs", pattern="*.json"),
         'list("frames/*/77*.png")': asked(prefix="frames", pattern="*/77*.png"),
         'list(tags=["frame"])': asked(tags=("frame",)),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.edge.mongo import Mongo, place
+from ml_dashd.edge.mongo import Mongo, named, place
 from ml_dashd.ports import JournalError
 
 SECRET = "hunter%2F2"
@@ -74,3 +74,11 @@ def test_a_url_that_is_refused_is_named_without_its_password(url: str) -> None:
 
 def test_a_place_is_hosts_and_database() -> None:
     assert place("mongodb://u:p@a:1,b:2/fleet?tls=true") == "mongodb://a:1,b:2/fleet"
+
+
+@pytest.mark.parametrize("number", [239, 246])
+def test_a_moment_that_a_restart_has_taken_is_asked_for_again(number: int) -> None:
+    """A list takes several questions of one moment: whoever asked begins anew."""
+    refused = named(OperationFailure("Unable to read from a snapshot", number), "mongodb://a/fleet")
+    assert refused is not None
+    assert refused.code is Code.CATALOG_UNREACHABLE

@@ -77,7 +77,7 @@ async def test_a_list_reads_its_index(
         assert "COLLSCAN" not in plan["planSummary"]
         assert not plan.get("hasSortStage"), plan
         if "_id: 1 }" not in plan["planSummary"] and "IDHACK" not in plan["planSummary"]:
-            assert plan["planSummary"].replace(" ", "") == f"IXSCAN{summary(index)}"
+            assert plan["planSummary"].replace(" ", "") in (f"IXSCAN{summary(index)}", f"DISTINCT_SCAN{summary(index)}")
 
 
 def summary(index: str) -> str:

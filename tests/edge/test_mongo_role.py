@@ -38,9 +38,8 @@ def role() -> list[dict[str, Any]]:
     return found
 
 
-async def test_the_role_of_the_page_is_enough(tmp_path: Path, full_size: bool) -> None:
-    if not full_size:
-        pytest.skip("with a mongod of its own, in `make long`")
+async def test_the_role_of_the_page_is_enough(tmp_path: Path) -> None:
+    """On a mongod of its own, for it asks for users."""
     with MongoDB(tmp_path / "mongodb", secured=True) as server:
         (port,) = server.ports
         with pymongo.MongoClient[Any](f"mongodb://127.0.0.1:{port}/?directConnection=true") as anybody:

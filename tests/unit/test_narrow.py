@@ -99,3 +99,62 @@ def test_whatever_fits_is_as_its_pattern_says(data: st.DataObject, path: str):
         assert narrow.depth(rest) in (None, len(left.split("/")))
         assert narrow.ending_of_all(rest) in (None, narrow.ending(left.rpartition("/")[2]))
         assert names.matches(left, "", rest)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "onward"),
+    [
+        ("*/77*.png", "", ""),
+        ("*/77*.png", "a/1.png", "a/76\U0010ffff"),
+        ("*/77*.png", "a/77.png", "a/77.png"),
+        ("*/77*.png", "a/78.png", "a/\U0010ffff"),
+        ("*/77*.png", "a", "a"),  # "a-b/77.png" comes before "a/77.png"
+        ("*", "a", "a"),
+        ("*", "a/b", "a/\U0010ffff"),
+        ("*/b.json", "a/b", "a/b.jsom\U0010ffff"),
+        ("*/b.json", "a/b.json", "a/\U0010ffff"),
+        ("*/c/*", "a/b", "a/c.\U0010ffff"),
+        ("*/c/*", "a/c", "a/c.\U0010ffff"),
+        ("*/c/*", "a/c/d", "a/c/d"),
+        ("*/c/*", "a/c/d/e", "a/c/d/\U0010ffff"),
+        ("*/c/*", "a/d", "a/\U0010ffff"),
+        ("best*", "", "bess\U0010ffff"),
+        ("best*", "bess\U0010ffff\U0010ffff", "bess\U0010ffff\U0010ffff"),
+        ("best*", "beta", None),
+        ("b/*", "c", None),
+        ("a*/**/b", "a/c", "a/c"),
+        ("**/b", "c", "c"),
+        ("*/\ue000*", "a/b", "a/b"),  # just before it there is no character
+        ("*/\0*", "a/", "a/"),
+    ],
+)
+def test_where_what_fits_goes_on(pattern: str, path: str, onward: str | None):
+    assert narrow.leap(pattern, path) == onward
+
+
+@pytest.mark.parametrize(
+    ("pattern", "may"), [(None, False), ("", False), ("**/a*", False), ("*", True), ("a*/b", True)]
+)
+def test_whether_anything_may_be_passed_over(pattern: str | None, may: bool):
+    assert narrow.may_leap(pattern) is may
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=400)
+@given(st.data(), paths | st.just(""), patterns, st.lists(paths, max_size=5))
+def test_nothing_that_fits_is_passed_over(data: st.DataObject, path: str, pattern: str, others: list[str]):
+    """Among paths that are made of the pattern itself, so that some fit."""
+    made = [
+        data.draw(st.sampled_from([each, each.replace("*", "a"), each.strip("*")])) or "b"
+        for each in pattern.split("/")
+    ]
+    try:
+        names.matches("", "", pattern)
+    except ValueError:  # a set that can't be
+        return
+    onward = narrow.leap(pattern, path)
+    assert onward is None or onward >= path
+    for each in [*others, path, "/".join(made)]:
+        if each > path and names.matches(each, "", pattern):
+            assert onward is not None
+            assert each > onward

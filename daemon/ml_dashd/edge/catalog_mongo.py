@@ -10,8 +10,9 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ml_dashd.core import narrow
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
-from ml_dashd.core.spans import Span, spans
+from ml_dashd.core.spans import spans
 from ml_dashd.edge.inventory_mongo import MongoInventory
 from ml_dashd.edge.mongo import Document, Mongo
 from ml_dashd.edge.mongo_records import (
@@ -28,11 +29,13 @@ from ml_dashd.edge.mongo_records import (
     said,
 )
 from ml_dashd.edge.mongo_schema import FILES
+from ml_dashd.edge.seeking_mongo import Seeker
 from ml_dashd.edge.sets_mongo import MongoSets
 from ml_dashd.ports import gone_of
 
 if TYPE_CHECKING:
     from pymongo import UpdateOne
+    from pymongo.asynchronous.client_session import AsyncClientSession
     from pymongo.asynchronous.collection import AsyncCollection
 
 IDENTITY = ("owner_uid", "key", "sha256")
@@ -40,8 +43,6 @@ IDENTITY = ("owner_uid", "key", "sha256")
 DUPLICATE_KEY = 11000
 BY_ID = "_id_"
 """The index of ids: by SHA-256 there may be a million files without a byte."""
-LEAST_KEYS = 8
-"""Keys that are read to see which path comes next, where each has many versions."""
 
 
 class MongoCatalog:
@@ -60,9 +61,7 @@ class MongoCatalog:
         return await self._mongo.call(self._find({"_id": {"$in": list(ids)}}, [("_id", 1)], len(ids) or 1))
 
     async def select(self, selection: Selection) -> list[FileRecord]:
-        if selection.pending:
-            return await self._mongo.call(self._with_pending(selection))
-        return await self._mongo.call(self._selected(selection))
+        return await self._mongo.call(self._select(selection))
 
     async def newer(self, after: int, scope: Scope, limit: int) -> list[FileRecord]:
         asked = {"_id": {"$gt": after}, "listed": True, **in_scope(scope)}
@@ -171,71 +170,52 @@ class MongoCatalog:
     # ---- questions
 
     async def _find(
-        self, asked: Document, order: list[tuple[str, int]], limit: int, hint: str | None = None
+        self,
+        asked: Document,
+        order: list[tuple[str, int]],
+        limit: int,
+        hint: str | None = None,
+        session: AsyncClientSession | None = None,
     ) -> list[FileRecord]:
-        found = self._moment().find(asked, sort=order, limit=limit, hint=hint)
+        found = self._moment(session).find(asked, sort=order, limit=limit, hint=hint, session=session)
         return [read_record(each) for each in await found.to_list()]
 
-    def _moment(self) -> AsyncCollection[Document]:
+    def _moment(self, session: AsyncClientSession | None) -> AsyncCollection[Document]:
         """The files as of one moment: else a find that yields could see a part of a set that becomes visible."""
         from pymongo.read_concern import ReadConcern  # noqa: PLC0415 optional
 
-        return self._files.with_options(read_concern=ReadConcern("snapshot"))
+        return self._files if session else self._files.with_options(read_concern=ReadConcern("snapshot"))
 
-    async def _selected(self, selection: Selection, *, pending: bool = False) -> list[FileRecord]:
-        read = self._newest if selection.latest else self._versions
-        return await read(selection, pending=pending)
+    async def _select(self, selection: Selection) -> list[FileRecord]:
+        """All of a page is of one moment, that of the session, however many questions it takes."""
+        async with self._mongo.client.start_session(snapshot=True) as session:
+            listed = await self._selected(selection, session, pending=False)
+            if not selection.pending:
+                return listed
+            return self._together(selection, listed, await self._selected(selection, session, pending=True))
 
-    async def _with_pending(self, selection: Selection) -> list[FileRecord]:
+    def _together(self, selection: Selection, listed: list[FileRecord], pending: list[FileRecord]) -> list[FileRecord]:
         """What is listed and what is pending, each from an index of its own."""
-        listed, pending = await self._selected(selection), await self._selected(selection, pending=True)
         found = sorted([*listed, *pending], key=lambda record: (record.path, -record.id))
         if selection.latest:
             newest = {record.path: record for record in reversed(found)}
             found = sorted(newest.values(), key=lambda record: record.path)
         return found[: selection.limit]
 
-    async def _versions(self, selection: Selection, *, pending: bool = False) -> list[FileRecord]:
+    async def _selected(self, selection: Selection, session: AsyncClientSession, *, pending: bool) -> list[FileRecord]:
+        """Documents in the order of an index; keys first, and then their documents, where some can be passed over."""
         found: list[FileRecord] = []
+        if selection.latest or narrow.may_leap(selection.pattern):
+            ids = await Seeker(self._files, session, selection, pending=pending).ids()
+            if ids:
+                found = await self._find({"_id": {"$in": ids}}, [("_id", 1)], len(ids), session=session)
+            return sorted(found, key=lambda record: (record.path, -record.id))
         for span in spans(selection):
             asked, left = question(selection, span, pending=pending), selection.limit - len(found)
-            found += await self._find(asked, ORDER, left, index(selection, pending=pending))
+            found += await self._find(asked, ORDER, left, index(selection, pending=pending), session)
             if len(found) >= selection.limit:
                 break
         return found
-
-    async def _newest(self, selection: Selection, *, pending: bool = False) -> list[FileRecord]:
-        """The newest of each path: keys alone are read to find them, and then their documents at once."""
-        ids: list[int] = []
-        for span in spans(selection):
-            ids += await self._newest_of(selection, span, selection.limit - len(ids), pending=pending)
-            if len(ids) >= selection.limit:
-                break
-        found = await self._find({"_id": {"$in": ids}}, [("_id", 1)], len(ids)) if ids else []
-        by_id = {record.id: record for record in found}
-        return [by_id[one] for one in ids if one in by_id]
-
-    async def _newest_of(self, selection: Selection, span: Span, limit: int, *, pending: bool) -> list[int]:
-        """After a page of keys the next path is sought, so that versions are not read one by one.
-
-        Where most are older versions, pages become small: a seek each costs less than what it skips.
-        """
-        ids: list[int] = []
-        most = 1 if span.only else limit
-        while True:
-            asked, hint = question(selection, span, pending=pending), index(selection, pending=pending)
-            keys = await self._keys(asked, most, hint)
-            fresh: dict[str, int] = {}
-            for key in keys:
-                fresh.setdefault(key["path"], key["_id"])
-            ids += list(fresh.values())[: limit - len(ids)]
-            if span.only or len(keys) < most or len(ids) >= limit:
-                return ids
-            span = Span(keys[-1]["path"], span.high)
-            most = max(LEAST_KEYS, most // 8) if len(fresh) * 8 < most else min(limit, most * 2)
-
-    async def _keys(self, asked: Document, limit: int, hint: str) -> list[Document]:
-        return await self._files.find(asked, {"path": 1, "_id": 1}, sort=ORDER, limit=limit, hint=hint).to_list()
 
     async def _experiments(self) -> list[Experiment]:
         """Level by level: each is a seek in the index for every name."""

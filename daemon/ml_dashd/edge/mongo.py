@@ -42,6 +42,8 @@ _DENIED = {13, 18, 8000}
 """Unauthorized, AuthenticationFailed, Atlas's own (MongoDB's error_codes.yml)."""
 _FULL = {14031, 12501}
 """OutOfDiskSpace, quota exceeded."""
+_PASSED = {239, 246}
+"""SnapshotTooOld, SnapshotUnavailable: after a restart or a fail-over a moment that was read before may be gone."""
 
 
 class Mongo:
@@ -160,7 +162,7 @@ def _is_away(failure: Exception) -> bool:
         errors.ExecutionTimeout,
         errors.WaitQueueTimeoutError,
     )
-    if isinstance(failure, away):
+    if isinstance(failure, away) or _code(failure) in _PASSED:
         return True
     details: Mapping[str, Any] = getattr(failure, "details", None) or {}
     if isinstance(failure, errors.BulkWriteError):

@@ -77,38 +77,50 @@ def index(selection: Selection, *, pending: bool = False) -> str:
     return "by_path" if _ending(selection) is None else "by_ending"
 
 
-def question(selection: Selection, span: Span, *, pending: bool = False) -> Document:
-    """The condition on files of one span, listed or pending. What concerns the path is read from an index alone."""
+def is_of_keys(selection: Selection, *, pending: bool = False) -> bool:
+    """Whether the keys of its index hold all that a Selection asks for, but for its glob."""
+    return not _is_of_owner(selection) and len(selection.tags) <= (0 if pending else 1)
+
+
+def question(selection: Selection, span: Span, *, pending: bool = False, glob: bool = True) -> Document:
+    """The condition on files of one span, listed or pending. What concerns the path is read from an index alone.
+
+    Without its glob it holds of more files.
+    """
     asked: Document = {
         "pending" if pending else "listed": True,
         "namespace": selection.namespace,
         "project": selection.project,
         "experiment": selection.experiment,
     }
-    scope = selection.scope
-    if scope.owner_uid is not None and selection.namespace not in scope.namespaces:
-        asked["owner_uid"] = scope.owner_uid
+    if _is_of_owner(selection):
+        asked["owner_uid"] = selection.scope.owner_uid
     if selection.tags:
         asked["tags"] = {"$all": list(selection.tags)}
     elif not pending and (ending := _ending(selection)) is not None:
         asked["ending"] = ending
-    asked["path"] = _paths(selection, span)
+    asked["path"] = _paths(selection, span, glob=glob)
     if span.id is not None:
         asked["_id"] = {"$lt": span.id}
     return asked
+
+
+def _is_of_owner(selection: Selection) -> bool:
+    """Whether only files of one owner are in scope."""
+    return selection.scope.owner_uid is not None and selection.namespace not in selection.scope.namespaces
 
 
 def _ending(selection: Selection) -> str | None:
     return narrow.ending_of_all(selection.pattern) if selection.pattern else None
 
 
-def _paths(selection: Selection, span: Span) -> Any:
+def _paths(selection: Selection, span: Span, *, glob: bool) -> Any:
     if span.only:
         return span.low
     paths: Document = {"$gt": span.low}
     if span.high is not None:
         paths["$lt"] = span.high
-    if selection.pattern:
+    if glob and selection.pattern:
         paths["$regex"] = _wider(selection)
     return paths
 
