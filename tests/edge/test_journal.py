@@ -101,7 +101,7 @@ async def test_a_table_that_has_changed_is_taken_over_at_the_start(path: Path) -
     async with opened(path):
         pass
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("INSERT INTO transitions VALUES ('DONE', 'QUEUED')")
+        connection.execute("INSERT INTO transitions VALUES ('DONE', 'QUEUED', 2)")
         connection.execute("DELETE FROM transitions WHERE from_state = 'QUEUED'")
     async with opened(path) as journal:
         done = await in_state(journal, State.DONE)

@@ -86,7 +86,7 @@ Experiment = tuple[str, str, str]
 """Namespace, project, experiment."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: edge/rows.py makes thousands of them of their dicts
 class FileRecord:
     """A version of a file, as the catalog keeps it. `metadata` is JSON text; times are ms since 1970, UTC."""
 
@@ -155,7 +155,7 @@ class Trouble:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # as a record
 class Job:
     """A file on its way: its record, its pin, and where the upload stands. One row of the journal."""
 

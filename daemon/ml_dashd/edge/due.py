@@ -16,10 +16,14 @@ from typing import Any
 from ml_dashd.core.circuit import Extent, codes_of
 from ml_dashd.core.model import Experiment, Trouble
 from ml_dashd.core.schedule import Lane
+from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.edge.rows import marks
 
-DUE = "state IN ('QUEUED', 'SENDING', 'COMPLETING', 'VERIFIED')"
-"""Spelled out, because a partial index serves only a WHERE that implies its own."""
+OPEN = {state: 2 if state in UNFINISHED else int(state is State.FAILED) for state in State}
+"""The column `open`, which a move writes only where it changes: an index with a condition on it is left alone then."""
+DUE = "open = 2"
+LISTED = "open > 0"
+"""What the catalog does not list: on its way, or failed. A partial index serves only a WHERE with its very words."""
 NOBODY: Experiment = ("", "", "")
 """Before all others: no namespace is empty."""
 LOWEST, HIGHEST = -(2**63), 2**63 - 1

@@ -21,15 +21,13 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
-from ml_dashd.edge.due import DUE
+from ml_dashd.edge.due import DUE, LISTED
 from ml_dashd.edge.job_rows import READ_COLUMNS, read_job
 from ml_dashd.edge.moves import LET_GO
 from ml_dashd.edge.rows import experiment_where, scope_where
 
 SAMPLE = 16
 """Files named in a summary."""
-LISTED = "state NOT IN ('DONE', 'CANCELLED')"
-"""What the catalog does not list: on its way, or failed."""
 FINISHED = "state IN ('DONE', 'CANCELLED')"
 # What is known to be sent of a file: parts of an upload that is gone count for nothing.
 _SENT = "coalesce((SELECT sum(size_bytes) FROM parts WHERE file_id = files.id AND upload_id = files.upload_id), 0)"

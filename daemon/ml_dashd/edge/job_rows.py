@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import fields
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 from ml_dash.errors import Code
 from ml_dashd.core.model import Algorithm, FileRecord, Fingerprint, Job, Pin, PinKind, Trouble
 from ml_dashd.core.states import State
-from ml_dashd.edge.rows import crc_blob, read_record, record_values
+from ml_dashd.edge.due import OPEN
+from ml_dashd.edge.rows import RECORD_COLUMNS, crc_blob, made, read_record, record_values
 
 _PLAIN = ("state", "on_disk", "attempt", "not_before_ms", "cancel_requested", "blocked", "upload_id", "part_size",
           "algorithm", "proof", "priority", "seal", "supersedes", "superseded_by", "said_ms")  # fmt: skip
-READ_COLUMNS = (*record_values(FileRecord(0, 0, "", "", "", "", "", 0, "", 0, 0)), "pin_kind", "pin_name",
-                 "pin_source", "device", "inode", "mtime_ns", "ctime_ns", "error_code", "error_message", "error_hint",
-                 *_PLAIN)  # fmt: skip
-"""Every column but the content of an inline pin, which is read only when it is sent."""
+READ_COLUMNS = (*RECORD_COLUMNS, "pin_kind", "pin_name", "pin_source", "device", "inode", "mtime_ns", "ctime_ns",
+                "error_code", "error_message", "error_hint", *_PLAIN)  # fmt: skip
+"""What a job is read from."""
 
-_RECORD_AT = {field.name: at for at, field in enumerate(fields(FileRecord))}
-_JOB_AT = {field.name: at for at, field in enumerate(fields(Job))}
-_RECORD_OF, _JOB_OF = attrgetter(*_RECORD_AT), attrgetter(*_JOB_AT)
+_OF_PLAIN = itemgetter(*_PLAIN)
+_FLAGS = ("on_disk", "cancel_requested", "blocked", "seal", "supersedes")
+_STATES = {str(state): state for state in State}
+_KINDS = {str(kind): kind for kind in PinKind}
+_ALGORITHMS = {str(algorithm): algorithm for algorithm in Algorithm}
+"""An Enum that is called takes seven times as long as a dict that is asked."""
+_OF_RECORD = frozenset(RECORD_COLUMNS)
 
 
 def job_values(job: Job) -> dict[str, Any]:
     """A new job's columns."""
     plain = {name: getattr(job, name) for name in _PLAIN}
+    plain |= {"state": str(job.state), "open": OPEN[job.state], "algorithm": str(job.algorithm)}
     return record_values(job.record) | plain | pin_columns(job.pin) | _trouble_columns(job.trouble)
 
 
@@ -47,7 +51,7 @@ def pin_columns(pin: Pin) -> dict[str, Any]:
     """A pin's columns, its fingerprint's included."""
     mark = pin.fingerprint
     return {
-        "pin_kind": pin.kind,
+        "pin_kind": str(pin.kind),
         "pin_name": pin.name,
         "pin_source": pin.source,
         "device": mark and mark.device,
@@ -68,19 +72,22 @@ def _trouble_columns(trouble: Trouble | None) -> dict[str, Any]:
 def read_job(row: sqlite3.Row) -> Job:
     """The job of a row that has READ_COLUMNS."""
     columns = dict(zip(row.keys(), row, strict=True))  # a Row looks each name up from the first on
-    values = {name: columns[name] for name in _PLAIN}
-    for flag in ("on_disk", "cancel_requested", "blocked", "seal", "supersedes"):
+    values = dict(zip(_PLAIN, _OF_PLAIN(columns), strict=True))
+    for flag in _FLAGS:
         values[flag] = bool(values[flag])
-    values["state"] = State(columns["state"])
-    values["algorithm"] = Algorithm(columns["algorithm"])
-    return Job(read_record(columns), _read_pin(columns), trouble=_read_trouble(columns), **values)
+    values["state"] = _STATES[values["state"]]
+    values["algorithm"] = _ALGORITHMS[values["algorithm"]]
+    values["record"] = read_record(columns)
+    values["pin"] = _read_pin(columns)
+    values["trouble"] = _read_trouble(columns)
+    return made(Job, values)
 
 
 def _read_pin(columns: Mapping[str, Any]) -> Pin:
     mark = None
     if columns["inode"] is not None:
         mark = Fingerprint(*(columns[name] for name in ("device", "inode", "size_bytes", "mtime_ns", "ctime_ns")))
-    return Pin(PinKind(columns["pin_kind"]), columns["pin_name"], columns["pin_source"], mark)
+    return Pin(_KINDS[columns["pin_kind"]], columns["pin_name"], columns["pin_source"], mark)
 
 
 def _read_trouble(columns: Mapping[str, Any]) -> Trouble | None:
@@ -89,12 +96,8 @@ def _read_trouble(columns: Mapping[str, Any]) -> Trouble | None:
 
 
 def changed_job(job: Job, changes: Mapping[str, Any]) -> Job:
-    """`dataclasses.replace`, for a job and its record together, in half its time: a batch asks for thousands."""
-    record, own = list(_RECORD_OF(job.record)), list(_JOB_OF(job))
-    for name, value in changes.items():
-        if (at := _RECORD_AT.get(name)) is not None:
-            record[at] = value
-        else:
-            own[_JOB_AT[name]] = value
-    own[_JOB_AT["record"]] = FileRecord(*record)
-    return Job(*own)
+    """`dataclasses.replace`, for a job and its record together, in a tenth of its time: a batch asks for thousands."""
+    of_record = _OF_RECORD & changes.keys()
+    record = made(FileRecord, vars(job.record) | {name: changes[name] for name in of_record})
+    own = {name: changes[name] for name in changes.keys() - of_record}
+    return made(Job, vars(job) | own | {"record": record})

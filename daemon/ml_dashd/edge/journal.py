@@ -36,11 +36,11 @@ from ml_dashd.edge import figures, numbering
 from ml_dashd.edge.amending import amend
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.deferred import WAITS, defer, hold_deferred
-from ml_dashd.edge.due import DUE, LOWEST, RUN_NOW, Turns, Wanted, held, hold, release
-from ml_dashd.edge.figures import FINISHED, FOREMOST, LEFT, LISTED
+from ml_dashd.edge.due import DUE, LISTED, LOWEST, OPEN, RUN_NOW, Turns, Wanted, held, hold, release
+from ml_dashd.edge.figures import FINISHED, FOREMOST, LEFT
 from ml_dashd.edge.job_rows import READ_COLUMNS, changed_columns, job_values, pin_columns, read_job
 from ml_dashd.edge.listing import read_selection
-from ml_dashd.edge.moves import AHEAD, LET_GO, insert_all, move_all
+from ml_dashd.edge.moves import insert_all, move, move_all
 from ml_dashd.edge.rows import (
     KEY_OF_SHARE,
     crc_blob,
@@ -126,43 +126,20 @@ class SqliteJournal:
     # ---- the way of a file
 
     async def advance(self, job: Job, to: State, **changes: Any) -> Job:
-        detail = changes["trouble"].message if changes.get("trouble") else None
-        return await self._change(job, changes, to, detail)
+        return await self._change(job, changes, to)
 
     async def advance_all(self, jobs: Sequence[Job], to: State, changes: Sequence[Mapping[str, Any]] = ()) -> list[Job]:
         now, each = self._clock.now_ms(), changes or [{}] * len(jobs)
         return await self._database.call(lambda connection: move_all(connection, jobs, to, each, now)) if jobs else []
 
     async def note(self, job: Job, **changes: Any) -> Job:
-        return await self._change(job, changes, None, None)
+        return await self._change(job, changes, None)
 
-    async def _change(self, job: Job, changes: dict[str, Any], to: State | None, detail: str | None) -> Job:
-        now = self._clock.now_ms()
-        values = changed_columns(changes) | {"updated_ms": now}
-        if to is not None:
-            values["state"] = to
+    async def _change(self, job: Job, changes: dict[str, Any], to: State | None) -> Job:
+        values = changed_columns(changes) | {"updated_ms": self._clock.now_ms()}
         if to is State.QUEUED:  # it may have waited for the catalog
             values["lane"] = self._lane_of(job.pin.kind, job.record.size_bytes)
-        assignments = ", ".join(f"{name} = :{name}" for name in values)
-        # A checksum that somebody was told is never replaced by another.
-        same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
-        # A file is not given up for a source that a copy has replaced.
-        kept = " AND pin_kind = :_kind" if to is State.FAILED else ""
-        ahead = " AND superseded_by IS NULL" if to in AHEAD else ""
-        statement = f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same}{kept}{ahead} RETURNING *"
-        bound = values | {"_id": job.id, "_old": job.state, "_kind": job.pin.kind}
-
-        def work(connection: sqlite3.Connection) -> Job:
-            row = connection.execute(statement, bound).fetchone()
-            if row is None:
-                raise Superseded(f"file {job.id} is no longer {job.state}")
-            if to is not None:
-                _event(connection, job.id, now, job.state, to, detail)
-            if to in LET_GO:
-                connection.execute("DELETE FROM contents WHERE file_id = ?", (job.id,))
-            return read_job(row)
-
-        return await self._database.call(work)
+        return await self._database.call(lambda connection: move(connection, job, to, values))
 
     async def repin(self, job: Job, pin: Pin, *, on_disk: bool = True) -> None:
         values = pin_columns(pin) | {"on_disk": on_disk, "updated_ms": self._clock.now_ms()}
@@ -455,21 +432,7 @@ class SqliteJournal:
         return [read_job(row) for row in rows]
 
 
-def _event(
-    connection: sqlite3.Connection,
-    file_id: int,
-    at_ms: int,
-    old: State | None,
-    new: State,
-    detail: str | None,
-) -> None:
-    connection.execute(
-        "INSERT INTO events SELECT ?1, coalesce(max(number), 0) + 1, ?2, ?3, ?4, ?5 FROM events WHERE file_id = ?1",
-        (file_id, at_ms, old, new, detail),
-    )
-
-
 def _fill_transitions(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM transitions")
-    moves = [(old, new) for old, row in TRANSITIONS.items() for new in row]
-    connection.executemany("INSERT INTO transitions VALUES (?, ?)", moves)
+    moves = [(old, new, OPEN[new]) for old, row in TRANSITIONS.items() for new in row]
+    connection.executemany("INSERT INTO transitions VALUES (?, ?, ?)", moves)

@@ -1,4 +1,4 @@
-"""Many jobs of the journal at once: each question and each change is one statement.
+"""What changes jobs of the journal. Of many at once each question and each change is one statement.
 
 sqlite3 gives the interpreter's lock away and takes it back for every row that it steps to, and beside a busy event
 loop each time may take a while. So rows come as one JSON text, and go as one list of VALUES.
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from ml_dashd.core.model import Job
 from ml_dashd.core.states import State
+from ml_dashd.edge.due import OPEN
 from ml_dashd.edge.job_rows import changed_columns, changed_job, read_job
 from ml_dashd.edge.rows import insert, marks, placeholders
-from ml_dashd.ports import Handed
+from ml_dashd.ports import Handed, Superseded
 
 LET_GO = (State.DONE, State.CANCELLED)
 """The states in which nobody needs a file's bytes any more."""
@@ -27,10 +28,14 @@ SELECT json_group_array(json_array(files.id, cancel_requested, pin_kind, revisio
 FROM files JOIN (WITH old (id, state) AS (VALUES {rows}) SELECT * FROM old) AS old
     ON files.id = old.id AND files.state = old.state
 """
+_AS_SEEN = """
+SELECT count(*) FROM files WHERE id IN ({ids}) AND state = ? AND pin_kind = ? AND revision = ? AND not_before_ms = ?
+    AND NOT cancel_requested AND superseded_by IS NULL
+"""
 _EVENTS = """
 INSERT INTO events
-WITH old (id, state) AS (VALUES {rows})
-SELECT id, coalesce((SELECT max(number) FROM events WHERE file_id = id), 0) + 1, ?, state, ?, NULL FROM old
+WITH new (id, state) AS (VALUES {rows})
+SELECT id, coalesce((SELECT max(number) FROM events WHERE file_id = id), 0) + 1, ?, state, ?, ? FROM new
 """
 
 
@@ -78,6 +83,29 @@ def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence[
     connection.execute(statement, list(chain.from_iterable(rows)))
 
 
+def move(connection: sqlite3.Connection, job: Job, to: State | None, values: dict[str, Any]) -> Job:
+    """Changes these columns of a job that is still in its state, and its state, unless that is None.
+
+    Raises Superseded where the job is not as it should be.
+    """
+    state = {} if to is None else _state(to, [job])
+    assignments = ", ".join(f"{name} = :{name}" for name in [*values, *state])
+    # A checksum that somebody was told is never replaced by another.
+    same = " AND (sha256 IS NULL OR sha256 = :sha256)" if values.get("sha256") else ""
+    # A file is not given up for a source that a copy has replaced.
+    kept = " AND pin_kind = :_kind" if to is State.FAILED else ""
+    ahead = " AND superseded_by IS NULL" if to in AHEAD else ""
+    row = connection.execute(
+        f"UPDATE files SET {assignments} WHERE id = :_id AND state = :_old{same}{kept}{ahead} RETURNING *",
+        values | state | {"_id": job.id, "_old": job.state, "_kind": job.pin.kind},
+    ).fetchone()
+    if row is None:
+        raise Superseded(f"file {job.id} is no longer {job.state}")
+    if to is not None:
+        _end_move(connection, [job], to, values["updated_ms"], values.get("error_message"))
+    return read_job(row)
+
+
 def move_all(
     connection: sqlite3.Connection,
     jobs: Sequence[Job],
@@ -91,44 +119,76 @@ def move_all(
     something else is said since comes back with that, and does not become DONE: the catalog has the old words. Nor does
     one that is deleted since: the catalog lists it.
     """
+    rows = [changed_columns(dict(change)) for change in changes]
+    if _are_as_seen(connection, jobs):
+        for row in rows:
+            if row.get("not_before_ms") == jobs[0].not_before_ms:  # it is there, and an index is over it
+                del row["not_before_ms"]
+        _write(connection, jobs, to, rows, now_ms)
+        known = {"state": to, "cancel_requested": False, "updated_ms": now_ms}
+        return [changed_job(job, {**change, **known}) for job, change in zip(jobs, changes, strict=True)]
     (found,) = connection.execute(_STILL_THERE.format(rows=placeholders(len(jobs), 2)), _old(jobs)).fetchone()
     asked = {file_id: _Now(bool(cancelled), *others) for file_id, cancelled, *others in json.loads(found)}
     left = [
-        (job, change)
-        for job, change in zip(jobs, changes, strict=True)
+        (job, change, row)
+        for job, change, row in zip(jobs, changes, rows, strict=True)
         if job.id in asked
         and (to is not State.DONE or (asked[job.id].revision == job.record.revision and not asked[job.id].cancelled))
         and (to not in AHEAD or asked[job.id].superseded_by is None)
     ]
     if not left:
         return []
-    jobs = [job for job, _ in left]
-    _update(connection, left, to, now_ms)
-    connection.execute(_EVENTS.format(rows=placeholders(len(jobs), 2)), [*_old(jobs), now_ms, to])
-    if to in LET_GO:
-        ids = [job.id for job in jobs]
-        connection.execute(f"DELETE FROM contents WHERE file_id IN ({marks(ids)})", ids)
+    _write(connection, [job for job, _, _ in left], to, [row for _, _, row in left], now_ms)
     return [
         changed_job(job, {**change, "state": to, "cancel_requested": asked[job.id].cancelled, "updated_ms": now_ms})
         if (asked[job.id].pin_kind, asked[job.id].revision) == (job.pin.kind, job.record.revision)
         else read_job(connection.execute("SELECT * FROM files WHERE id = ?", (job.id,)).fetchone())
-        for job, change in left
+        for job, change, _ in left
     ]
 
 
-def _update(
-    connection: sqlite3.Connection, left: Sequence[tuple[Job, Mapping[str, Any]]], to: State, now_ms: int
+def _state(to: State, jobs: Sequence[Job]) -> dict[str, Any]:
+    """The columns of a state. `open` is among them only where it is another than before."""
+    same = all(OPEN[job.state] == OPEN[to] for job in jobs)
+    return {"state": str(to)} if same else {"state": str(to), "open": OPEN[to]}
+
+
+def _are_as_seen(connection: sqlite3.Connection, jobs: Sequence[Job]) -> bool:
+    """Whether nobody has touched any of these since the caller saw it, which is so of most: one look tells it."""
+    seen = {(str(job.state), str(job.pin.kind), job.record.revision, job.not_before_ms) for job in jobs}
+    if len(seen) > 1:
+        return False
+    ids = [job.id for job in jobs]
+    (count,) = connection.execute(_AS_SEEN.format(ids=marks(ids)), [*ids, *seen.pop()]).fetchone()
+    return bool(count == len(jobs))
+
+
+def _write(
+    connection: sqlite3.Connection, jobs: Sequence[Job], to: State, rows: Sequence[dict[str, Any]], now_ms: int
 ) -> None:
-    columns = [changed_columns(dict(change)) for _, change in left]
-    names = list(columns[0])
-    assignments = "".join(f", {name} = new.{name}" for name in names)
-    values = [[job.id, *(row[name] for name in names)] for (job, _), row in zip(left, columns, strict=True)]
+    """Writes their changed columns, and what goes with a move."""
+    alike = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
+    own = [name for name in rows[0] if name not in alike]
+    values = [[job.id, *(row[name] for name in own)] for job, row in zip(jobs, rows, strict=True)]
+    alike |= _state(to, jobs) | {"updated_ms": now_ms}
+    assignments = [*(f"{name} = ?" for name in alike), *(f"{name} = new.{name}" for name in own)]
     connection.execute(
-        f"WITH new ({', '.join(['id', *names])}) AS (VALUES {placeholders(len(left), len(names) + 1)}) "
-        f"UPDATE files SET state = ?, updated_ms = ?{assignments} FROM new WHERE files.id = new.id",
-        [*chain.from_iterable(values), to, now_ms],
+        f"WITH new ({', '.join(['id', *own])}) AS (VALUES {placeholders(len(jobs), len(own) + 1)}) "
+        f"UPDATE files SET {', '.join(assignments)} FROM new WHERE files.id = new.id",
+        [*chain.from_iterable(values), *alike.values()],
     )
+    _end_move(connection, jobs, to, now_ms)
+
+
+def _end_move(
+    connection: sqlite3.Connection, jobs: Sequence[Job], to: State, now_ms: int, detail: str | None = None
+) -> None:
+    """An event of each; what nobody needs any more is let go of."""
+    connection.execute(_EVENTS.format(rows=placeholders(len(jobs), 2)), [*_old(jobs), now_ms, str(to), detail])
+    if to in LET_GO:
+        ids = [job.id for job in jobs]
+        connection.execute(f"DELETE FROM contents WHERE file_id IN ({marks(ids)})", ids)
 
 
 def _old(jobs: Sequence[Job]) -> list[Any]:
-    return [value for job in jobs for value in (job.id, job.state)]
+    return [value for job in jobs for value in (job.id, str(job.state))]

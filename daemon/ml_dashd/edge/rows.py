@@ -6,35 +6,47 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 from ml_dashd.core.model import FileRecord, Scope, Selection
 from ml_dashd.core.sets import Share
 
+T = TypeVar("T")
+
 RECORD_COLUMNS = tuple(field.name for field in fields(FileRecord))
+_OF_RECORD = itemgetter(*RECORD_COLUMNS)
 KEY_OF_SHARE = "substr(share, 1, 32)"
 """A share's key, as its indexes have it: one over this expression serves only a question that has its very words."""
 
 
 def record_values(record: FileRecord) -> dict[str, Any]:
     """A record's columns, `path` included."""
-    values: dict[str, Any] = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    values["tags"] = json.dumps(record.tags)
-    values["bindrs"] = json.dumps(record.bindrs)
+    values: dict[str, Any] = dict(vars(record))
+    values["tags"] = _text(record.tags)
+    values["bindrs"] = _text(record.bindrs)
     values["crc64nvme"] = crc_blob(record.crc64nvme)
     values["share"] = share_text(record.share)
     values["path"] = record.path
     return values
 
 
+def made(kind: type[T], values: dict[str, Any]) -> T:
+    """A frozen value of all its fields, each of them named: its own `__init__` calls a function for every one."""
+    value = object.__new__(kind)
+    object.__setattr__(value, "__dict__", values)
+    return value
+
+
 def read_record(row: Mapping[str, Any] | sqlite3.Row) -> FileRecord:
-    values = {name: row[name] for name in RECORD_COLUMNS}
-    values["tags"] = _words(row["tags"])
-    values["bindrs"] = _words(row["bindrs"])
-    values["crc64nvme"] = read_crc(row["crc64nvme"])
-    values["share"] = None if row["share"] is None else read_share(row["share"])
-    values["pending"] = bool(row["pending"])
-    return FileRecord(**values)
+    values = dict(zip(RECORD_COLUMNS, _OF_RECORD(row), strict=True))
+    values["tags"] = _words(values["tags"])
+    values["bindrs"] = _words(values["bindrs"])
+    values["crc64nvme"] = read_crc(values["crc64nvme"])
+    if values["share"] is not None:
+        values["share"] = read_share(values["share"])
+    values["pending"] = bool(values["pending"])
+    return made(FileRecord, values)
 
 
 def share_text(share: Share | None) -> str | None:
@@ -51,6 +63,10 @@ def read_share(text: str) -> Share:
 def _words(text: str) -> tuple[str, ...]:
     """Most files have none, which needs no parser."""
     return () if text == "[]" else tuple(json.loads(text))
+
+
+def _text(words: Sequence[str]) -> str:
+    return json.dumps(words) if words else "[]"
 
 
 def insert(table: str, columns: Iterable[str], rows: int = 1) -> str:

@@ -186,3 +186,31 @@ CREATE TABLE shares (
 -- ---- step 13: of files in the catalog, when their objects were found to be missing; here never
 
 ALTER TABLE files ADD COLUMN missing_ms INTEGER;
+
+-- ---- step 14: a move that leaves a file on its way leaves its indexes alone
+
+-- How its state is asked for: 2 on its way, 1 failed, 0 ended (edge/due.py). An index over states would be written anew
+-- at every move, since SQLite can't know that its condition holds as before.
+ALTER TABLE files ADD COLUMN open INTEGER NOT NULL DEFAULT 2;
+UPDATE files SET open = state = 'FAILED' WHERE state IN ('DONE', 'CANCELLED', 'FAILED');
+DROP INDEX files_due;
+-- The worker's question: what may run now, the highest priority first, then by experiments (edge/due.py).
+CREATE INDEX files_due ON files (lane, priority DESC, namespace, project, experiment, not_before_ms, id) WHERE open = 2;
+DROP INDEX files_waiting;
+CREATE INDEX files_waiting ON files (not_before_ms) WHERE not_before_ms > 0 AND open = 2;
+DROP INDEX files_listed;
+CREATE INDEX files_listed ON files (namespace, project, experiment, path, id DESC) WHERE open > 0;
+
+DROP TRIGGER only_known_moves;
+DROP TABLE transitions;
+CREATE TABLE transitions (
+    from_state TEXT    NOT NULL,
+    to_state   TEXT    NOT NULL,
+    open       INTEGER NOT NULL,                -- of `to_state`
+    PRIMARY KEY (from_state, to_state)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER only_known_moves BEFORE UPDATE OF state, open ON files
+WHEN NOT EXISTS (SELECT 1 FROM transitions WHERE from_state = OLD.state AND to_state = NEW.state AND open = NEW.open)
+BEGIN
+    SELECT RAISE(ABORT, 'this move is not in the transition table');
+END;

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from ml_dashd.core.model import Job
 from ml_dashd.core.supersede import DROPPED
+from ml_dashd.edge.due import LISTED
 from ml_dashd.edge.job_rows import READ_COLUMNS, read_job
 
 _DROPPED = f"state IN ({', '.join(repr(str(state)) for state in DROPPED)}) AND NOT cancel_requested"
-# The first condition is that of the index files_listed.
 _OLDER = f"""
 SELECT {", ".join(READ_COLUMNS)} FROM files
-WHERE state NOT IN ('DONE', 'CANCELLED') AND namespace = ? AND project = ? AND experiment = ? AND path = ? AND id < ?
+WHERE {LISTED} AND namespace = ? AND project = ? AND experiment = ? AND path = ? AND id < ?
     AND owner_uid = ? AND {_DROPPED}
 ORDER BY id
 """
