@@ -96,6 +96,32 @@ class Store(Protocol):
         """Lets go of connections."""
 
 
+class NotMountedError(OSError):
+    """The folder of a store is not the one that it was: its disk may not be mounted."""
+
+
+class Folder(Protocol):
+    """The folder of a store, which a mark in it makes known. All calls block, and raise OSError."""
+
+    def read(self) -> str | None:
+        """What its mark says; None where it has none, "" of one that an operator has made."""
+
+    def has_files(self) -> bool:
+        """Whether objects are in it."""
+
+    def mark(self) -> str:
+        """Makes it, where it is missing, and its mark; returns what that says. The first of several daemons' stays."""
+
+    def expect(self, known: str) -> None:
+        """What its mark says from now on."""
+
+    def refuse(self, failure: OSError) -> None:
+        """What `check` raises from now on."""
+
+    def check(self) -> None:
+        """Raises NotMountedError unless the folder has that mark. An empty one is filled in. Takes microseconds."""
+
+
 class Prober(Protocol):
     """Finds out what a store's server really does. Raises StoreError."""
 
