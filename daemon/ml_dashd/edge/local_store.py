@@ -3,7 +3,7 @@
 An object appears under its name only when it is whole and on stable storage: temporary name, fdatasync, rename, fsync
 of the folders. A sync that the disk refused is never tried again, because it would then succeed: the bytes are written
 anew. The temporary name is the file's id, so a name of 255 bytes works. What `head` states it reads from the bytes on
-disk.
+disk, unless it is asked for a glance.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class LocalStore:
     async def abort(self, target: Target, upload_id: str) -> None:
         await self._run(lambda: self._temporary(upload_id).unlink(missing_ok=True))
 
-    async def head(self, key: str) -> Evidence | None:
+    async def head(self, key: str, *, glance: bool = False) -> Evidence | None:
         def work() -> Evidence | None:
             try:
                 descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
@@ -205,11 +205,12 @@ class LocalStore:
                 return None
             try:
                 size = os.fstat(descriptor).st_size
-                checksum = encode_crc(crc64_of_range(descriptor, 0, size), 8)
+                checksum = None if glance else encode_crc(crc64_of_range(descriptor, 0, size), 8)
                 said = _said(descriptor)
             finally:
                 os.close(descriptor)
-            self._sync_names(self._root / key)  # a daemon that died in between has left them to chance
+            if not glance:  # a daemon that died in between has left them to chance
+                self._sync_names(self._root / key)
             return Evidence(size, "", checksum, int(Path(key).parent.name), about.read(said))
 
         return await self._run(work)

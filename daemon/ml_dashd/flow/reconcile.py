@@ -236,7 +236,7 @@ class Reconcile:
         self, finding: Finding, stored: Stored, *, mend: bool, arrived: Callable[[int], None] | None
     ) -> Finding | None:
         """Records a file of which its object says enough; None where it is gone or listed by now."""
-        stated = await self._store.head(stored.key)
+        stated = await self._store.head(stored.key, glance=True)
         if stated is None or stated.size_bytes != stored.size_bytes:
             return None
         if (reason := why_not(stored, stated, self._rule)) is not None:
@@ -292,7 +292,7 @@ class Reconcile:
             if kind is Kind.FOUND and stored is not None:
                 sizes[record.id] = stored.size_bytes
             else:
-                stated = await self._store.head(_key(record))
+                stated = await self._store.head(_key(record), glance=True)
                 sizes[record.id] = None if stated is None else stated.size_bytes
         there = {record.id: record for record in await self._catalog.get([*sizes])} if sizes else {}
         marks: dict[Outcome, list[FileRecord]] = {Outcome.MARKED: [], Outcome.UNMARKED: []}
@@ -346,7 +346,7 @@ class Reconcile:
         """
         if finding.outcome is not Outcome.ABORTED:
             return finding
-        if id_of(finding.key) is not None and await self._store.head(finding.key) is not None:
+        if id_of(finding.key) is not None and await self._store.head(finding.key, glance=True) is not None:
             return replace(finding, outcome=Outcome.KEPT, message=SHARES_PARTS, hint=LIFECYCLE)
         if mend:
             await self._store.abort(Target(finding.key, finding.file_id, 0, ""), finding.upload_id)

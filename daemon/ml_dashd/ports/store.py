@@ -61,8 +61,11 @@ class Store(Protocol):
     async def abort(self, target: Target, upload_id: str) -> None:
         """Forgets an upload and its parts. Idempotent."""
 
-    async def head(self, key: str) -> Evidence | None:
-        """What the store states of an object; None when there is none."""
+    async def head(self, key: str, *, glance: bool = False) -> Evidence | None:
+        """What the store states of an object; None when there is none.
+
+        At a `glance` nothing of it is read for that: a folder then states no checksum, so it is no proof there.
+        """
 
     async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
         """Fills the buffer with the bytes from an offset on, and tells how many came, as they come.
