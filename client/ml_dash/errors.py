@@ -49,6 +49,7 @@ class Code(StrEnum):
     STORE_DENIED = "STORE_DENIED"
     STORE_CLOCK = "STORE_CLOCK"
     STORE_NO_BUCKET = "STORE_NO_BUCKET"
+    STORE_NOT_MOUNTED = "STORE_NOT_MOUNTED"
     STORE_FULL = "STORE_FULL"
     STORE_UNSUPPORTED = "STORE_UNSUPPORTED"
     STORE_CORRUPTED = "STORE_CORRUPTED"
@@ -204,6 +205,10 @@ TABLE: dict[Code, Entry] = {
     ),
     Code.STORE_NO_BUCKET: Entry(
         NetworkError, "create the bucket or mend store.url; the daemon goes on by itself once it is there"
+    ),
+    Code.STORE_NOT_MOUNTED: Entry(
+        StorageError,
+        "mount the disk of store.url, it goes on by itself; or put an empty .ml-dash-store into what replaces it",
     ),
     Code.STORE_FULL: Entry(StorageError, "free space in the store, or raise its quota; the daemon goes on by itself"),
     Code.STORE_UNSUPPORTED: Entry(

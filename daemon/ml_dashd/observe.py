@@ -192,10 +192,15 @@ def catalog_check(trouble: Callable[[], Trouble | None]) -> Check:
     return check
 
 
-def store_check(backlog: Shared[Backlog]) -> Check:
-    """Whether files wait for an operator. Their names are their owners' business, so they are only counted."""
+def store_check(backlog: Shared[Backlog], obstacle: Callable[[], Trouble | None]) -> Check:
+    """Whether files wait for an operator. Their names are their owners' business, so they are only counted.
+
+    `obstacle` says why they would wait, should some come.
+    """
 
     async def check() -> Trouble | None:
+        if (trouble := obstacle()) is not None:
+            return trouble
         blocked = (await backlog.ask()).blocked
         if not blocked:
             return None

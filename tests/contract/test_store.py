@@ -93,6 +93,10 @@ async def test_put_then_head_and_get_state_the_same(store: Store, size: int) -> 
     assert stated.size_bytes == size
     assert stated.file_id == target.file_id
     assert proves(evidence, sent) or proves(stated, sent)
+    glanced = await store.head(target.key, glance=True)
+    assert glanced is not None
+    assert (glanced.size_bytes, glanced.file_id) == (size, target.file_id)
+    assert glanced.checksum in (None, stated.checksum)
     assert await body_of(store, target.key, 0, size) == body
 
 

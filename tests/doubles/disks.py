@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,28 @@ def tmpfs(folder: Path, size_bytes: int) -> Iterator[Path]:
     folder.mkdir()
     with _mounted(["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)], folder):
         yield folder
+
+
+class Unplugged:
+    """A disk that can be mounted at a folder, and not be, as often as it takes: a bind mount. Ends without it."""
+
+    def __init__(self, disk: Path, at: Path) -> None:
+        self._arguments = ["--bind", str(disk), str(at)]
+        self._at = at
+        disk.mkdir(exist_ok=True)
+        at.mkdir(exist_ok=True)
+        self._mount: AbstractContextManager[None] | None = None
+
+    def mount(self) -> None:
+        """Skips the test where that is not allowed."""
+        self._mount = _mounted(self._arguments, self._at)
+        self._mount.__enter__()
+
+    def umount(self) -> None:
+        """Whatever is open there. Idempotent."""
+        mounted, self._mount = self._mount, None
+        if mounted is not None:
+            mounted.__exit__(None, None, None)
 
 
 @contextmanager

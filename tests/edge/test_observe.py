@@ -236,7 +236,8 @@ async def test_the_journal_is_ready_while_it_can_be_written(journal) -> None:
 
 async def test_the_store_is_ready_while_nothing_is_blocked_and_no_name_is_told(journal, clock) -> None:
     backlog = Shared(journal.backlog, clock)
-    check = store_check(backlog)
+    obstacle: Trouble | None = None
+    check = store_check(backlog, lambda: obstacle)
     await taken(journal, 1, 1000)
     assert await check() is None
     for number in (2, 3):
@@ -245,6 +246,8 @@ async def test_the_store_is_ready_while_nothing_is_blocked_and_no_name_is_told(j
     clock.now_s += HOLD_S
     found = await check()
     assert found == Trouble(Code.STORE_DENIED, "files are blocked: STORE_CORRUPTED 1, STORE_DENIED 2", "allow it")
+    obstacle = Trouble(Code.STORE_NOT_MOUNTED, "no disk", "mount it")
+    assert await check() == obstacle
 
 
 async def test_the_spool_is_ready_while_its_disks_take_bytes(tmp_path: Path, threads: Pool, clock: SetClock) -> None:

@@ -20,7 +20,7 @@ from ml_dashd.core import reconcile as rules
 from ml_dashd.core.access import Policy
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.ids import EPOCH_MS
-from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, Stored
+from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, Stored, Trouble
 from ml_dashd.core.reconcile import LEASE_MS, Outcome, Rule
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sets import Share
@@ -90,6 +90,7 @@ class World:
     threads: Pool
     root: Path
     meter: Counted
+    obstacle: Trouble | None = None
 
     def reconcile(self, holder: str = "me", rule: Rule = RULE) -> Reconcile:
         checksums = Checksums(self.journal, self.store, Scratch(self.journal, self.store, self.clock), self.clock)
@@ -102,6 +103,7 @@ class World:
             clock=self.clock,
             faults=NoFaults(),
             meter=self.meter,
+            obstacle=lambda: self.obstacle,
             rule=rule,
             holder=holder,
             every_s=DAY_MS / 1000,
@@ -346,6 +348,20 @@ async def test_one_of_all_nodes_looks_once_a_day(world: World) -> None:
     world.clock.now += DAY_MS
     await two.once()
     assert world.meter.kinds == {"unlisted": 2}
+
+
+async def test_who_can_not_look_leaves_the_turn_to_others(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await world.put(world.record(7))
+    one, two = world.reconcile("one"), world.reconcile("two")
+    world.obstacle = Trouble(Code.STORE_NOT_MOUNTED, "there is no disk", "mount it")
+    with caplog.at_level("INFO"):
+        await one.once()
+    assert [(each.message, each.__dict__["error"]) for each in caplog.records] == [
+        ("reconcile_postponed", "there is no disk")
+    ]
+    world.obstacle = None
+    await two.once()
+    assert world.meter.kinds == {"unlisted": 1}
 
 
 async def test_who_breaks_off_is_followed_by_another_that_goes_on_from_there(world: World, monkeypatch) -> None:

@@ -87,9 +87,8 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     if answer.limits is not None:
         yield f"polite   {_politeness(answer.limits)}"
     if answer.error_code:
-        later = answer.error_code.startswith("CATALOG_")
-        what = "STORED FILES WAIT TO BE LISTED" if later else "NOTHING IS TAKEN IN NOW"
-        yield f"\n{what}\n  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
+        yield f"\n{_held_up(answer.error_code)}"
+        yield f"  {answer.error_code}: {answer.error_message}\n  hint: {answer.error_hint}"
     if answer.counts:
         yield f"\n{'STATE':<10}  {'FILES':>8}  {'SIZE':>10}"
     for count in answer.counts:
@@ -102,6 +101,13 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
         for record in records:
             yield from trouble(record)
     yield from _sets(answer)
+
+
+def _held_up(code: str) -> str:
+    """What comes of the daemon's trouble."""
+    if code.startswith("CATALOG_"):
+        return "STORED FILES WAIT TO BE LISTED"
+    return "FILES WAIT TO BE STORED" if code == Code.STORE_NOT_MOUNTED else "NOTHING IS TAKEN IN NOW"
 
 
 def _limits(limits: Limits | None) -> dict[str, Any] | None:

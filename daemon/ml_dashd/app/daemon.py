@@ -120,6 +120,8 @@ class Daemon:
             parts.sources.copies.add(job)
         await parts.sources.supersede.run(left.jobs)
         await parts.upkeep.drain.resume()
+        self._lasting.start(parts.storage.mount.run(), "mount")
+        await parts.storage.mount.looked()
         parts.sending.worker.start()
         self._lasting.start(parts.sources.copies.run(), "copies")
         self._lasting.start(parts.upkeep.mirror.run(), "mirror")

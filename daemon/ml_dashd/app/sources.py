@@ -33,7 +33,7 @@ class Sources:
 def build_sources(base: Base, storage: Storage, sending: Sending) -> Sources:
     """Nothing is copied before `copies` runs."""
     config, journal, pins = base.config, storage.journal, storage.pins
-    health = Health(journal, storage.catalog, storage.runs, storage.of_catalog.number_trouble)
+    health = Health(journal, storage.catalog, storage.runs, storage.of_catalog.number_trouble, storage.mount.trouble)
     settle = Settle(pins, base.disk, health, base.faults)
     supersede = Supersede(
         journal=journal,

@@ -17,6 +17,7 @@ from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded
+from ml_dashd.flow.mount import Mount
 from ml_dashd.ports import Catalog, Runs, Store
 
 
@@ -31,6 +32,7 @@ class Storage:
     pins: SpoolPins
     spools: list[Path]
     descriptors: DescriptorBudget
+    mount: Mount
 
     @property
     def store(self) -> Store:
@@ -63,4 +65,12 @@ async def open_storage(base: Base, systemd: Systemd, embedded: Embedded | None, 
     room, descriptors = Room(config.spool.quota), DescriptorBudget()
     slots = SlotFiles(spools[0], room, descriptors, config.spool.warm_bytes)
     pins = SpoolPins(spools, slots, base.faults, room, systemd, descriptors, uncached_from=config.limits.uncached_from)
-    return Storage(of_store, of_catalog, journal, slots, pins, spools, descriptors)
+    mount = Mount(
+        folder=of_store.folder,
+        url=of_store.store.url,
+        journal=journal,
+        catalog=of_catalog.catalog,
+        threads=base.disk,
+        clock=base.clock,
+    )
+    return Storage(of_store, of_catalog, journal, slots, pins, spools, descriptors, mount)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ml_dashd.app.base import Base
@@ -9,38 +10,49 @@ from ml_dashd.config import Config
 from ml_dashd.core.model import Algorithm
 from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.local_store import LocalStore
+from ml_dashd.edge.store_folder import StoreFolder
 from ml_dashd.ports import Examiner, Prober, Store
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStore:
-    """A store. `prober` finds out what its server does, where that is not named; `examiner` looks at it for doctor."""
+    """A store. `prober` finds out what its server does, where that is not named; `examiner` looks at it for doctor.
+
+    `folder` is a service's own, whose disk may not be mounted. A root has its daemon's state in it: both are there.
+    """
 
     store: Store
+    folder: StoreFolder | None = None
     prober: Prober | None = None
     examiner: Examiner | None = None
 
 
 def open_store(base: Base) -> OpenStore:
-    """Nothing is asked of it here. Makes the folder of a local one where it is missing."""
+    """Nothing is asked of it here."""
     config = base.config
     throttle = Throttle(config.limits.bandwidth, base.clock)
-    return _in_bucket(config, throttle) if config.bucket else OpenStore(_in_folder(base, throttle))
+    return _in_bucket(config, throttle) if config.bucket else _in_folder(base, throttle)
 
 
-def _in_folder(base: Base, throttle: Throttle) -> Store:
+def _in_folder(base: Base, throttle: Throttle) -> OpenStore:
     config = base.config
-    root = config.store_root
-    root.mkdir(parents=True, exist_ok=True)
-    return LocalStore(
-        root,
+    folder = StoreFolder(config.store_root) if config.embedded is None else None
+    store = LocalStore(
+        config.store_root,
         base.threads,
         base.faults,
         int(config.store.mode, 8),
         config.store.url,
         config.store.part_size,
         throttle=throttle,
+        check=check_of(folder),
     )
+    return OpenStore(store, folder)
+
+
+def check_of(folder: StoreFolder | None) -> Callable[[], None]:
+    """What raises where the folder is not the store's; of a root nothing does."""
+    return (lambda: None) if folder is None else folder.check
 
 
 def _in_bucket(config: Config, throttle: Throttle) -> OpenStore:
@@ -65,4 +77,4 @@ def _in_bucket(config: Config, throttle: Throttle) -> OpenStore:
         ),
     )
     store = S3Store(settings, throttle)
-    return OpenStore(store, store.prober if settings.checksum is None else None, store.examiner)
+    return OpenStore(store, None, store.prober if settings.checksum is None else None, store.examiner)

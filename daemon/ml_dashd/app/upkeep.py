@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ml_dashd.app.base import Base
 from ml_dashd.app.sending import Sending
 from ml_dashd.app.storage import Storage
+from ml_dashd.app.store import check_of
 from ml_dashd.core import reconcile
 from ml_dashd.edge.manifest import ManifestFile
 from ml_dashd.edge.tree import FolderTree
@@ -35,7 +36,9 @@ class Upkeep:
 def build_upkeep(base: Base, storage: Storage, sending: Sending) -> Upkeep:
     """None of it runs by itself."""
     config, journal, clock = base.config, storage.journal, base.clock
-    tree = None if config.bucket or config.fleet else FolderTree(config.store_root, int(config.store.mode, 8))
+    shown = not config.bucket and not config.fleet
+    check = check_of(storage.of_store.folder)
+    tree = FolderTree(config.store_root, int(config.store.mode, 8), check) if shown else None
     return Upkeep(
         drain=Drain(
             journal=journal,
@@ -84,6 +87,7 @@ def _reconcile(base: Base, storage: Storage, sending: Sending) -> Reconcile:
         clock=base.clock,
         faults=base.faults,
         meter=base.meter,
+        obstacle=storage.mount.trouble,
         rule=rule,
         holder=storage.of_catalog.here.token(),
         every_s=config.store.reconcile_every,

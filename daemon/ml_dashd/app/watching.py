@@ -55,7 +55,7 @@ class Watching:
                 "node": catalog_check(storage.of_catalog.number_trouble),
                 "catalog": catalog_check(storage.catalog.trouble),
                 "experiments": catalog_check(storage.runs.trouble),
-                "store": store_check(backlog),
+                "store": store_check(backlog, storage.mount.trouble),
                 "spool": spool_check(parts.sources.health.spool_trouble, disks.ask),
             },
             clock=base.clock,

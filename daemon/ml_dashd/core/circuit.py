@@ -17,10 +17,21 @@ Extent = Experiment | None
 """Whose files a circuit holds up: an experiment's; None is the store, for everybody's."""
 STORE: Extent = None
 
-OF_THE_STORE = {Fault.UNREACHABLE: 3, Fault.CREDENTIALS: 3, Fault.TRANSIENT: 10, Fault.THROTTLED: 10}
+OF_THE_STORE = {
+    Fault.NOT_MOUNTED: 1,
+    Fault.UNREACHABLE: 3,
+    Fault.CREDENTIALS: 3,
+    Fault.TRANSIENT: 10,
+    Fault.THROTTLED: 10,
+}
 """After how many failures in a row. A server that sheds half of its load refuses ten in a row once in 1,000 times."""
 OF_AN_EXPERIMENT = {Fault.DENIED: 3, Fault.NO_BUCKET: 3, Fault.FULL: 3}
-_CODES_OF_THE_STORE = (Code.STORE_UNREACHABLE, Code.STORE_CREDENTIALS, Code.STORE_UNAVAILABLE)
+_CODES_OF_THE_STORE = (
+    Code.STORE_NOT_MOUNTED,
+    Code.STORE_UNREACHABLE,
+    Code.STORE_CREDENTIALS,
+    Code.STORE_UNAVAILABLE,
+)
 _CODES_OF_AN_EXPERIMENT = (Code.STORE_DENIED, Code.STORE_NO_BUCKET, Code.STORE_FULL)
 
 PROBE_FLOOR_S = 0.2

@@ -36,6 +36,8 @@ class Fault(StrEnum):
     """This machine's clock is too far off for signatures."""
     DENIED = "denied"
     NO_BUCKET = "no_bucket"
+    NOT_MOUNTED = "not_mounted"
+    """The store's folder is not there, or another one is in its place."""
     FULL = "full"
     """The store has no room."""
     UNSUPPORTED = "unsupported"
@@ -88,6 +90,7 @@ _BLOCKING = {
     Fault.CREDENTIALS: Code.STORE_CREDENTIALS,
     Fault.DENIED: Code.STORE_DENIED,
     Fault.NO_BUCKET: Code.STORE_NO_BUCKET,
+    Fault.NOT_MOUNTED: Code.STORE_NOT_MOUNTED,
     Fault.FULL: Code.STORE_FULL,
 }
 

@@ -3,7 +3,7 @@
 An object appears under its name only when it is whole and on stable storage: temporary name, fdatasync, rename, fsync
 of the folders. A sync that the disk refused is never tried again, because it would then succeed: the bytes are written
 anew. The temporary name is the file's id, so a name of 255 bytes works. What `head` states it reads from the bytes on
-disk.
+disk, unless it is asked for a glance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ml_dashd.edge.cloning import copy_some, share_blocks
 from ml_dashd.edge.local_listing import objects_below, uploads_in
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
-from ml_dashd.ports import Faults, Threads
+from ml_dashd.ports import Faults, NotMountedError, Threads
 
 T = TypeVar("T")
 
@@ -45,7 +45,8 @@ KEEP_SYNCED = 4096
 class LocalStore:
     """The port `Store` on a folder. `mode` is that of the files; folders get the matching search bits.
 
-    `url` is what the folder is called where `root` is only a way to it; `throttle` caps what is written.
+    `url` is what the folder is called where `root` is only a way to it; `throttle` caps what is written; `check` raises
+    NotMountedError where another folder is in its place.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LocalStore:
         single_bytes: int = PART_BYTES,
         *,
         throttle: Throttle | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.url = url or root.as_uri()
         self.single_bytes = single_bytes
@@ -67,6 +69,7 @@ class LocalStore:
         self._faults = faults
         self._mode = mode
         self._throttle = throttle or Throttle()
+        self._check = check
         self._folder_mode = mode | (mode & 0o444) >> 2
         self._synced: set[Path] = set()
         """Folders above the ids' own whose entries are on stable storage."""
@@ -118,7 +121,7 @@ class LocalStore:
                 done += await self._run(partial(_copy_some, opened[0], opened[1], size, done, source))
             await self._run(partial(sync_content, opened[1]))
         finally:
-            await self._run(end)
+            await self._threads.run(end)
         await self._run(lambda: self._publish(self._temporary(name), target.key))
 
     async def copy_part(self, source: str, target: Target, upload_id: str, part: Part) -> None:
@@ -194,7 +197,7 @@ class LocalStore:
     async def abort(self, target: Target, upload_id: str) -> None:
         await self._run(lambda: self._temporary(upload_id).unlink(missing_ok=True))
 
-    async def head(self, key: str) -> Evidence | None:
+    async def head(self, key: str, *, glance: bool = False) -> Evidence | None:
         def work() -> Evidence | None:
             try:
                 descriptor = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
@@ -202,11 +205,12 @@ class LocalStore:
                 return None
             try:
                 size = os.fstat(descriptor).st_size
-                checksum = encode_crc(crc64_of_range(descriptor, 0, size), 8)
+                checksum = None if glance else encode_crc(crc64_of_range(descriptor, 0, size), 8)
                 said = _said(descriptor)
             finally:
                 os.close(descriptor)
-            self._sync_names(self._root / key)  # a daemon that died in between has left them to chance
+            if not glance:  # a daemon that died in between has left them to chance
+                self._sync_names(self._root / key)
             return Evidence(size, "", checksum, int(Path(key).parent.name), about.read(said))
 
         return await self._run(work)
@@ -266,9 +270,17 @@ class LocalStore:
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
-            return await self._threads.run(work)
+            return await self._threads.run(self._in_place, work)
         except OSError as failure:
             raise _sorted(failure) from failure
+
+    def _in_place(self, work: Callable[[], T]) -> T:
+        """What is done, or found, counts only if the folder was the store's before and after."""
+        self._check()
+        try:
+            return work()
+        finally:
+            self._check()
 
     def _temporary(self, name: str) -> Path:
         return self._root / TEMPORARY / name
@@ -373,6 +385,8 @@ def _fill(descriptor: int, into: memoryview, offset: int, key: str) -> None:
 
 def _sorted(failure: OSError) -> StoreError:
     """A file system's error as a store's fault."""
+    if isinstance(failure, NotMountedError):
+        return StoreError(Fault.NOT_MOUNTED, str(failure))
     if failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(Fault.DENIED, f"the store's folder: {failure}")
     if failure.errno in (errno.ENOENT, errno.ENOTDIR):

@@ -221,7 +221,7 @@ class S3Store:
                 raise
         raise StoreError(Fault.TRANSIENT, f"the upload of {target.key} still lists parts after it was aborted")
 
-    async def head(self, key: str) -> Evidence | None:
+    async def head(self, key: str, *, glance: bool = False) -> Evidence | None:
         field = CHECKSUM_FIELDS.get(self._algorithm or Algorithm.NONE, "")
 
         async def ask() -> Evidence | None:

@@ -8,7 +8,7 @@ All of it is made of the catalog. Rows are appended, so that they can be read wh
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_dashd.core.runs import DATA, UNNAMED
@@ -21,15 +21,19 @@ READ_BYTES = 1 << 20
 
 
 class FolderTree:
-    """The port `Tree`. `mode` is that of the files; folders get the matching search bits."""
+    """The port `Tree`. `mode` is that of the files; folders get the matching search bits.
 
-    def __init__(self, root: Path, mode: int = 0o640) -> None:
+    `check` raises OSError where another folder is in the place of the store's.
+    """
+
+    def __init__(self, root: Path, mode: int = 0o640, check: Callable[[], None] = lambda: None) -> None:
         self._root = root
+        self._check = check
         self._mode = mode
         self._folder_mode = mode | (mode & 0o444) >> 2
 
     def note(self, prefix: str, name: str, content: str) -> None:
-        folder = self._folder(self._root / prefix)
+        folder = self._folder(self._of(prefix))
         temporary = folder / f".ml-dash-{name}"
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
@@ -43,12 +47,12 @@ class FolderTree:
 
     def read_note(self, prefix: str, name: str) -> str | None:
         try:
-            return (self._root / prefix / name).read_text(encoding="utf-8", errors="replace")
+            return (self._of(prefix) / name).read_text(encoding="utf-8", errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def metrics(self, prefix: str) -> list[str]:
-        top = self._root / prefix / METRICS
+        top = self._of(prefix) / METRICS
         found = (path.parent.relative_to(top) for path in top.rglob(DATA) if path.is_file())
         return sorted("" if str(name) == UNNAMED else str(name) for name in found if str(name) != ".")
 
@@ -106,7 +110,12 @@ class FolderTree:
                 break
 
     def _data(self, prefix: str, metric: str) -> Path:
-        return self._root / prefix / METRICS / (metric or UNNAMED) / DATA
+        return self._of(prefix) / METRICS / (metric or UNNAMED) / DATA
+
+    def _of(self, prefix: str) -> Path:
+        """An experiment's folder."""
+        self._check()
+        return self._root / prefix
 
     def _folder(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=self._folder_mode)

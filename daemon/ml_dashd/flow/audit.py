@@ -125,7 +125,7 @@ class Audit:
     async def _sha256(self, job: Job, seen: Audited) -> str:
         sha256, size = hashlib.sha256(), job.record.size_bytes
         seen.read[job.id] = 0
-        stated = await self._again(partial(self._store.head, job.record.key or ""))
+        stated = await self._again(partial(self._store.head, job.record.key or "", glance=True))
         if stated is None:
             raise StoreError(Fault.MISSING, "there is no such object")
         if stated.size_bytes != size:

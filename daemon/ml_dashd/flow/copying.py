@@ -70,7 +70,7 @@ class Copier:
             job = await self._journal.advance(job, State.SENDING, key=key, algorithm=algorithm)
         target = job.target
         # What an earlier try has made is asked for first: the answer may have been lost, or the daemon killed.
-        if not begun or await self._store.head(target.key) is None:
+        if not begun or await self._store.head(target.key, glance=True) is None:
             self._faults.at("duplicate.before_copy")
             await self._store.copy(job.pin.source, target)
             self._faults.at("duplicate.after_copy")

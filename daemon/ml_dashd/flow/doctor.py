@@ -19,7 +19,7 @@ from ml_dashd.core.model import Algorithm, Evidence, Target, Trouble
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.flow.checksums import Checksums
-from ml_dashd.flow.health import Health, listed_later
+from ml_dashd.flow.health import Health, waits
 from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.ports import Catalog, Clock, Examiner, Journal, JournalError, Machine, Pins, Store, Threads
@@ -88,9 +88,9 @@ class Doctor:
         ]
 
     def _refusing(self) -> Trouble | None:
-        """Why files are not taken in; what keeps them from being listed has a line of its own."""
+        """Why files are not taken in; what keeps them from being stored, or listed, has a line of its own."""
         trouble = self._health.trouble()
-        return None if listed_later(trouble) else trouble
+        return None if waits(trouble) else trouble
 
     def _examine_number(self) -> list[Check]:
         """Of a fleet's node."""

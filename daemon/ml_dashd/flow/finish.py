@@ -251,7 +251,7 @@ class Finish:
         """
         target = self._target(job)
         for upload in [each async for each in self._store.uploads(target.key)]:
-            if upload.upload_id == kept and await self._store.head(target.key) is not None:
+            if upload.upload_id == kept and await self._store.head(target.key, glance=True) is not None:
                 await self._complete_again(job, target, upload.upload_id)
             else:
                 log.info("orphan_aborted", extra={"id": job.id, "upload": upload.upload_id})

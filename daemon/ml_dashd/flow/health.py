@@ -15,32 +15,44 @@ from ml_dashd.ports import Catalog, Journal, Runs
 
 log = logging.getLogger("ml_dashd.flow")
 
-_OF_OTHERS = (Code.CATALOG_UNREACHABLE, Code.CATALOG_DENIED, Code.CATALOG_FULL, Code.CONFIG)
-"""A catalog of a fleet that takes nothing: files are taken in, and sent, and wait to be listed."""
+_OF_OTHERS = {
+    Code.CATALOG_UNREACHABLE: "stored files wait to be listed",
+    Code.CATALOG_DENIED: "stored files wait to be listed",
+    Code.CATALOG_FULL: "stored files wait to be listed",
+    Code.CONFIG: "stored files wait to be listed",
+    Code.STORE_NOT_MOUNTED: "files wait to be stored",
+}
+"""A catalog of a fleet, or the folder of a store, that takes nothing: files are taken in all the same."""
 READ_ONLY = "nothing is taken in until the daemon is restarted on a disk that works; what it has goes on"
 
 
-def listed_later(trouble: Trouble | None) -> bool:
-    """Whether files are taken in and stored all the same."""
-    return trouble is not None and trouble.code in _OF_OTHERS
+def waits(trouble: Trouble | None) -> str:
+    """What files that are taken in all the same wait for; "" where none are."""
+    return "" if trouble is None else _OF_OTHERS.get(trouble.code, "")
 
 
 class Health:
     """The daemon's own disk."""
 
     def __init__(
-        self, journal: Journal, catalog: Catalog, runs: Runs, number: Callable[[], Trouble | None] = lambda: None
+        self,
+        journal: Journal,
+        catalog: Catalog,
+        runs: Runs,
+        number: Callable[[], Trouble | None] = lambda: None,
+        store: Callable[[], Trouble | None] = lambda: None,
     ) -> None:
-        """`number` says why no id can be made (flow/lease.py)."""
+        """`number` says why no id can be made (flow/lease.py), `store` why nothing is stored (flow/mount.py)."""
         self._journal = journal
         self._catalog = catalog
         self._runs = runs
         self._number = number
+        self._store = store
         self._failed: Trouble | None = None
 
     def trouble(self) -> Trouble | None:
-        """Why nothing can be taken in, listed, or noted of experiments now; None where all is well."""
-        return self._of_files() or self._runs.trouble()
+        """Why nothing can be taken in, stored, listed, or noted of experiments now; None where all is well."""
+        return self._of_files() or self._runs.trouble() or self._store()
 
     def spool_trouble(self) -> Trouble | None:
         """What the spool's disk has refused; None where it is trusted."""
@@ -52,7 +64,7 @@ class Health:
         A file needs no parameters and no rows: what troubles those is only shown.
         """
         trouble = self._of_files()
-        if trouble is not None and trouble.code is not Code.DISK_FULL and not listed_later(trouble):
+        if trouble is not None and trouble.code is not Code.DISK_FULL and not waits(trouble):
             raise error(trouble.code, trouble.message, trouble.hint)
 
     def _of_files(self) -> Trouble | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ml_dashd.core.model import Backlog, Trouble
-from ml_dashd.flow.health import Health, listed_later
+from ml_dashd.flow.health import Health, waits
 from ml_dashd.ports import Clock, Journal, Supervisor
 
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -42,8 +42,7 @@ def summary(backlog: Backlog, trouble: Trouble | None) -> str:
         worst = max(backlog.blocked, key=lambda each: each.files)
         said.append(f"{sum(each.files for each in backlog.blocked)} blocked: {worst.trouble.message}")
     if trouble is not None:
-        what = "stored files wait to be listed" if listed_later(trouble) else "nothing is taken in"
-        said.append(f"{what}: {trouble.message}")
+        said.append(f"{waits(trouble) or 'nothing is taken in'}: {trouble.message}")
     return "; ".join(said)
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from ml_dash.errors import Code
 from ml_dashd.core import cursors
-from ml_dashd.core.model import Evidence, FileRecord, OpenUpload, Stored, Target
+from ml_dashd.core.model import Evidence, FileRecord, OpenUpload, Stored, Target, Trouble
 from ml_dashd.core.names import id_of
 from ml_dashd.core.reconcile import (
     LIFECYCLE,
@@ -76,7 +76,10 @@ class Step:
 
 
 class Reconcile:
-    """Runs beside the worker, once in `every_s` in all of a fleet, and when somebody asks. 0 is never by itself."""
+    """Runs beside the worker, once in `every_s` in all of a fleet, and when somebody asks. 0 is never by itself.
+
+    `obstacle` says why the store can't be looked at from here: then the turn is left to others.
+    """
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Reconcile:
         clock: Clock,
         faults: Faults,
         meter: Meter,
+        obstacle: Callable[[], Trouble | None],
         rule: Rule,
         holder: str,
         every_s: float,
@@ -101,6 +105,7 @@ class Reconcile:
         self._clock = clock
         self._faults = faults
         self._meter = meter
+        self._obstacle = obstacle
         self._rule = rule
         self._holder = holder
         self._every_s = every_s
@@ -121,6 +126,9 @@ class Reconcile:
 
     async def once(self) -> None:
         """A whole round, from where the last one stopped, if one is due and nobody is at it. Raises as `step` does."""
+        if (trouble := self._obstacle()) is not None:
+            log.info("reconcile_postponed", extra={"error": trouble.message})
+            return
         inventory = self._catalog.inventory
         was = await inventory.round()
         mine = claimed(was, self._holder, self._clock.now_ms(), int(self._every_s * 1000))
@@ -228,7 +236,7 @@ class Reconcile:
         self, finding: Finding, stored: Stored, *, mend: bool, arrived: Callable[[int], None] | None
     ) -> Finding | None:
         """Records a file of which its object says enough; None where it is gone or listed by now."""
-        stated = await self._store.head(stored.key)
+        stated = await self._store.head(stored.key, glance=True)
         if stated is None or stated.size_bytes != stored.size_bytes:
             return None
         if (reason := why_not(stored, stated, self._rule)) is not None:
@@ -284,7 +292,7 @@ class Reconcile:
             if kind is Kind.FOUND and stored is not None:
                 sizes[record.id] = stored.size_bytes
             else:
-                stated = await self._store.head(_key(record))
+                stated = await self._store.head(_key(record), glance=True)
                 sizes[record.id] = None if stated is None else stated.size_bytes
         there = {record.id: record for record in await self._catalog.get([*sizes])} if sizes else {}
         marks: dict[Outcome, list[FileRecord]] = {Outcome.MARKED: [], Outcome.UNMARKED: []}
@@ -338,7 +346,7 @@ class Reconcile:
         """
         if finding.outcome is not Outcome.ABORTED:
             return finding
-        if id_of(finding.key) is not None and await self._store.head(finding.key) is not None:
+        if id_of(finding.key) is not None and await self._store.head(finding.key, glance=True) is not None:
             return replace(finding, outcome=Outcome.KEPT, message=SHARES_PARTS, hint=LIFECYCLE)
         if mend:
             await self._store.abort(Target(finding.key, finding.file_id, 0, ""), finding.upload_id)

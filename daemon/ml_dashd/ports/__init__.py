@@ -13,7 +13,7 @@ from ml_dashd.ports.runs import Runs, ShownRuns, Tree
 from ml_dashd.ports.service import Send, Service, Session
 from ml_dashd.ports.sets import Sets
 from ml_dashd.ports.slots import Slot, Slots
-from ml_dashd.ports.store import Examiner, Prober, Store
+from ml_dashd.ports.store import Examiner, Folder, NotMountedError, Prober, Store
 from ml_dashd.ports.system import Buffers, Clock, Faults, Strand, Threads
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Examiner",
     "Faults",
     "Feedable",
+    "Folder",
     "Handed",
     "Ids",
     "Inbox",
@@ -35,6 +36,7 @@ __all__ = [
     "Manifest",
     "Meter",
     "NotAnArchiveError",
+    "NotMountedError",
     "Pins",
     "Prober",
     "Runs",

@@ -61,8 +61,11 @@ class Store(Protocol):
     async def abort(self, target: Target, upload_id: str) -> None:
         """Forgets an upload and its parts. Idempotent."""
 
-    async def head(self, key: str) -> Evidence | None:
-        """What the store states of an object; None when there is none."""
+    async def head(self, key: str, *, glance: bool = False) -> Evidence | None:
+        """What the store states of an object; None when there is none.
+
+        At a `glance` nothing of it is read for that: a folder then states no checksum, so it is no proof there.
+        """
 
     async def read(self, key: str, offset: int, into: memoryview, arrived: Callable[[int], None]) -> None:
         """Fills the buffer with the bytes from an offset on, and tells how many came, as they come.
@@ -94,6 +97,32 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Lets go of connections."""
+
+
+class NotMountedError(OSError):
+    """The folder of a store is not the one that it was: its disk may not be mounted."""
+
+
+class Folder(Protocol):
+    """The folder of a store, which a mark in it makes known. All calls block, and raise OSError."""
+
+    def read(self) -> str | None:
+        """What its mark says; None where it has none, "" of one that an operator has made."""
+
+    def has_files(self) -> bool:
+        """Whether objects are in it."""
+
+    def mark(self) -> str:
+        """Makes it, where it is missing, and its mark; returns what that says. The first of several daemons' stays."""
+
+    def expect(self, known: str) -> None:
+        """What its mark says from now on."""
+
+    def refuse(self, failure: OSError) -> None:
+        """What `check` raises from now on."""
+
+    def check(self) -> None:
+        """Raises NotMountedError unless the folder has that mark. An empty one is filled in. Takes microseconds."""
 
 
 class Prober(Protocol):
