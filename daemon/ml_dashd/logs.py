@@ -143,6 +143,7 @@ EVENTS = {
     "sweep_failed": "a defect while old rows were removed; they stay a while longer",
     "sweep_postponed": "the store did not answer while old rows were removed; they stay a while longer",
     "sync_failed": "the disk refused to sync a source: the file is given up, because its bytes can't be trusted",
+    "touch_not_noted": "new times of files that were touched could not be journaled; the next daemon may refuse them",
     "tree_not_written": "what the catalog has of an experiment could not be shown in the root; it is tried again",
     "tree_waits": "the catalog can't be asked at the start what the root is to show; it is tried again",
     "upload_ended": "a server that was cut off had kept the upload of an object beside it; it was completed once more",

@@ -44,14 +44,16 @@ CHANGES: dict[str, Meddling] = {
     "emptied": lambda path: os.truncate(path, 0),
     "enlarged": lambda path: os.truncate(path, path.stat().st_size + 1),
     "written anew": lambda path: path.write_bytes(path.read_bytes()),
-    "touched": os.utime,
+    "opened to write, and touched": lambda path: path.open("r+b").close() or os.utime(path),
 }
-"""The content is another, or may be: a new mtime says no more than that."""
+"""The content is another, or may be: who opens a file to write may write to it through a mapping, and be told of by
+nothing but its times. The command touch does just that."""
 HARMLESS: dict[str, Meddling] = {
     "unlinked": lambda path: path.unlink(),
     "renamed": lambda path: path.rename(path.with_name(f"{path.name}.old")),
     "renamed over": rename_over,
     "linked elsewhere": lambda path: os.link(path, path.with_name(f"{path.name}.second")),
+    "touched": os.utime,
     "given another mode": lambda path: path.chmod(0o400),
     "given another atime": lambda path: os.utime(path, ns=(1, path.stat().st_mtime_ns)),
 }

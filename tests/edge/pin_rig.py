@@ -17,6 +17,7 @@ from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import NoFaults
+from ml_dashd.edge.witness import Witness
 
 MIB = 1 << 20
 SIZE = 3 * MIB + 5
@@ -31,10 +32,13 @@ class Spool:
     contents: dict[int, bytes] = field(default_factory=dict)
     numbers: int = 0
     budget: DescriptorBudget | None = None
+    witness: Witness = field(default_factory=Witness)
 
     def __post_init__(self) -> None:
         self.slots = SlotFiles(self.folder, budget=self.budget)
-        self.pins = SpoolPins([self.folder, *self.pools], self.slots, NoFaults(), budget=self.budget)
+        self.pins = SpoolPins(
+            [self.folder, *self.pools], self.slots, NoFaults(), budget=self.budget, witness=self.witness
+        )
 
     def take(self, path: Path, protection: Protection = Protection.RESTART, flags: int = os.O_RDONLY) -> Job:
         descriptor = os.open(path, flags)

@@ -471,6 +471,21 @@ async def test_on_disk_is_not_noted_of_another_pin(journal: SqliteJournal) -> No
     assert (await journal.get([2]))[0].on_disk
 
 
+async def test_new_times_are_noted_of_the_very_file_that_has_them(journal: SqliteJournal) -> None:
+    """Not of a copy that took its place meanwhile, which has times of its own."""
+    mark = Fingerprint(1, 2, record(2).size_bytes, 3, 4)
+    linked, _ = await accept(journal, Job(record(2), Pin(PinKind.LINK, "2", "/a", mark)), key_of(2), None)
+    later = replace(mark, mtime_ns=5, ctime_ns=6)
+    await journal.retime(linked, replace(later, inode=9))
+    assert await journal.get([2]) == [linked]
+    await journal.retime(linked, later)
+    assert await journal.get([2]) == [replace(linked, pin=replace(linked.pin, fingerprint=later))]
+    copy = Pin(PinKind.COPY, "2.copy", "/a", mark)
+    await journal.repin(linked, copy)
+    await journal.retime(linked, later)
+    assert [job.pin for job in await journal.get([2])] == [copy]
+
+
 async def test_parts_of_an_upload_that_is_gone_count_for_nothing(journal: SqliteJournal) -> None:
     queued = await accepted(journal)
     first = await journal.advance(queued, State.SENDING, upload_id="first")

@@ -288,9 +288,9 @@ def test_descriptors_are_held_only_as_far_as_the_budget_goes(elsewhere: Path, tm
         budget = DescriptorBudget(own=260)  # leaves 150, by the rule of half
     finally:
         setrlimit(RLIMIT_NOFILE, (soft, hard))
+    before = open_descriptors()
     spool = Spool(tmp_path / "spool", budget=budget)
     path = written(elsewhere / "best.pt", INLINE_BYTES + 1)
-    before = open_descriptors()
     jobs = [spool.take(path) for _ in range(75)]
     refused(Code.RETRY_LATER, lambda: spool.take(path))
     assert spool.take(path, Protection.COPY).pin.kind is PinKind.COPY

@@ -40,7 +40,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: os.truncate(path, SIZE - 1),
     "emptied": lambda path: os.truncate(path, 0),
     "enlarged": lambda path: os.truncate(path, SIZE + 1),
-    "given another mtime": lambda path: os.utime(path, ns=(1, 1)),
+    "opened to write, and touched": lambda path: path.open("r+b").close() or os.utime(path),
 }
 HARMLESS: dict[str, Callable[[Path], object]] = {
     "unlinked": lambda path: path.unlink(),
@@ -48,6 +48,8 @@ HARMLESS: dict[str, Callable[[Path], object]] = {
     "replaced by rename": lambda path: written(path.with_name("new"), 5).rename(path),
     "given another mode": lambda path: path.chmod(0o400),
     "given another name": lambda path: os.link(path, path.with_name("second.pt")),
+    "touched": os.utime,
+    "given another mtime": lambda path: os.utime(path, ns=(1, 1)),
     "touched where it changes ctime alone": lambda path: os.utime(path, ns=(1, path.stat().st_mtime_ns)),
 }
 

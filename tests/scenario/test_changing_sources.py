@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from ml_dash.errors import Code
 from ml_dash.result import FileResult
 from tests.doubles.disks import ext4, tmpfs, with_reflinks
 from tests.doubles.meddling import CHANGES, HARMLESS, Meddling
-from tests.harness import PREFIX, DaemonProcess, Folder, eventually, file_sha256, make_file
+from tests.harness import PREFIX, DaemonProcess, Folder, away, eventually, file_sha256, make_file
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -279,6 +280,22 @@ def test_a_mapping_from_before_the_hand_off(tmp_path: Path, pin: str, stage: str
             assert dirty or not unread
         here.daemon.let_go_until(lambda: True)
         assert here.daemon.store.open_uploads() == []
+
+
+def test_a_file_that_was_touched_is_known_to_the_next_daemon(tmp_path: Path, elsewhere: Path) -> None:
+    """The store is away meanwhile; the daemon is killed, and nobody can say any more that nothing was written."""
+    path = elsewhere / "a.bin"
+    sha256 = make_file(path, MIB)
+    with away(tmp_path, "copy_below = 0\n") as (daemon, gate), daemon.experiment().run as exp:
+        result = exp.files.upload(path)
+        assert result["pin"] == "fd"
+        os.utime(path, ns=(1, 1))
+        eventually(lambda: daemon.rows("SELECT mtime_ns FROM files") == [(1,)])
+        daemon.kill()
+        daemon.start()
+        gate.unlink()
+        result.wait(60)
+        assert stored(daemon, dict(result)) == sha256
 
 
 def attempt_to_wait(result: FileResult) -> Code | None:

@@ -38,10 +38,6 @@ SIZE = 17 * MIB
 """Two parts."""
 NO_COPIES = "copy_below = 0\n"
 """Copies in the background would protect it, too, half a second later."""
-WRITES = {what: change for what, change in CHANGES.items() if what != "touched"} | {
-    "touched": lambda path: path.open("ab").close() or os.utime(path),
-}
-"""As the command touch does: a bare utime opens nothing, and is told from a write by nobody."""
 F_SETSIG = 10
 
 pytestmark = pytest.mark.slow
@@ -64,7 +60,7 @@ def leases(path: Path) -> list[str]:
 @pytest.mark.parametrize("disk", ["the spool's", "ext4", "tmpfs"])
 def test_whatever_a_writer_does_the_old_bytes_are_stored(tmp_path: Path, disk: str) -> None:
     made = {"ext4": lambda: ext4(tmp_path / "disk"), "tmpfs": lambda: tmpfs(tmp_path / "disk", 300 * MIB)}
-    events = WRITES | HARMLESS
+    events = CHANGES | HARMLESS
     with made.get(disk, lambda: nullcontext(tmp_path))() as folder, away(tmp_path, NO_COPIES) as (daemon, gate):
         expected = {what: make_file(folder / what, SIZE, seed) for seed, what in enumerate(events)}
         with daemon.experiment().run as exp:
@@ -74,7 +70,7 @@ def test_whatever_a_writer_does_the_old_bytes_are_stored(tmp_path: Path, disk: s
                 change(folder / what)  # returns once it may go on
                 held = "link" if disk == "the spool's" else "fd"
                 now = results[what].refresh()["pin"]
-                assert now == ("copy" if what in WRITES else "lease" if what != "linked elsewhere" else now), what
+                assert now == ("copy" if what in CHANGES else "lease" if what != "linked elsewhere" else now), what
                 assert now in ("copy", "lease", held)
             gate.unlink()
             for what in events:

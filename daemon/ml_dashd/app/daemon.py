@@ -124,6 +124,7 @@ class Daemon:
         await parts.storage.mount.looked()
         parts.sending.worker.start()
         self._lasting.start(parts.sources.copies.run(), "copies")
+        self._lasting.start(parts.sources.touched.run(), "touched")
         self._lasting.start(parts.upkeep.mirror.run(), "mirror")
         return left
 
@@ -221,6 +222,7 @@ class Daemon:
         await self._lasting.end()
         await parts.upkeep.mirror.close()
         await parts.sending.worker.stop()
+        await parts.sources.touched.look()
         await parts.upkeep.drain.after_stop()
         await self._watching.stop()
         await self._close()

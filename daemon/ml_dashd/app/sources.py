@@ -15,6 +15,7 @@ from ml_dashd.flow.health import Health
 from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.supersede import Supersede
+from ml_dashd.flow.touched import Touched
 from ml_dashd.flow.write_back import WriteBack
 
 
@@ -28,6 +29,7 @@ class Sources:
     supersede: Supersede
     overwrites: Overwrites
     copies: Copies
+    touched: Touched
 
 
 def build_sources(base: Base, storage: Storage, sending: Sending) -> Sources:
@@ -77,4 +79,5 @@ def build_sources(base: Base, storage: Storage, sending: Sending) -> Sources:
         kept=supersede.run,
         speed=speed,
     )
-    return Sources(health, settle, write_back, supersede, overwrites, copies)
+    touched = Touched(journal=journal, pins=pins, threads=base.disk, clock=base.clock)
+    return Sources(health, settle, write_back, supersede, overwrites, copies, touched)

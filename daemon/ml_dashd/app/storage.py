@@ -16,6 +16,7 @@ from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.systemd import Systemd
+from ml_dashd.edge.witness import Witness
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.mount import Mount
 from ml_dashd.ports import Catalog, Runs, Store
@@ -64,7 +65,10 @@ async def open_storage(base: Base, systemd: Systemd, embedded: Embedded | None, 
     spools = [config.state_dir / "spool", *config.pool_folders]
     room, descriptors = Room(config.spool.quota), DescriptorBudget()
     slots = SlotFiles(spools[0], room, descriptors, config.spool.warm_bytes)
-    pins = SpoolPins(spools, slots, base.faults, room, systemd, descriptors, uncached_from=config.limits.uncached_from)
+    uncached_from = config.limits.uncached_from
+    pins = SpoolPins(
+        spools, slots, base.faults, room, systemd, descriptors, witness=Witness(), uncached_from=uncached_from
+    )
     mount = Mount(
         folder=of_store.folder,
         url=of_store.store.url,

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from ml_dash.errors import Code, error
 from ml_dashd.core.model import Fingerprint, Job
 from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
+from ml_dashd.edge.fingerprints import fingerprint
 from ml_dashd.edge.handed import O_PATH
-from ml_dashd.edge.source import fingerprint
 from ml_dashd.edge.systemd import Systemd
 
 

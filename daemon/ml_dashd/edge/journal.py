@@ -18,6 +18,7 @@ from ml_dashd.core.model import (
     Amendment,
     Backlog,
     Experiment,
+    Fingerprint,
     Job,
     Left,
     Pin,
@@ -154,6 +155,13 @@ class SqliteJournal:
                 raise Superseded(f"file {job.id} no longer needs its {job.pin.kind}")
 
         await self._database.call(work)
+
+    async def retime(self, job: Job, mark: Fingerprint) -> None:
+        statement = (
+            "UPDATE files SET mtime_ns = ?, ctime_ns = ? WHERE id = ? AND pin_kind = ? AND device = ? AND inode = ?"
+        )
+        bound = (mark.mtime_ns, mark.ctime_ns, job.id, job.pin.kind, mark.device, mark.inode)
+        await self._database.call(lambda connection: connection.execute(statement, bound).close())
 
     async def mark_on_disk(self, job: Job) -> None:
         await self._database.call(

@@ -19,25 +19,26 @@ from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import INLINE_BYTES
 from ml_dashd.core.model import MAX_FILE_BYTES, Fingerprint, Job, Pin, PinKind, Protection
 from ml_dashd.core.states import State
+from ml_dashd.core.witness import Verdict
 from ml_dashd.edge.cloning import changed, link, reflink
 from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.file_leases import FileLeases
-from ml_dashd.edge.handed import check, known_of, path_of, unreadable
+from ml_dashd.edge.fingerprints import SETTLED_MS, fingerprint, fingerprint_of, look, read_small, rebased, retimed
+from ml_dashd.edge.handed import check, known_of, path_of
 from ml_dashd.edge.held import HeldSources
 from ml_dashd.edge.room import Room
 from ml_dashd.edge.seal import seal
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
-from ml_dashd.edge.source import FileSource, InlineSource, fingerprint
+from ml_dashd.edge.source import FileSource, InlineSource
 from ml_dashd.edge.spool_copies import SpoolCopies
 from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
+from ml_dashd.edge.witness import Ask, Witness
 from ml_dashd.ports import Faults, NotAnArchiveError, Source
 
 _OURS = re.compile(r"[0-9]+(\.copy|\.lease)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background, or for a writer who
 waited."""
-_TORN_READS = 3
-"""Tries at reading a small file that is being written, before that is an error."""
 
 
 class SpoolPins:
@@ -56,6 +57,7 @@ class SpoolPins:
         keeper: Systemd | None = None,
         budget: DescriptorBudget | None = None,
         *,
+        witness: Witness | None = None,
         uncached_from: int = 0,
     ) -> None:
         self._uncached_from = uncached_from
@@ -63,6 +65,7 @@ class SpoolPins:
         budget = budget or DescriptorBudget()
         self._held = HeldSources(budget, keeper or Systemd({}))
         self._leases = FileLeases(budget)
+        self._witness = witness or Witness(most=0)
         self._slots = slots
         self._room = room or Room()
         self._copies = SpoolCopies(self._pools[0], self._room)
@@ -93,7 +96,7 @@ class SpoolPins:
             return Pin(PinKind.SLOT, self._slots.share(job.pin.name)), None, job.record.size_bytes
         descriptor = self._open(job)
         try:
-            if not fingerprint(descriptor).same_content(_baseline(job)):
+            if self._changed(job, descriptor):
                 raise changed(job.pin.source)
             return self._take(descriptor, file_id, job.pin.source, Protection.RESTART)
         finally:
@@ -104,12 +107,14 @@ class SpoolPins:
     ) -> tuple[Pin, bytes | None, int]:
         status = os.fstat(descriptor)
         if status.st_size <= INLINE_BYTES:
-            content = _read_whole(descriptor, source)
+            content = read_small(descriptor, source)
             return Pin(PinKind.INLINE, source=source), content, len(content)
         self._faults.at("pin.before")
         kind, name = self._keep(descriptor, file_id, status.st_dev, source, protection)
         self._faults.at("pin.after")
         try:
+            if kind in (PinKind.LINK, PinKind.FD):
+                self._witness.watch(file_id, descriptor)
             mark = self._mark(descriptor, kind, name)
             if mark.size_bytes > MAX_FILE_BYTES:
                 raise error(Code.TOO_LARGE, f"{source} has {mark.size_bytes} bytes")
@@ -140,7 +145,8 @@ class SpoolPins:
             if protection is not Protection.COPY and link(descriptor, path):
                 return PinKind.LINK, name
         if protection is not Protection.RESTART:
-            return PinKind.COPY, self._copies.make(descriptor, str(file_id), source)
+            with self._witness.during(file_id, descriptor) as ask:
+                return PinKind.COPY, self._copies.make(descriptor, str(file_id), source, ask)
         self._held.hold(file_id, descriptor, source)
         return PinKind.FD, ""
 
@@ -163,7 +169,7 @@ class SpoolPins:
             try:
                 self._copies.look_for_room(f"{job.id}.lease", job.record.size_bytes)
                 if (refusal := self._leases.take(descriptor, job.id)) is None:
-                    if fingerprint(descriptor).same_content(_baseline(job)):
+                    if not self._changed(job, descriptor):
                         return None
                     self._leases.let_go(job.id)
                     refusal = "it was written to since it was handed over"
@@ -182,32 +188,54 @@ class SpoolPins:
     def unlease(self, file_id: int) -> None:
         self._leases.let_go(file_id)
 
+    def touched(self) -> list[int]:
+        return self._witness.touched()
+
+    def retimed(self, job: Job, now_ms: int) -> Fingerprint | None:
+        was = job.pin.fingerprint
+        if was is None or job.pin.kind not in (PinKind.LINK, PinKind.FD):
+            return None
+        descriptor = self._open(job)
+        try:
+            now = fingerprint(descriptor)
+            if now_ms - now.ctime_ns // 1_000_000 >= SETTLED_MS:
+                return now if retimed(was, now, self._ask(job, descriptor)) else None
+            self._witness.remind(job.id)
+            return None
+        finally:
+            os.close(descriptor)
+
     def copy(self, job: Job, in_time: Callable[[], bool] | None = None) -> Pin:
         source = self._open(job)
         try:
-            if not fingerprint(source).same_content(_baseline(job)):
+            if self._changed(job, source):
                 raise changed(job.pin.source)
             self._copies.leave_room(job.record.size_bytes)
             name = f"{job.id}.copy" if in_time is None else f"{job.id}.lease"
-            self._copies.make(source, name, job.pin.source, spare=True, in_time=in_time)
+            self._copies.make(source, name, job.pin.source, self._ask(job, source), spare=True, in_time=in_time)
             pin = Pin(PinKind.COPY, name, job.pin.source)
             kept = in_time is None or self._leases.stands(job.id)
-            if not kept or not fingerprint(source).same_content(_baseline(job)):
+            if not kept or self._changed(job, source):
                 self.release(pin, job.id)
                 raise changed(job.pin.source)
         finally:
             os.close(source)
         return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
 
+    def _changed(self, job: Job, descriptor: int) -> bool:
+        """Whether a linked or held source was written to since it was handed over, or may have been."""
+        if job.pin.fingerprint is None:
+            raise error(Code.SOURCE_LOST, f"{job.pin.source} has no fingerprint")
+        return look(descriptor, job.pin.fingerprint, self._ask(job, descriptor)) is Verdict.CHANGED
+
+    def _ask(self, job: Job, descriptor: int) -> Ask:
+        return lambda: self._witness.account(job.id, descriptor, leased=self._leases.stands(job.id))
+
     def _mark(self, descriptor: int, kind: PinKind, name: str) -> Fingerprint:
         """The baseline: taken after the link, which moves ctime; of our own copy where there is one."""
         if kind in (PinKind.LINK, PinKind.FD):
             return fingerprint(descriptor)
-        kept = os.open(self._path(Pin(kind, name)), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return fingerprint(kept)
-        finally:
-            os.close(kept)
+        return fingerprint_of(self._path(Pin(kind, name)))
 
     # ---- afterwards
 
@@ -250,7 +278,9 @@ class SpoolPins:
             return InlineSource(content)
         self._room.note(self._path(job.pin), failed=job.state is State.FAILED)
         large = 0 < self._uncached_from <= job.record.size_bytes
-        source = FileSource(self._open(job), job, uncached=large and job.pin.kind is not PinKind.SLOT)
+        descriptor = self._open(job)
+        uncached = large and job.pin.kind is not PinKind.SLOT
+        source = FileSource(descriptor, job, self._ask(job, descriptor), uncached=uncached)
         try:
             source.check()
             if job.pin.kind is PinKind.SLOT:
@@ -290,6 +320,7 @@ class SpoolPins:
     def release(self, pin: Pin, file_id: int) -> None:
         if pin.kind in (PinKind.LINK, PinKind.FD):
             self._leases.let_go(file_id)
+            self._witness.let_go(file_id)
         if pin.kind is PinKind.SLOT:
             self._room.note(self._path(pin), failed=False)  # it may be kept, for the next save
             self._slots.release(pin.name)
@@ -301,6 +332,7 @@ class SpoolPins:
 
     def pass_on(self, file_id: int, to_id: int) -> None:
         self._held.pass_on(file_id, to_id)
+        self._witness.let_go(file_id)
 
     def note_failed(self, pin: Pin) -> None:
         self._room.note(self._path(pin), failed=True)
@@ -330,18 +362,7 @@ class SpoolPins:
                     self._room.note(path, failed=job.state is State.FAILED)
 
     def rebase(self, job: Job) -> Pin | None:
-        pin, was = job.pin, job.pin.fingerprint
-        if was is None or not pin.name:
-            return None
-        try:
-            status = Path(self._path(pin)).stat()
-        except FileNotFoundError:
-            return None  # said when it is opened
-        now = Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        moved = (now.device, now.inode) != (was.device, was.inode)
-        # Nobody but us writes to copies; what was a link could be written to by its owner.
-        same = now.size_bytes == was.size_bytes and (pin.kind is not PinKind.LINK or now.mtime_ns == was.mtime_ns)
-        return replace(pin, fingerprint=now) if moved and same else None
+        return rebased(self._path(job.pin), job.pin) if job.pin.name else None
 
     def spool_bytes(self) -> int:
         total = 0
@@ -356,6 +377,7 @@ class SpoolPins:
     def close(self) -> None:
         """Closes what is held."""
         self._leases.close()
+        self._witness.close()
         self._held.close()
 
     def _unlink(self, path: str) -> None:
@@ -376,23 +398,3 @@ class SpoolPins:
 
     def _lost(self, job: Job) -> MLDashError:
         return error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})")
-
-
-def _baseline(job: Job) -> Fingerprint:
-    """The fingerprint that a linked or held source has in the journal."""
-    if job.pin.fingerprint is None:
-        raise error(Code.SOURCE_LOST, f"{job.pin.source} has no fingerprint")
-    return job.pin.fingerprint
-
-
-def _read_whole(descriptor: int, source: str) -> bytes:
-    """A small file's bytes, from between two equal fingerprints."""
-    for _ in range(_TORN_READS):
-        before = fingerprint(descriptor)
-        try:
-            content = os.pread(descriptor, INLINE_BYTES + 1, 0)
-        except OSError as failure:
-            raise unreadable(source, failure) from None
-        if len(content) == before.size_bytes and fingerprint(descriptor).same_content(before):
-            return content
-    raise error(Code.SOURCE_CHANGED, f"{source} is being written while it is handed over")

@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from awscrt import checksums as crt
 
 from ml_dash.errors import Code, error
-from ml_dashd.core.model import Fingerprint, Job, PinKind
+from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.witness import Verdict
 from ml_dashd.edge.file_leases import has_writers
+from ml_dashd.edge.fingerprints import look
 from ml_dashd.edge.handed import file_system
 from ml_dashd.edge.politeness import Reader
+from ml_dashd.edge.witness import Ask
 from ml_dashd.ports import Feedable
 
 READ_STEP = 4 * 1024 * 1024
 """Read and digest this much at a time: little enough for the cache, and enough that the loop is seldom interrupted."""
 IN_MEMORY = {0x01021994, 0x858458F6}
 """tmpfs and ramfs; f_type of linux/magic.h."""
-
-
-def fingerprint(descriptor: int) -> Fingerprint:
-    """What fstat says of an open file now."""
-    status = os.fstat(descriptor)
-    return Fingerprint(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class InlineSource:
@@ -48,11 +45,12 @@ class InlineSource:
 class FileSource:
     """A source in a file: the spool's own, or one that its owner may still write to.
 
-    Only `preadv` with offsets: the descriptor's own offset is shared with the client.
+    Only `preadv` with offsets: the descriptor's own offset is shared with the client. `ask` asks the witness.
     """
 
-    def __init__(self, descriptor: int, job: Job, *, uncached: bool = False) -> None:
+    def __init__(self, descriptor: int, job: Job, ask: Ask, *, uncached: bool = False) -> None:
         self._descriptor = descriptor
+        self._ask = ask
         self._reader = Reader(descriptor, uncached=uncached)
         self._tells = tells_of_writes(descriptor, job.pin.kind)
         self._baseline = job.pin.fingerprint
@@ -71,10 +69,10 @@ class FileSource:
     def check(self) -> bool:
         if self._baseline is None:
             return self._tells
-        now = fingerprint(self._descriptor)
-        if not now.same_content(self._baseline):
+        verdict = look(self._descriptor, self._baseline, self._ask)
+        if verdict is Verdict.CHANGED:
             raise error(Code.SOURCE_CHANGED, f"{self._name} was changed while it was on its way")
-        return self._tells and now.ctime_ns == self._baseline.ctime_ns
+        return self._tells and verdict is Verdict.SAME
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import PinKind
+from ml_dashd.core.witness import Verdict
 from ml_dashd.edge.cloning import changed, copy_range, disk_error
+from ml_dashd.edge.fingerprints import fingerprint, look
 from ml_dashd.edge.room import Room
-from ml_dashd.edge.source import crc64_of_range, fingerprint, tells_of_writes
+from ml_dashd.edge.source import crc64_of_range, tells_of_writes
+from ml_dashd.edge.witness import Ask
 
 COPIES_LEAVE_BYTES = 10 * 1024**3
 """Copies in the background leave so much of the disk to the trainer, or a tenth of it, and half of the quota."""
@@ -29,14 +32,15 @@ class SpoolCopies:
         descriptor: int,
         name: str,
         source: str,
+        ask: Ask,
         *,
         spare: bool = False,
         in_time: Callable[[], bool] | None = None,
     ) -> str:
         """Copies an open source into a new file of that name, and returns the name. It is of one content.
 
-        `spare`: nobody waits for it (edge/room.py). `in_time`: until then a lease keeps writers away. Raises
-        SOURCE_CHANGED, DISK_FULL, RETRY_LATER.
+        `ask` asks the witness. `spare`: nobody waits for it (edge/room.py). `in_time`: until then a lease keeps writers
+        away. Raises SOURCE_CHANGED, DISK_FULL, RETRY_LATER.
         """
         path = self._folder / name
         before = fingerprint(descriptor)
@@ -52,11 +56,10 @@ class SpoolCopies:
             if before.size_bytes:
                 os.posix_fallocate(copy, 0, before.size_bytes)
             copy_range(descriptor, copy, before.size_bytes, source, in_time)
+            verdict = look(descriptor, before, ask)
             # Where no time tells of a write, both are read and compared: the copy is of one content.
-            same = tells or crc64_of_range(copy, 0, before.size_bytes) == crc64_of_range(
-                descriptor, 0, before.size_bytes
-            )
-            if not same or not fingerprint(descriptor).same_content(before):
+            proved = in_time is not None or (tells and verdict is Verdict.SAME)
+            if verdict is Verdict.CHANGED or not (proved or _same_bytes(copy, descriptor, before.size_bytes)):
                 raise changed(source)
         except (OSError, MLDashError) as failure:
             path.unlink(missing_ok=True)
@@ -80,3 +83,7 @@ class SpoolCopies:
         if disk.f_bavail * disk.f_frsize < size_bytes + floor:
             what = f"a copy of {size_bytes} bytes would leave less than {floor} free on the spool's disk"
             raise error(Code.RETRY_LATER, what, "free space on it")
+
+
+def _same_bytes(copy: int, source: int, size: int) -> bool:
+    return crc64_of_range(copy, 0, size) == crc64_of_range(source, 0, size)

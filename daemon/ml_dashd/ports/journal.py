@@ -13,6 +13,7 @@ from ml_dashd.core.model import (
     Amendment,
     Backlog,
     Experiment,
+    Fingerprint,
     Job,
     Left,
     Pin,
@@ -85,6 +86,9 @@ class Journal(Protocol):
 
         Raises Superseded when the job is finished, has failed, or has another pin by now.
         """
+
+    async def retime(self, job: Job, mark: Fingerprint) -> None:
+        """Notes the times of a source that were set, unless it has another pin by now. Idempotent."""
 
     async def mark_on_disk(self, job: Job) -> None:
         """Notes that the source is on stable storage, in whatever state the job is, unless it has another pin by now.

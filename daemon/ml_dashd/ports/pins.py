@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ml_dashd.core.model import Job, Pin, Protection
+from ml_dashd.core.model import Fingerprint, Job, Pin, Protection
 
 
 class SyncRefusedError(OSError):
@@ -68,6 +68,15 @@ class Pins(Protocol):
 
     def wanted(self) -> list[int]:
         """The files that somebody waits to write to. Does not block."""
+
+    def touched(self) -> list[int]:
+        """Files whose linked or held sources had their times set, as it seems, since the last call. Does not block."""
+
+    def retimed(self, job: Job, now_ms: int) -> Fingerprint | None:
+        """What fstat says of such a source now, where its times were set and nothing was written to it; else None.
+
+        One that was touched within a moment of `now_ms`, the time since 1970, is left for the next `touched`.
+        """
 
     def unlease(self, file_id: int) -> None:
         """Lets whoever waits go on. Does not block. Idempotent."""

@@ -1,0 +1,175 @@
+"""The kernel as a witness (inotify): whether a file was written to since it was handed over, whatever its times say.
+
+A call that writes, and a truncation, are told. A write through a mapping is not; but who maps a file to write has it
+open to write for as long as the mapping lives, and the end of that is told. So: the watch is set, then nobody is found
+to have the file open to write (file_leases.py). From there on who never had it open, and has not now, has not written.
+
+The kernel tells of a write, and of the end of an opening, before it stops counting the writer. Hence the order of each
+question: the file's times, then whether somebody has it open to write, then what was told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+
+from ml_dashd.core.witness import Account
+from ml_dashd.edge.file_leases import has_writers
+from ml_dashd.edge.handed import file_system
+
+Ask = Callable[[], Account | None]
+"""Asks what was told of a source; None where there is no witness."""
+
+MOST = 1024
+"""Files that are watched at once: an eighth of what kernels before 5.11 let a user watch in all (fs.inotify.
+max_user_watches), which editors want some of. Each costs 1 KiB of the kernel's memory."""
+IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE = 0x2, 0x4, 0x8
+IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
+"""linux/inotify.h: what is asked for; what was lost, all or one watch."""
+_ASKED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE
+_EVENT = struct.Struct("iIII")
+"""Watch, events, cookie, and the length of the name that follows."""
+TELLING = {0xEF53, 0x58465342, 0x9123683E, 0x01021994}
+"""ext2 to ext4, XFS, Btrfs, tmpfs (f_type of linux/magic.h): nobody writes to their files but by this kernel's calls.
+Those of networks, FUSE and overlays are changed from elsewhere, or from beneath, and nothing is told."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+
+
+class _Watched:
+    """A file that is watched: by which watch, and what was told of it."""
+
+    __slots__ = ("sure", "told", "watch")
+
+    def __init__(self, watch: int) -> None:
+        self.watch = watch
+        self.told = 0
+        self.sure = False
+
+
+class Witness:
+    """By the file's id. Calls come from several threads. Where the kernel watches nothing (more), nobody is watched."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._queue = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if most else -1
+        self._watched: dict[int, _Watched] = {}
+        self._files: dict[int, set[int]] = {}
+        """By watch: a file that was handed over twice is watched once."""
+        self._touched: set[int] = set()
+        self._lock = Lock()
+
+    def watch(self, file_id: int, descriptor: int) -> None:
+        """Watches an open file from now on, as far as may be. Its fingerprint is taken afterwards."""
+        if self._queue < 0 or file_system(descriptor) not in TELLING:
+            return
+        with self._lock:
+            self._hear()  # what was told before is nothing to this one
+            if len(self._files) >= self._most:
+                return
+            watch = _libc.inotify_add_watch(self._queue, b"/proc/self/fd/%d" % descriptor, _ASKED)
+            if watch < 0:
+                return
+            self._watched[file_id] = watched = _Watched(watch)
+            self._files.setdefault(watch, set()).add(file_id)
+        watched.sure = not has_writers(descriptor)
+
+    def account(self, file_id: int, descriptor: int, *, leased: bool = False) -> Account | None:
+        """What happened to a file since it is watched, until now; None where it is not watched.
+
+        `leased`: whoever opens it to write waits, and has written nothing yet.
+        """
+        if file_id not in self._watched:
+            return None
+        open_now = not leased and has_writers(descriptor)
+        with self._lock:
+            self._hear()
+            seen = self._watched.get(file_id)
+            if seen is None:
+                return None
+            opened = open_now or bool(seen.told & IN_CLOSE_WRITE)
+            return Account(bool(seen.told & IN_MODIFY), opened, bool(seen.told & IN_ATTRIB), seen.sure)
+
+    def touched(self) -> list[int]:
+        """Files whose attributes were set since the last call, or of which it was asked to `remind`."""
+        if not self._watched:
+            return []
+        with self._lock:
+            self._hear()
+            touched = [file_id for file_id in self._touched if file_id in self._watched]
+            self._touched.clear()
+        return touched
+
+    def remind(self, file_id: int) -> None:
+        """Names a file the next time that it is asked which were touched."""
+        with self._lock:
+            self._touched.add(file_id)
+
+    @contextmanager
+    def during(self, file_id: int, descriptor: int) -> Iterator[Ask]:
+        """Watches an open file meanwhile."""
+        self.watch(file_id, descriptor)
+        try:
+            yield partial(self.account, file_id, descriptor)
+        finally:
+            self.let_go(file_id)
+
+    def let_go(self, file_id: int) -> None:
+        """Watches it no longer. Idempotent."""
+        with self._lock:
+            if (seen := self._watched.pop(file_id, None)) is not None:
+                files = self._files.get(seen.watch, {file_id})
+                files.discard(file_id)
+                if not files:
+                    self._end(seen.watch)
+
+    def close(self) -> None:
+        """Watches nothing more."""
+        with self._lock:
+            self._watched.clear()
+            self._files.clear()
+            if self._queue >= 0:
+                os.close(self._queue)
+                self._queue = -1
+
+    def _hear(self) -> None:
+        """Takes in what was told so far, and nothing that comes meanwhile: it could come for ever."""
+        if self._queue < 0:
+            return
+        waiting = struct.unpack("i", fcntl.ioctl(self._queue, termios.FIONREAD, bytes(4)))[0]
+        heard = os.read(self._queue, waiting) if waiting else b""
+        at = 0
+        while at < len(heard):
+            watch, told, _, name_bytes = _EVENT.unpack_from(heard, at)
+            at += _EVENT.size + name_bytes
+            self._note(watch, told)
+
+    def _note(self, watch: int, told: int) -> None:
+        if told & IN_Q_OVERFLOW:  # of whom, is not said
+            self._watched.clear()
+            for each in list(self._files):
+                self._end(each)
+            return
+        for file_id in self._files.get(watch, ()):
+            if told & IN_IGNORED:
+                del self._watched[file_id]
+            else:
+                self._watched[file_id].told |= told
+                if told & IN_ATTRIB:
+                    self._touched.add(file_id)
+        if told & IN_IGNORED:
+            self._files.pop(watch, None)
+        elif told & IN_MODIFY:  # nothing more can be said of it, however often it is written to
+            self._end(watch)
+
+    def _end(self, watch: int) -> None:
+        if self._files.pop(watch, None) is not None:
+            _libc.inotify_rm_watch(self._queue, watch)
