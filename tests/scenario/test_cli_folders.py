@@ -134,7 +134,7 @@ def test_a_download_that_goes_on(shell: Shell, tree: Path) -> None:
     assert ended.err.count("leads out of back") == 1  # said once of both files
     assert ended.out == "0 files downloaded, 2 failed\n"
     assert shell.refused("get", "-r", "none", "--prefix", PREFIX, status=1)["code"] == "NO_MATCH"
-    assert "get -r" in shell.refused("get", "runs", "--prefix", PREFIX, status=1)["hint"]
+    assert "get -r" in shell.refused("get", "models", "--prefix", PREFIX, status=1)["hint"]
 
 
 def test_what_is_meant_of_a_folder(shell: Shell, tree: Path) -> None:
