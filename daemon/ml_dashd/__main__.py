@@ -37,17 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "units":
             return _units(options.kind, options.write)
         config = _embedded(options) if options.embedded else settings.load(options.config)
-        if options.command == "check-config":
-            source = settings.source(options.config) or "the defaults"
-            print(f"{source}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
-            return 0
-        return _run(config, options.ready_fd, options.began_ms)
+        return _HOW[options.command](config, options)
     except MLDashError as refused:
         _report(options, refused)
         return 2 if refused.code is Code.CONFIG else 1
     except (OSError, ImportError) as failure:
         _report(options, _named(failure))
         return 1
+
+
+def _check_config(config: settings.Config, options: argparse.Namespace) -> int:
+    source = settings.source(options.config) or "the defaults"
+    print(f"{source}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
+    return 0
+
+
+def _make_inbox(config: settings.Config, options: argparse.Namespace) -> int:
+    if (made := install.make_inbox(config, options.user)) is not None:
+        print(made)  # noqa: T201
+    return 0
 
 
 def _named(failure: OSError | ImportError) -> MLDashError:
@@ -67,7 +75,7 @@ def _embedded(options: argparse.Namespace) -> settings.Config:
     return settings.embedded(root, options.state_dir)
 
 
-def _run(config: settings.Config, ready_fd: int, began_ms: int) -> int:
+def _run(config: settings.Config, options: argparse.Namespace) -> int:
     """Serves. Who has started it is told of the files that were handed over before `began_ms`."""
     if config.embedded is not None:
         _detach()
@@ -78,12 +86,16 @@ def _run(config: settings.Config, ready_fd: int, began_ms: int) -> int:
     from ml_dashd.flow.recover import Recovered  # noqa: PLC0415
 
     def ready(left: Recovered) -> None:
-        earlier = left.before(began_ms)
+        earlier = left.before(options.began_ms)
         facts = {"files": len(earlier.jobs), "size_bytes": earlier.size_bytes}
-        _tell(ready_fd, "ready" if config.embedded is None else json.dumps({"ready": facts}))
+        _tell(options.ready_fd, "ready" if config.embedded is None else json.dumps({"ready": facts}))
 
     app.run(config, ready)
     return 0
+
+
+_HOW = {"run": _run, "check-config": _check_config, "make-inbox": _make_inbox}
+"""The commands that need settings."""
 
 
 def _units(kind: str, folder: Path | None) -> int:
@@ -136,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "serve until SIGTERM"),
         ("check-config", "check the settings and say what is wrong"),
+        ("make-inbox", "make the inbox that the settings name, as root, before the service starts"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", type=Path, metavar="FILE", help="TOML settings (else $ML_DASH_CONFIG)")
@@ -144,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--state-dir", type=Path, metavar="FOLDER", help=hidden)
         command.add_argument("--ready-fd", type=int, default=-1, help=hidden)
         command.add_argument("--began-ms", type=int, default=2**63 - 1, help=hidden)
+        if name == "make-inbox":
+            command.add_argument("--user", required=True, help="the service's own")
     text = "print every setting with its default and reason, as a file to start from"
     commands.add_parser("default-config", help=text, description=text)
     text = "print systemd's units for this installation, or write them"

@@ -1,20 +1,25 @@
-"""What an installation needs beside the package: systemd's units, and a file of settings to start from."""
+"""What an installation needs beside the package: systemd's units, a file of settings to start from, and an inbox."""
 
 from __future__ import annotations
 
+import pwd
+import re
+import stat
 import sys
 from pathlib import Path
 
+from ml_dashd.config import Config
+
 UNITS = ("ml-dashd.service", "ml-dashd.socket")
-COMMAND = "ml-dashd run"
+_COMMAND = re.compile(r"^(Exec\w+=[-+]*)ml-dashd ", re.MULTILINE)
 """As it stands in systemd/; an installed unit names this very interpreter."""
 
 
 def units(kind: str) -> dict[str, str]:
     """The units of kind "system" or "user" by their names, with the command of this installation."""
     folder = _shipped("systemd") / kind
-    start = f"ExecStart={_quoted(sys.executable)} -m ml_dashd run"
-    return {name: (folder / name).read_text().replace(f"ExecStart={COMMAND}", start) for name in UNITS}
+    start = f"{_quoted(sys.executable)} -m ml_dashd "
+    return {name: _COMMAND.sub(lambda found: found[1] + start, (folder / name).read_text()) for name in UNITS}
 
 
 def write_units(kind: str, folder: Path) -> list[Path]:
@@ -23,6 +28,24 @@ def write_units(kind: str, folder: Path) -> list[Path]:
     for name, text in units(kind).items():
         (folder / name).write_text(text)
     return [folder / name for name in UNITS]
+
+
+def make_inbox(config: Config, user: str) -> Path | None:
+    """Makes the inbox that the settings name, for the service of that user: root alone can. None where they name none.
+
+    Its mode goes with the socket's, which systemd has made. Idempotent: one that is there stays as it is.
+    """
+    if not config.daemon.inbox:
+        return None
+    from ml_dashd.edge.inbox import make_for  # noqa: PLC0415 most starts have none to make
+
+    try:
+        mode = config.socket.stat().st_mode
+    except FileNotFoundError:
+        mode = int(config.access.socket_mode, 8)
+    owner = pwd.getpwnam(user)
+    make_for(Path(config.daemon.inbox), stat.S_IMODE(mode), owner.pw_uid, owner.pw_gid)
+    return Path(config.daemon.inbox)
 
 
 def default_config() -> str:

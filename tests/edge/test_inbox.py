@@ -12,7 +12,7 @@ from ml_dash import messages as m
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import Trouble
 from ml_dashd.edge import inbox
-from ml_dashd.edge.inbox import KEEP_MS, STALE_MS, InboxFolder
+from ml_dashd.edge.inbox import KEEP_MS, STALE_MS, InboxFolder, make_for
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.system import SystemClock
 from tests.edge.journal_rig import clock, journal, path
@@ -125,6 +125,22 @@ def test_a_folder_in_which_others_could_remove_files_is_refused(tmp_path: Path) 
     with pytest.raises(MLDashError) as refused:
         InboxFolder(tmp_path / "file" / "inbox", 0o666, SystemClock())
     assert refused.value.code is Code.CONFIG
+
+
+@pytest.mark.parametrize(("socket_mode", "mode"), [(0o600, 0o1700), (0o660, 0o3730), (0o666, 0o3733)])
+def test_root_makes_it_for_the_service_and_leaves_one_that_is_there(
+    tmp_path: Path, socket_mode: int, mode: int
+) -> None:
+    """Whole or not at all: a name comes last."""
+    path = tmp_path / "spool" / "ml-dash"
+    for _ in range(2):
+        make_for(path, socket_mode, os.geteuid(), os.getegid())
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        (path / "left").touch()
+    path.chmod(0o700)
+    make_for(path, socket_mode, os.geteuid(), os.getegid())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert [one.name for one in path.parent.iterdir()] == ["ml-dash"]
 
 
 async def test_an_id_that_was_given_is_kept_and_passed_over(journal: SqliteJournal) -> None:

@@ -158,7 +158,11 @@ def test_files_larger_than_the_spool_survive_restarts_and_kill_9_though_they_are
 
 
 def test_clients_wait_while_the_service_is_stopped_and_start_it(machine: Machine, tmp_path: Path) -> None:
-    install(machine)
+    """Where the socket is stopped, too, they leave their files in the inbox, which the unit has made."""
+    machine.run("mount", "-t", "tmpfs", "tmpfs", "/var/spool")
+    setting = re.search("^inbox = .*", page("inbox"), re.MULTILINE)
+    assert setting
+    install(machine, edit=f"s|^# inbox = .*|{setting[0]}|")
     expected = make_file(tmp_path / "a.bin", MIB)
     machine.run("systemctl", "stop", "ml-dashd.service")
     assert machine.inside("/run/ml-dash/ml-dashd.sock").is_socket()
@@ -166,6 +170,16 @@ def test_clients_wait_while_the_service_is_stopped_and_start_it(machine: Machine
     hand_over(machine, str(tmp_path / "a.bin"))
     assert machine.show("ml-dashd.service", "ActiveState") == {"ActiveState": "active"}
     eventually(lambda: stored(machine.folder / "lib/ml-dash/files") == {"a.bin": expected})
+
+    assert machine.run("stat", "--format=%a %U %G", "/var/spool/ml-dash") == "3730 ml-dash ml-dash\n"
+    machine.run("systemctl", "stop", "ml-dashd.socket", "ml-dashd.service")
+    other = make_file(tmp_path / "b.bin", MIB, seed=1)
+    hurried = f"import ml_dash.connection\nml_dash.connection.INBOX_AFTER_S = 0.2\n{TRAINER}"
+    left = machine.run(sys.executable, "-c", hurried, PREFIX, str(tmp_path / "b.bin")).splitlines()
+    assert json.loads(left[-1]) == [["b.bin", "inbox"]]
+    machine.run("systemctl", "start", "ml-dashd.socket", "ml-dashd.service")
+    eventually(lambda: stored(machine.folder / "lib/ml-dash/files") == {"a.bin": expected, "b.bin": other})
+    assert machine.run("ls", "-A", "/var/spool/ml-dash") == ""
 
 
 def test_the_hang_of_its_journal_ends_in_a_restart(machine: Machine, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ml_dashd.core.runs import MAX_PARAMS
 from ml_dashd.core.states import diagram
 from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
-from ml_dashd.flow import accept, audit, bell, browse, fetch, operations, prune, runs
+from ml_dashd.flow import audit, bell, browse, fetch, operations, pinning, prune, runs
 from tests.harness import SOURCE, fault_points
 
 ROOT = Path(__file__).parents[2]
@@ -175,8 +175,8 @@ def _limits() -> str:
         ("one wait", f"{bell.MAX_WAIT_MS // 1000} s; the library asks again"),
         ("looks at journal and catalog at once, of one user; of all", _list(*browse.LOOKS)),
         ("reports of the status", _list(*operations.REPORTS)),
-        ("files being pinned", _list(*accept.PINS)),
-        ("files being copied before the answer", _list(*accept.COPIES)),
+        ("files being pinned", _list(*pinning.PINS)),
+        ("files being copied before the answer", _list(*pinning.COPIES)),
         ("looks at experiments and rows", _list(*runs.RUN_LOOKS)),
         ("metrics of an experiment; in a call; characters of a row",
          _list(messages.METRICS, messages.ROWS, messages.ROW_CHARACTERS)),

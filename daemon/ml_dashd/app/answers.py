@@ -27,6 +27,7 @@ from ml_dashd.flow.findings import Findings
 from ml_dashd.flow.inbox import Adoption
 from ml_dashd.flow.nodes import Nodes
 from ml_dashd.flow.operations import Identity, Operations
+from ml_dashd.flow.pinning import Pinning
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.runs import Experiments
 from ml_dashd.flow.serve import Serve
@@ -146,11 +147,9 @@ def _accept(parts: Parts, ids: Ids, policy: Policy) -> Accept:
     base, storage, sources, worker = parts.base, parts.storage, parts.sources, parts.sending.worker
     return Accept(
         journal=storage.journal,
-        pins=storage.pins,
+        pinning=Pinning(storage.pins, base.quick, base.disk),
         slots=storage.slots,
         warm=parts.upkeep.warm,
-        threads=base.quick,
-        disk=base.disk,
         meter=base.meter,
         ids=ids,
         clock=base.clock,

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -151,6 +152,20 @@ class InboxFolder:
             os.rmdir(name, dir_fd=self._folder)
             return True
         return False
+
+
+def make_for(path: Path, socket_mode: int, uid: int, gid: int) -> None:
+    """Makes the folder for another user's daemon, whole or not at all. Idempotent: one that is there stays as it is.
+
+    `socket_mode` is that of the socket: whoever may connect may leave files. Raises OSError.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    os.chown(fresh, uid, gid)
+    fresh.chmod(_mode(socket_mode))
+    fresh.rename(path)
 
 
 def _make(path: Path, socket_mode: int) -> None:

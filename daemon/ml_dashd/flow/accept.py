@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.messages import CommitSlot, Content, Described, Duplicate, Put, PutMany, Upload
@@ -16,51 +16,31 @@ from ml_dashd.flow.arrivals import Arrivals
 from ml_dashd.flow.copies import Copies
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.overwrites import Overwrites
+from ml_dashd.flow.pinning import Opened, Pinned, Pinning
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.shares import share_of
 from ml_dashd.flow.supersede import Supersede
-from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.write_back import WriteBack
-from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, Meter, Pins, Session, Slots, Threads
+from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, Meter, Session, Slots
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
 PROTECT = ("", "lease")
-PINS = (3, 64)
-"""Files being pinned at once, of one user and of all: a file system that hangs leaves others one of four threads."""
-COPIES = (2, 3)
-"""Files being copied before the answer, of one user and of all: one thread of four is left for syncs and removals."""
-
 _IN_THE_JOURNAL = (PinKind.INLINE, PinKind.OBJECT)
 """Pins that are nothing but their row."""
-_Pinned = tuple[Pin, bytes | None, int]
-"""A pin, the content where it was read, and the size in bytes."""
-
-
-class _Opened(NamedTuple):
-    """A source that a client has opened. `path` is what it says of it, for messages and recovery."""
-
-    descriptor: int
-    file_id: int
-    path: str
 
 
 class Accept:
-    """Takes files in. `wake` is called once a file is in the journal.
-
-    `threads` does what takes microseconds, `disk` what may take seconds: no hand-off waits behind another's bytes.
-    """
+    """Takes files in. `wake` is called once a file is in the journal."""
 
     def __init__(
         self,
         *,
         journal: Journal,
-        pins: Pins,
+        pinning: Pinning,
         slots: Slots,
         warm: Warm,
-        threads: Threads,
-        disk: Threads,
         meter: Meter,
         ids: Ids,
         clock: Clock,
@@ -78,11 +58,9 @@ class Accept:
         wake: Callable[[], None],
     ) -> None:
         self._journal = journal
-        self._pins = pins
+        self._pinning = pinning
         self._slots = slots
         self._warm = warm
-        self._threads = threads
-        self._disk = disk
         self._settle = settle
         self._write_back = write_back
         self._health = health
@@ -98,8 +76,6 @@ class Accept:
         self._key_prefix = key_prefix
         self._durability = durability
         self._wake = wake
-        self._pinning = Turns(*PINS)
-        self._copying = Turns(*COPIES)
         self._closed = False
 
     def close(self) -> None:
@@ -122,9 +98,9 @@ class Accept:
             return known or await self._take(record, message, descriptor, said_ms=message.origin.updated_ms)
 
     async def _take(self, record: FileRecord, message: Upload, descriptor: int, said_ms: int | None = None) -> Job:
-        source, protection = _Opened(descriptor, record.id, message.source), self._protection(message)
+        source, protection = Opened(descriptor, record.id, message.source), self._protection(message)
 
-        def handed(pinned: _Pinned) -> Handed:
+        def handed(pinned: Pinned) -> Handed:
             pin, content, size = pinned
             job = self._job(_sized(record, size, content), pin, message.file, said_ms=said_ms)
             if message.origin is not None:  # what is pushed from elsewhere is its whole history
@@ -133,26 +109,26 @@ class Accept:
 
         kept = await self._pin_and_keep(source, protection, handed)
         if kept is None:
-            pinned = await self._pin(record.owner_uid, source, protection)
+            (pinned,) = await self._pinning.take_all(record.owner_uid, [source], protection)
             (kept,) = await self._keep_all([handed(pinned)], message.durability)
         if message.protect:
             await self._overwrites.protect(kept)
         return kept
 
     async def _pin_and_keep(
-        self, source: _Opened, protection: Protection, handed: Callable[[_Pinned], Handed]
+        self, source: Opened, protection: Protection, handed: Callable[[Pinned], Handed]
     ) -> Job | None:
         """Pins and journals in one go: two waits for a thread less, of the three that a hand-off has.
 
         None where the pin might take longer than the journal, which would hold up others.
         """
-        if protection is not Protection.RESTART or not self._pins.is_quick(source.descriptor):
+        if protection is not Protection.RESTART or not self._pinning.is_quick(source):
             return None
         made: list[Handed] = []
 
         def make() -> Handed:
             if not made:
-                one = handed(self._take_one(source, protection))
+                one = handed(self._pinning.take(source, protection))
                 made.append(replace(one, job=replace(one.job, on_disk=one.job.pin.kind in _IN_THE_JOURNAL)))
                 self._faults.at("accept.pinned")
             return made[0]
@@ -169,77 +145,6 @@ class Accept:
             raise
         (job,) = await self._follow([taken], made)
         return job
-
-    async def _pin(self, owner_uid: int, source: _Opened, protection: Protection) -> _Pinned:
-        """Pins a source; where there is no descriptor left to hold it with, it is copied."""
-        if protection is not Protection.COPY:
-            try:
-                async with self._pinning.of(owner_uid):
-                    return await self._threads.run(self._take_one, source, protection)
-            except MLDashError as full:
-                if full.code is not Code.RETRY_LATER:
-                    raise
-        async with self._copying.of(owner_uid):
-            return await self._disk.run(self._take_one, source, Protection.COPY)
-
-    async def _pin_all(self, owner_uid: int, sources: Sequence[_Opened]) -> list[_Pinned]:
-        """Pins sources, all or none: together where that takes no bytes, else one after the other.
-
-        Raises TOO_LARGE where they find no room together, but might one by one.
-        """
-        protection = self._protection()
-        try:
-            if protection is Protection.RESTART:
-                together = await self._pin_together(owner_uid, sources)
-                if together is not None:
-                    return together
-            return await self._pin_in_turn(owner_uid, sources, protection)
-        except MLDashError as full:
-            if len(sources) == 1 or full.code not in (Code.RETRY_LATER, Code.DISK_FULL):
-                raise
-            what = f"{len(sources)} files find no room together: {full.message}"
-            raise error(Code.TOO_LARGE, what, "hand them over one by one") from full
-
-    async def _pin_together(self, owner_uid: int, sources: Sequence[_Opened]) -> list[_Pinned] | None:
-        """None where no descriptor is left to hold them with."""
-        try:
-            async with self._pinning.of(owner_uid):
-                return await self._threads.run(self._take_each, sources)
-        except MLDashError as full:
-            if full.code is not Code.RETRY_LATER:
-                raise
-            return None
-
-    async def _pin_in_turn(self, owner_uid: int, sources: Sequence[_Opened], protection: Protection) -> list[_Pinned]:
-        taken: list[_Pinned] = []
-        try:
-            for source in sources:
-                one = await self._pin(owner_uid, source, protection)
-                taken.append(one)
-        except BaseException:
-            await self._disk.run(self._release_each, sources, taken)
-            raise
-        return taken
-
-    def _take_one(self, source: _Opened, protection: Protection) -> _Pinned:
-        return self._pins.take(source.descriptor, source.file_id, source.path, protection)
-
-    def _take_each(self, sources: Sequence[_Opened]) -> list[_Pinned]:
-        """All or none. In a thread: what is asked of the file system may take its time."""
-        taken: list[_Pinned] = []
-        try:
-            for source in sources:
-                one = self._take_one(source, Protection.RESTART)
-                taken.append(one)
-        except Exception:
-            self._release_each(sources, taken)
-            raise
-        return taken
-
-    def _release_each(self, sources: Sequence[_Opened], taken: Sequence[_Pinned]) -> None:
-        """Those that were pinned before one that could not be."""
-        for (pin, *_), source in zip(taken, sources, strict=False):
-            self._pins.release(pin, source.file_id)
 
     async def refer(self, session: Session, message: Duplicate, source: Job) -> Job:
         """Takes what a stored file holds: its object is copied later (flow/copying.py). Idempotent by the key."""
@@ -268,10 +173,9 @@ class Accept:
             content: bytes | None = await self._journal.content(source)
             pin, size = Pin(PinKind.INLINE), source.record.size_bytes
         else:
-            async with self._pinning.of(session.uid):
-                pin, content, size = await self._threads.run(self._pins.adopt, source, record.id)
+            pin, content, size = await self._pinning.adopt(session.uid, source, record.id)
             if not await is_pinned(source):
-                await self._disk.run(self._pins.release, pin, record.id)
+                await self._pinning.let_go(pin, record.id)
                 raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
         job = self._job(replace(record, size_bytes=size), pin, message.file, seal=source.seal)
         return await self._keep(job, content, message.key, "")
@@ -293,8 +197,8 @@ class Accept:
         files = [(self._describe(session, each.file), each) for each in message.files]
         kept = {record.id: self._inline(record, each) for record, each in files if not each.source}
         opened = [(record, each) for record, each in files if each.source]
-        sources = [_Opened(at, record.id, each.source) for at, (record, each) in zip(descriptors, opened, strict=True)]
-        pins = await self._pin_all(session.uid, sources) if sources else []
+        sources = [Opened(at, record.id, each.source) for at, (record, each) in zip(descriptors, opened, strict=True)]
+        pins = await self._pinning.take_all(session.uid, sources, self._protection())
         for (record, each), (pin, content, size) in zip(opened, pins, strict=True):
             kept[record.id] = Handed(self._job(_sized(record, size, content), pin, each.file), each.key, content)
         return await self._keep_all([kept[record.id] for record, _ in files])
@@ -373,11 +277,11 @@ class Accept:
         if again.pin != job.pin:
             await self._let_go(again)
         elif job.pin.kind is PinKind.FD:
-            await self._threads.run(self._pins.pass_on, again.id, job.id)
+            await self._pinning.pass_on(again.id, job.id)
 
     async def _let_go(self, job: Job) -> None:
         if job.pin.kind not in _IN_THE_JOURNAL:
-            await self._disk.run(self._pins.release, job.pin, job.id)
+            await self._pinning.let_go(job.pin, job.id)
 
     async def _settle_first(self, pin: Pin, file_id: int) -> None:
         """Before the answer. What keeps the daemon from asking the disk, a want of descriptors, say, passes."""
