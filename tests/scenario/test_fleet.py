@@ -21,7 +21,7 @@ import pytest
 
 from tests.doubles.fleets import NODES, Fleet
 from tests.doubles.network import Network
-from tests.doubles.nodes import Saving, assert_one_each
+from tests.doubles.nodes import PATIENCE_S, Saving, assert_one_each
 from tests.doubles.schedules import KINDS, drawn
 from tests.scenario.shell import Shell
 from tests.servers.mongodb import MongoDB
@@ -36,6 +36,13 @@ def fleet(tmp_path: Path, swift: Swift, members: int) -> Iterator[Fleet]:
         yield made
     if not swift.pids:  # other tests share it
         swift.start()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that comes back is looked for as long as a machine takes that others want, too: that may be a minute."""
+    for module in ("persistence", "connection"):
+        monkeypatch.setattr(f"ml_dash.{module}.RECONNECT_S", PATIENCE_S)
 
 
 @pytest.mark.parametrize("members", [3])
