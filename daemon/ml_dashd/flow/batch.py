@@ -22,10 +22,10 @@ from ml_dashd.ports import Faults, Journal, Store
 
 TOGETHER_BYTES = 4 * MIB
 """The largest file that goes with others: of larger ones the commits are a small part, and each can be taken back."""
-CHUNK, CHUNK_BYTES = 64, 16 * MIB
+CHUNK, CHUNK_BYTES = 128, 16 * MIB
 """Files that share their commits, and their bytes. Several chunks are under way at once, so that the line is busy while
 one is committed."""
-SENDERS = 16
+SENDERS = 32
 """Requests of one chunk that are under way at once."""
 SETTLE_S = 0.05
 """What is proved is listed this soon, however long another file of the chunk takes."""
