@@ -12,11 +12,14 @@ SUITES := tests/e2e tests/crash tests/scenario tests/spec tests/contract tests/e
 help:            ## this list
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
+# Most of what is installed is never imported: compiling all of it takes longer than the rest.
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+
 $(READY):
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --editable .
 	touch $@
 
 demo: $(READY)   ## train a small model, hand its checkpoints over, read one back

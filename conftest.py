@@ -21,6 +21,23 @@ IN_MEMORY = Path("/dev/shm")  # noqa: S108 a file system of its own, nearly ever
 ISOLATED = ("AWS_", "ML_DASH", "DASH_", "XDG_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
+SERVERS = ("ceph", "localstack", "mongodb", "swift")
+"""The longest to start first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a server come one after the other, before all others: most of the four at a time start none of it."""
+    items.sort(key=server_of)
+
+
+def server_of(item: pytest.Item) -> int:
+    """Where in SERVERS that is which a test asks for; of several the first, and behind them all where it is none."""
+    chosen = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    asked = {*getattr(item, "fixturenames", ()), *(value for value in chosen if isinstance(value, str))}
+    return next((at for at, name in enumerate(SERVERS) if asked & {name, f"{name}_url"}), len(SERVERS))
+
+
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No credentials, proxies, daemons or folders of whoever runs the tests."""

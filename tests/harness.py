@@ -146,6 +146,7 @@ class DaemonProcess:
         settings: str = "",
         daemon_settings: str = "",
         state: Path | None = None,
+        faults: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -154,6 +155,8 @@ class DaemonProcess:
         self.daemon_settings = daemon_settings
         self.socket = folder / "socket"
         self.state = state or folder / "state"
+        self.faults = faults
+        """Those of the start by which a with block begins."""
         self.environment: dict[str, str] = {}
         self.module = ["ml_dashd"]
         self.under: list[str] = []
@@ -161,7 +164,7 @@ class DaemonProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        self.start(self.faults)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -53,9 +53,12 @@ def test_the_upload_of_an_object_is_ended_and_never_aborted(swift: Swift, tmp_pa
     """By the next daemon; and a day later, by its sweep."""
     store, kept = Bucket(swift), tmp_path / "kept"
     expected = {"model.pt": hashlib.sha256(CONTENT).hexdigest()}
-    with DaemonProcess(tmp_path / "daemon", store, settings=f"part_size = {PART}\n") as daemon:
-        daemon.kill()
-        daemon.start(faults="upload.before_complete=hang,upload.after_complete=kill")
+    with DaemonProcess(
+        tmp_path / "daemon",
+        store,
+        settings=f"part_size = {PART}\n",
+        faults="upload.before_complete=hang,upload.after_complete=kill",
+    ) as daemon:
         with daemon.experiment(wait=False).run as exp:
             exp.files.save_blob(CONTENT, to="model.pt")
         daemon.wait_until_hung()
@@ -86,9 +89,9 @@ def test_the_upload_of_an_object_is_ended_and_never_aborted(swift: Swift, tmp_pa
 def test_an_upload_that_comes_late_is_ended_with_its_file(s3_double: S3Double, tmp_path: Path) -> None:
     """Its request was on the way when the daemon was killed, and had not arrived when the next one looked."""
     store = Bucket(s3_double)
-    with DaemonProcess(tmp_path / "daemon", store, settings=f"part_size = {PART}\n") as daemon:
-        daemon.kill()
-        daemon.start(faults="upload.before_begin=kill")
+    with DaemonProcess(
+        tmp_path / "daemon", store, settings=f"part_size = {PART}\n", faults="upload.before_begin=kill"
+    ) as daemon:
         with daemon.experiment(wait=False).run as exp:
             exp.files.save_blob(CONTENT, to="model.pt")
         daemon.wait_for_death()

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow
 MIB = 1 << 20
 
 
-def daemon_on(store: StoreUnderTest, tmp_path: Path, settings: str = "") -> DaemonProcess:
+def daemon_on(store: StoreUnderTest, tmp_path: Path, settings: str = "", faults: str = "") -> DaemonProcess:
     """One whose S3 server copies 16 MiB in one request."""
-    daemon = DaemonProcess(tmp_path / "daemon", store, settings=settings)
+    daemon = DaemonProcess(tmp_path / "daemon", store, settings=settings, faults=faults)
     daemon.module = ["tests.doubles.small_copies"]
     daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     return daemon
@@ -113,9 +113,8 @@ def test_killed_while_a_version_gives_way(
     newer = make_file(tmp_path / "2.bin", MIB, seed=2)
     hit = {"accept.journaled": "kill@2"}.get(point, "kill")
     slow = "[limits]\nbandwidth = 8388608\n"  # the older one is seconds from its end when its first part is sent
-    with daemon_on(store, tmp_path, slow) as daemon, daemon.experiment().run as exp:
-        daemon.kill()
-        daemon.start(faults=f"upload.part_journaled=hang,{point}={hit}")
+    faults = f"upload.part_journaled=hang,{point}={hit}"
+    with daemon_on(store, tmp_path, slow, faults) as daemon, daemon.experiment().run as exp:
         with revived(daemon):
             old = exp.files.upload(tmp_path / "1.bin", to="last.bin")
             daemon.wait_until_hung()

@@ -72,8 +72,8 @@ RULES = {
 LOCAL_ONLY = "local."
 NO_COPIES = "[spool]\ncopy_below = 0\n"
 """A source of which there is a copy may change as it likes: tests of what a change does go without."""
-STARTUP_COMMITS = {"journal": 1}
-"""Transactions that write, of a start before the first file: the point of interest is a later one."""
+STARTUP_COMMITS = {"journal": 2}
+"""Transactions that write, of the first start before the first file: the point of interest is a later one."""
 
 
 def cases() -> list[Any]:
@@ -109,9 +109,7 @@ def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: P
         "small.bin": make_file(tmp_path / "small.bin", MIB, seed=1),
         "tiny.bin": make_file(tmp_path / "tiny.bin", 1000, seed=2),
     }
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill@{hit}")
+    with DaemonProcess(tmp_path / "daemon", store, faults=f"{point}=kill@{hit}") as daemon:
         with revived(daemon), daemon.experiment().run as exp:
             for name in expected:
                 exp.files.upload(tmp_path / name, to=name)
@@ -125,9 +123,7 @@ def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: P
 @pytest.mark.parametrize("store", ["local", "swift"], indirect=True)
 def test_killed_while_it_takes_a_file_back(store: StoreUnderTest, tmp_path: Path) -> None:
     make_file(tmp_path / "big.bin", SIZE)
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"upload.part_journaled=hang,{CANCEL}=kill")
+    with DaemonProcess(tmp_path / "daemon", store, faults=f"upload.part_journaled=hang,{CANCEL}=kill") as daemon:
         with revived(daemon), daemon.experiment().run as exp:
             exp.files.upload(tmp_path / "big.bin", to="big.bin")
             daemon.wait_until_hung()
@@ -148,9 +144,7 @@ def test_a_source_that_was_changed_while_the_daemon_was_dead(store: StoreUnderTe
     source = tmp_path / "big.bin"
     make_file(source, SIZE)
     before = source.stat()
-    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
-        daemon.kill()
-        daemon.start(faults="upload.part_journaled=kill@2")
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES, faults="upload.part_journaled=kill@2") as daemon:
         with daemon.experiment().run as exp:
             exp.files.upload(source, to="big.bin")
         daemon.wait_for_death(30)
@@ -180,9 +174,7 @@ def test_killed_while_it_copies_a_source(point: str, tmp_path: Path) -> None:
     store.root.mkdir()
     gate = store.root / ".ml-dash-tmp"
     gate.touch()  # nothing can be sent while a plain file stands there
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
+    with DaemonProcess(tmp_path / "daemon", store, faults=f"{point}=kill") as daemon:
         with revived(daemon), daemon.experiment().run as exp:
             exp.files.upload(source, to="big.bin")
         with daemon.experiment().run as exp:
@@ -205,9 +197,7 @@ def test_killed_while_a_writer_waits(point: str, tmp_path: Path) -> None:
     store.root.mkdir()
     gate = store.root / ".ml-dash-tmp"
     gate.touch()
-    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES, faults=f"{point}=kill") as daemon:
         with revived(daemon), daemon.experiment().run as exp:
             result = exp.files.upload(source, to="big.bin", protect="lease")
             assert result["pin"] == "lease"
@@ -235,9 +225,7 @@ def test_killed_while_it_puts_an_archive_right(store: StoreUnderTest, size: int,
     make_file(tmp_path / "big.bin", size)
     whole = archive({"data": (tmp_path / "big.bin").read_bytes(), "version": b"3"})
     bare = unsealed(whole)
-    with DaemonProcess(tmp_path / "daemon", store) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
+    with DaemonProcess(tmp_path / "daemon", store, faults=f"{point}=kill") as daemon:
         with (
             revived(daemon),
             daemon.experiment().run as exp,
@@ -265,9 +253,7 @@ def test_killed_while_it_puts_an_archive_right(store: StoreUnderTest, size: int,
 def test_a_stored_object_goes_with_its_file(store: StoreUnderTest, size: int, point: str, tmp_path: Path) -> None:
     """Killed when the store had it and the journal did not; then the source changed, and there was no way to tell."""
     make_file(tmp_path / "a.bin", size)
-    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
+    with DaemonProcess(tmp_path / "daemon", store, settings=NO_COPIES, faults=f"{point}=kill") as daemon:
         with daemon.experiment().run as exp:
             exp.files.upload(tmp_path / "a.bin")
         daemon.wait_for_death(30)

@@ -25,8 +25,8 @@ LOGGING = """
 """
 
 
-def daemon_in(folder: Path) -> DaemonProcess:
-    return DaemonProcess(folder / "daemon", Folder(folder / "store"))
+def daemon_in(folder: Path, faults: str = "") -> DaemonProcess:
+    return DaemonProcess(folder / "daemon", Folder(folder / "store"), faults=faults)
 
 
 def rows_of(daemon: DaemonProcess, who: str) -> list[int]:
@@ -44,9 +44,7 @@ def rows_of(daemon: DaemonProcess, who: str) -> list[int]:
 @pytest.mark.parametrize("point", RUNS)
 def test_killed_at_a_commit_of_rows(point: str, hit: int, tmp_path: Path) -> None:
     """The first commits are those of the run and the parameters; then rows."""
-    with daemon_in(tmp_path) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill@{hit}")
+    with daemon_in(tmp_path, f"{point}=kill@{hit}") as daemon:
         with revived(daemon), daemon.experiment().run as exp:
             exp.params.set(lr=1)
             for number in range(5):

@@ -105,3 +105,22 @@ async def test_a_large_copy_holds_up_no_small_one() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     disk.close()
+
+
+async def test_an_end_waits_for_the_copy_that_is_under_way() -> None:
+    """Of both lanes: the one that has nothing to do ends first."""
+    files = Files([job(1, BELOW + 1), job(2, BELOW)])
+    disk = Pool(4, "disk")
+    copies = copies_of(files, disk)
+    for each in files.jobs.values():
+        copies.add(each)
+    running = asyncio.create_task(copies.run())
+    async with asyncio.timeout(30):
+        await files.changed.wait()
+    running.cancel()
+    ended, _ = await asyncio.wait([running], timeout=0.2)
+    assert not ended, "the large one is being copied"
+    files.gate.set()
+    await asyncio.gather(running, return_exceptions=True)
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    disk.close()

@@ -7,6 +7,9 @@ import json
 import logging
 import socket
 import stat
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -259,6 +262,47 @@ async def test_a_stop_waits_for_the_answer_in_hand_and_for_no_idle_client(
         await stop
         assert (await answer).startswith(b"HTTP/1.1 200 ")
         assert await idle.rest() == b""
+
+
+# ---- what answers is loaded for the first who asks
+
+
+def test_a_daemon_that_nobody_asks_has_not_loaded_what_answers() -> None:
+    loaded = "import ml_dashd.app, sys; print('aiohttp' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", loaded], text=True) == "False\n"
+
+
+@pytest.mark.usefixtures("server")
+async def test_where_it_can_not_be_loaded_nobody_is_left_waiting(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ImportError("no module named aiohttp")
+
+    monkeypatch.setattr(http, "_load", missing)
+    assert await asked(path) == b""
+    assert caplog.messages == ["http_failed"]
+    assert not path.exists()
+
+
+async def test_a_stop_comes_while_it_is_loaded(server: HttpServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate, load = asyncio.Event(), threading.Event(), http._load
+    loop = asyncio.get_running_loop()
+
+    def slowly() -> object:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait()
+        return load()
+
+    monkeypatch.setattr(http, "_load", slowly)
+    async with connected(path) as first:
+        await begun.wait()
+        stop = asyncio.create_task(server.stop())
+        await asyncio.sleep(0)
+        gate.set()
+        await stop
+        assert await first.rest() in (b"", http.BUSY)
+    assert not path.exists()
 
 
 # ---- where it listens

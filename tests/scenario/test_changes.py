@@ -115,20 +115,20 @@ def test_words_that_are_too_long_together(exp: Experiment) -> None:
 )
 def test_an_update_between_the_commit_and_its_end_is_not_undone(tmp_path: Path, point: str, *, small: bool) -> None:
     """The old words are on their way into the catalog, or there, and the journal still has the file."""
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=hang")
-        with daemon.experiment().run as exp:
-            saved = exp.files(**SAID).save_blob(b"x" * (1000 if small else 100_000), to="a.bin")
-            daemon.wait_until_hung()
-            updating = threading.Thread(target=exp.files(file_id=saved["id"], tags=["late"]).update)
-            updating.start()  # its request lies in the socket when the daemon goes on
-            daemon.resume()
-            updating.join(30)
-            saved.wait(30)
-            assert said_of(saved) == SAID | {"tags": ["late"]}
-            assert [one["id"] for one in exp.files().list(tags=["late"])] == [saved["id"]]
-            assert exp.files().list(tags=["old"]) == []
+    with (
+        DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), faults=f"{point}=hang") as daemon,
+        daemon.experiment().run as exp,
+    ):
+        saved = exp.files(**SAID).save_blob(b"x" * (1000 if small else 100_000), to="a.bin")
+        daemon.wait_until_hung()
+        updating = threading.Thread(target=exp.files(file_id=saved["id"], tags=["late"]).update)
+        updating.start()  # its request lies in the socket when the daemon goes on
+        daemon.resume()
+        updating.join(30)
+        saved.wait(30)
+        assert said_of(saved) == SAID | {"tags": ["late"]}
+        assert [one["id"] for one in exp.files().list(tags=["late"])] == [saved["id"]]
+        assert exp.files().list(tags=["old"]) == []
 
 
 @pytest.mark.parametrize("point", ["finish.before_catalog", "finish.after_catalog"])
@@ -199,19 +199,19 @@ def test_a_file_that_is_deleted_while_it_is_updated_stays_deleted(service: Daemo
 
 def test_a_file_that_the_catalog_knows_as_deleted_is_taken_back(tmp_path: Path) -> None:
     """Another daemon of the catalog has deleted it meanwhile, and reclaimed its bytes, say: it is not listed again."""
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
-        daemon.kill()
-        daemon.start(faults="finish.after_catalog=kill")
-        with daemon.experiment().run as exp:
-            saved = exp.files.save_text("a", to="a.txt")
-            daemon.wait_for_death(30)
-            with contextlib.closing(sqlite3.connect(daemon.state / "catalog.sqlite")) as catalog, catalog:
-                catalog.execute("UPDATE files SET deleted_ms = 1, reclaimed_ms = 2 WHERE id = ?", (int(saved["id"]),))
-            daemon.start()
-            exp.files("other").save_text("b", to="b.txt").wait(30)
-            eventually(lambda: [store_path(path) for path in daemon.store.keys()] == ["b.txt"])  # noqa: SIM118
-            assert [one["filename"] for one in exp.files().list()] == ["b.txt"]
-            assert saved.refresh()["deletedAt"] is not None
+    with (
+        DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), faults="finish.after_catalog=kill") as daemon,
+        daemon.experiment().run as exp,
+    ):
+        saved = exp.files.save_text("a", to="a.txt")
+        daemon.wait_for_death(30)
+        with contextlib.closing(sqlite3.connect(daemon.state / "catalog.sqlite")) as catalog, catalog:
+            catalog.execute("UPDATE files SET deleted_ms = 1, reclaimed_ms = 2 WHERE id = ?", (int(saved["id"]),))
+        daemon.start()
+        exp.files("other").save_text("b", to="b.txt").wait(30)
+        eventually(lambda: [store_path(path) for path in daemon.store.keys()] == ["b.txt"])  # noqa: SIM118
+        assert [one["filename"] for one in exp.files().list()] == ["b.txt"]
+        assert saved.refresh()["deletedAt"] is not None
 
 
 def store_path(key: str) -> str:

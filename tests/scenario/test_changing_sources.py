@@ -39,6 +39,8 @@ COPYING = ("copies.copied", "copies.before_repin", "copies.after_repin")
 """Before and after its copy takes its place."""
 OF_ITS_OWN = ("accept.journaled", "upload.after_part", "finish.before_release")
 """Enough for pins that nobody else can reach."""
+PART = 5 * MIB
+"""S3's smallest: the stages are the same, and the disk has a third to do."""
 NO_COPIES = "[spool]\ncopy_below = 0\n"
 """Copies in the background protect what is small: without them the pins show what they are worth."""
 STAGES = {
@@ -88,7 +90,7 @@ class Ground:
             contents: list[str] = []
 
             def write() -> None:
-                for place in (min(self.size, 16 * MIB) - 1, -1):
+                for place in (min(self.size, PART) - 1, -1):
                     mapping[place] = (mapping[place] + 1) % 256
                 contents.append(hashlib.sha256(mapping).hexdigest())
 
@@ -122,7 +124,7 @@ class Ground:
 
 @contextmanager
 def ground(tmp_path: Path, pin: str, stage: str, settings: str = NO_COPIES) -> Iterator[Ground]:
-    size = 40 * KIB if pin == "inline" else 33 * MIB if stage == READING else 17 * MIB  # three parts, or two
+    size = 40 * KIB if pin == "inline" else 2 * PART + MIB if stage == READING else PART + MIB  # three parts, or two
     options = {"snapshot": "copy"} if pin == "copy" else {}
     if pin == "reflink":
         with (
@@ -143,7 +145,7 @@ def ground(tmp_path: Path, pin: str, stage: str, settings: str = NO_COPIES) -> I
 
 @contextmanager
 def hanging(folder: Path, store: Path, stage: str, settings: str = NO_COPIES) -> Iterator[DaemonProcess]:
-    daemon = DaemonProcess(folder, Folder(store), settings=settings)
+    daemon = DaemonProcess(folder, Folder(store), settings=f"part_size = {PART}\n{settings}")
     try:
         daemon.start(faults=f"{stage}=hang@*")
         yield daemon
@@ -240,7 +242,7 @@ def test_a_write_that_moves_no_time_makes_no_mixture(tmp_path: Path, where: int)
         hanging(tmp_path / "daemon", tmp_path / "store", READING) as daemon,
     ):
         path = disk / "a.bin"
-        before = make_file(path, 17 * MIB)
+        before = make_file(path, PART + MIB)
         with (
             path.open("r+b") as file,
             mmap.mmap(file.fileno(), 0) as mapping,

@@ -38,20 +38,20 @@ def test_of_many_small_files_the_one_that_was_changed_fails_alone(tmp_path: Path
     with DaemonProcess(tmp_path / "daemon", store, NO_COPIES) as daemon, daemon.experiment().run as exp:
         store.go_away()
         results = [exp.files.upload(source, to=source.name) for source in sources]
-        make_file(sources[7], SIZE, seed=MANY)
-        sources[8].unlink()
-        make_file(sources[9].with_suffix(".new"), SIZE, seed=MANY + 1)
-        sources[9].with_suffix(".new").rename(sources[9])
+        make_file(sources[0], SIZE, seed=MANY)
+        sources[1].unlink()
+        make_file(sources[2].with_suffix(".new"), SIZE, seed=MANY + 1)
+        sources[2].with_suffix(".new").rename(sources[2])
         with pytest.raises(MLDashError) as changed:  # told while nobody can be asked
-            results[7].wait(150)  # at its turn to try the store: each try is later than the one before
+            results[0].wait(150)  # at its turn to try the store, which is an early one: the first wait longest
         assert changed.value.code is Code.SOURCE_CHANGED
-        assert "7.bin" in str(changed.value)
+        assert "0.bin" in str(changed.value)
         store.come_back()
-        for number in set(range(MANY)) - {7}:
+        for number in set(range(MANY)) - {0}:
             results[number].wait(60)
         assert states(daemon) == {"DONE": MANY - 1, "FAILED": 1}
         assert len(store.stored) == MANY - 1
-        assert "7.bin" not in {record["filename"] for record in exp.files().list() if record["state"] == "DONE"}
+        assert "0.bin" not in {record["filename"] for record in exp.files().list() if record["state"] == "DONE"}
 
 
 def test_a_deletion_in_the_middle_of_many_takes_back_its_own_file_alone(tmp_path: Path, store: MoodyStore) -> None:

@@ -124,9 +124,7 @@ def test_a_file_on_its_way_is_whole_for_whoever_downloads_it(
 
 @pytest.mark.parametrize("point", ["seal.written", "accept.journaled"])
 def test_kill_9_of_the_daemon_changes_no_byte(torch: Path, tmp_path: Path, point: str) -> None:
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
-        daemon.kill()
-        daemon.start(faults=f"{point}=kill")
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), faults=f"{point}=kill") as daemon:
         prefix = "alice/cv/killed"
         with start(torch, tmp_path, daemon.socket, "-c", SAVE, prefix) as trainer:
             daemon.wait_for_death(60)

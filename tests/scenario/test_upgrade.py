@@ -119,9 +119,9 @@ def test_started_again_in_the_middle_of_uploads(tmp_path: Path, how: str, drain_
             expected[f"{number}/{path.name}"] = make_file(path, size + number, seed=number)
             names[number].append(path)
     settings = f"drain_timeout = {drain_timeout}"
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), daemon_settings=settings) as daemon:
-        daemon.kill()
-        daemon.start(faults="upload.part_journaled=hang@2")
+    with DaemonProcess(
+        tmp_path / "daemon", Folder(tmp_path / "store"), daemon_settings=settings, faults="upload.part_journaled=hang@2"
+    ) as daemon:
         with Trainers(daemon, names) as trainers:
             trainers.begin()
             daemon.wait_until_hung()  # in the middle of the first file in parts, wherever the clients are
@@ -248,9 +248,7 @@ def test_a_request_that_always_ends_the_daemon_is_given_up(tmp_path: Path) -> No
 def test_a_hand_off_whose_answer_was_lost_is_taken_once(tmp_path: Path, how: str) -> None:
     """It is journaled, and the daemon dies before it says so: the client asks again, with the same key."""
     make_file(tmp_path / "best.pt", 70_000)
-    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
-        daemon.kill()
-        daemon.start(faults="accept.journaled=kill")
+    with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), faults="accept.journaled=kill") as daemon:
         with daemon.experiment().run as exp:
             calls: dict[str, Callable[[], Any]] = {
                 "upload": lambda: exp.files.upload(tmp_path / "best.pt"),

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ml_dashd.app.parts import Parts
 from ml_dashd.app.tasks import Tasks
 from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Trouble
 from ml_dashd.edge import disk
+from ml_dashd.edge.http import HttpServer
 from ml_dashd.edge.system import Pool
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
-
-if TYPE_CHECKING:
-    from ml_dashd.edge.http import HttpServer
 
 WATCH_THREADS = 3
 """For metrics: of a disk that hangs, the spool's size and its free bytes hold one each, and one is left to answer."""
@@ -30,8 +27,6 @@ class Watching:
         self, parts: Parts, phase: Callable[[], Trouble | None], connections: Callable[[], int], chores: Tasks
     ) -> None:
         """They come before recovery, which may take long: alive, and not ready. `phase` says why it is not."""
-        from ml_dashd.edge.http import HttpServer  # noqa: PLC0415 an embedded daemon saves the third of a second
-
         base, storage, sending, journal = parts.base, parts.storage, parts.sending, parts.storage.journal
         self._threads = Pool(WATCH_THREADS, "watch", base.polite)
         backlog = Shared(journal.backlog, base.clock)

@@ -1,6 +1,7 @@
 """Health, readiness and metrics over HTTP, for probes and scrapers on this machine. It only reads.
 
 One small request a connection, in bounded time: a slow or hostile client costs one of few connections, and no more.
+What answers is loaded for the first who asks: a daemon that nobody watches does without.
 """
 
 from __future__ import annotations
@@ -8,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, cast
-
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ml_dash.errors import Code, error
-from ml_dashd.core.listen import Listen, is_loopback
+from ml_dashd.core.listen import Listen
 from ml_dashd.core.model import Trouble
-from ml_dashd.core.redact import redact
 from ml_dashd.edge import listening
+
+if TYPE_CHECKING:
+    from ml_dashd.edge.http_pages import Pages
 
 log = logging.getLogger("ml_dashd.http")
 
@@ -30,10 +30,7 @@ MAX_REQUEST_BYTES = 16 * 1024
 """Of one connection, whatever it says: a probe's request has some hundred bytes."""
 DEADLINE_S = 15.0
 """From connect to the last byte of the answer; the answers themselves are ready within five seconds."""
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "ml-dashd"}
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Observed(Protocol):
@@ -56,45 +53,81 @@ class HttpServer:
         self._listen = listen
         self._mode = mode
         self._observed = observed
-        self._runner: web.AppRunner | None = None
+        self._listener: socket.socket | None = None
+        """Until the first connection comes."""
+        self._beginning: asyncio.Task[None] | None = None
+        self._pages: Pages | None = None
+        self._answer: Callable[[], asyncio.Protocol] | None = None
         self._server: asyncio.Server | None = None
         self._open: dict[_Guarded, None] = {}
         """In the order in which they came."""
 
     async def start(self) -> None:
         """Binds and listens; raises CONFIG where something else does."""
-        runner = web.AppRunner(
-            self._app(), access_log=None, logger=_theirs(), keepalive_timeout=0, lingering_time=0, shutdown_timeout=1
-        )
-        await runner.setup()
-        self._runner = runner
-        loop = asyncio.get_running_loop()
         if self._listen.path:
             listener = listening.bind(Path(self._listen.path), self._mode, "http.listen")
-            self._server = await loop.create_unix_server(self._admit, sock=listener, backlog=BACKLOG)
         else:
             listener = _bind_loopback(self._listen)
-            self._server = await loop.create_server(self._admit, sock=listener, backlog=BACKLOG)
+        listener.listen(BACKLOG)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._first_has_come, listener)
 
     async def stop(self) -> None:
         """Stops listening, and lets the answers in hand be sent, for a second. Idempotent."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+            self._leave()
+        beginning, self._beginning = self._beginning, None
+        if beginning is not None:
+            beginning.cancel()
+            await asyncio.gather(beginning, return_exceptions=True)
         server, self._server = self._server, None
         if server is not None:
             server.close()
-            if self._listen.path:
-                listening.leave(Path(self._listen.path))
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+            self._leave()
+        self._answer = None
+        pages, self._pages = self._pages, None
+        if pages is not None:
+            await pages.end()
         for connection in list(self._open):
             connection.cut()
+
+    def _leave(self) -> None:
+        if self._listen.path:
+            listening.leave(Path(self._listen.path))
+
+    # ---- the first who asks
+
+    def _first_has_come(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(listener)
+        self._listener = None
+        self._beginning = asyncio.create_task(self._begin(listener), name="http")
+
+    async def _begin(self, listener: socket.socket) -> None:
+        """Whoever connects meanwhile waits in the socket's queue."""
+        try:
+            made = await asyncio.to_thread(_load)
+            self._pages = pages = made(self._observed, self._has_asked, by_name=bool(self._listen.host))
+            self._answer = await pages.begin()
+            loop = asyncio.get_running_loop()
+            listen = loop.create_unix_server if self._listen.path else loop.create_server
+            self._server = await listen(self._admit, sock=listener, backlog=BACKLOG, start_serving=False)
+            await self._server.start_serving()
+        except Exception:
+            log.exception("http_failed", extra={"path": ""})
+        finally:
+            if self._server is None:
+                listener.close()  # refused is sooner known than not answered
+                self._leave()
 
     # ---- connections
 
     def _admit(self) -> asyncio.BaseProtocol:
-        if self._runner is None or self._runner.server is None or not self._has_room():
+        if self._answer is None or not self._has_room():
             return _Refused()
-        return _Guarded(cast("asyncio.Protocol", self._runner.server()), self._open)
+        return _Guarded(self._answer(), self._open)
 
     def _has_room(self) -> bool:
         """Whether there is room for one more; the oldest that has not finished its request makes it, if need be."""
@@ -105,60 +138,15 @@ class HttpServer:
             oldest.cut()
         return oldest is not None
 
-    # ---- answers
-
-    def _app(self) -> web.Application:
-        app = web.Application(middlewares=[self._once])
-        for path, handler in (
-            ("/healthz", self._healthz),
-            ("/readyz", self._readyz),
-            ("/metrics", self._metrics),
-        ):
-            app.router.add_get(path, handler, allow_head=False)
-        app.on_response_prepare.append(_add_headers)
-        return app
-
-    @web.middleware
-    async def _once(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answers one request, whatever becomes of it, and closes."""
+    def _has_asked(self, protocol: asyncio.Protocol) -> None:
         for one in self._open:
-            one.note(request)
-        try:
-            response = await self._answer(request, handler)
-        except web.HTTPException as refused:
-            refused.force_close()
-            raise
-        except Exception:
-            log.exception("http_failed", extra={"path": request.path})
-            response = web.Response(status=500, text="see the daemon's log\n")
-        response.force_close()
-        return response
-
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._listen.host and not is_loopback(request.host):
-            raise web.HTTPMisdirectedRequest
-        return await handler(request)
-
-    async def _healthz(self, _: web.Request) -> web.Response:
-        return _verdict(await self._observed.health())
-
-    async def _readyz(self, _: web.Request) -> web.Response:
-        return _verdict(await self._observed.ready())
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=await self._observed.metrics(), headers={"Content-Type": METRICS_TYPE})
+            one.note(protocol)
 
 
-def _verdict(troubles: Mapping[str, Trouble]) -> web.Response:
-    reasons = [
-        {"check": name, "code": trouble.code, "message": redact(trouble.message), "hint": redact(trouble.hint)}
-        for name, trouble in troubles.items()
-    ]
-    return web.json_response({"ok": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+def _load() -> type[Pages]:
+    from ml_dashd.edge.http_pages import Pages  # noqa: PLC0415 most daemons are never asked
 
-
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)
+    return Pages
 
 
 def _bind_loopback(listen: Listen) -> socket.socket:
@@ -175,13 +163,6 @@ def _bind_loopback(listen: Listen) -> socket.socket:
             "give http.listen another port",
         ) from None
     return listener
-
-
-def _theirs() -> logging.Logger:
-    """The library's log, without the traceback that it has for whatever is no HTTP: who sends it gets a 400."""
-    theirs = logging.getLogger("aiohttp.server.ml_dashd")
-    theirs.filters = [lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))]
-    return theirs
 
 
 class _Refused(asyncio.Protocol):
@@ -206,9 +187,9 @@ class _Guarded(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._late: asyncio.TimerHandle | None = None
 
-    def note(self, request: web.Request) -> None:
+    def note(self, protocol: asyncio.Protocol) -> None:
         """A request has come whole: maybe this connection's."""
-        self.asked = self.asked or request.protocol is self._inner
+        self.asked = self.asked or protocol is self._inner
 
     def cut(self) -> None:
         """Ends it at once."""

@@ -113,6 +113,7 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 5, 5)
+    gc.enable()
 
 
 async def breathe() -> None:

@@ -101,7 +101,9 @@ class Copies:
 
     async def run(self) -> None:
         """Copies what is due, until it is cancelled."""
-        await asyncio.gather(self._serve(self._small), self._serve(self._large))
+        async with asyncio.TaskGroup() as both:  # it ends once both have: a copy that is under way is waited for
+            both.create_task(self._serve(self._small))
+            both.create_task(self._serve(self._large))
 
     async def _serve(self, due: _Due) -> None:
         while True:
