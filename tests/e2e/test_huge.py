@@ -138,7 +138,7 @@ def test_memory_is_flat_and_each_byte_is_read_once(
 
 
 def test_killed_at_a_third_and_at_two_thirds_it_completes(store: NullStore, tmp_path: Path, full_size: bool) -> None:
-    size = 100 * GB if full_size else 2 * GB
+    size = 100 * GB if full_size else 5 * GB
     crc64 = make_sparse(tmp_path / "huge.bin", size)
     with DaemonProcess(tmp_path / "daemon", store, SETTINGS) as daemon:
         hand_over(daemon, tmp_path / "huge.bin")

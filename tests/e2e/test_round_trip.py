@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, Folder, assert_whole, file_sha256, free_tree, make_file
+from tests.harness import DaemonProcess, assert_whole, file_sha256, free_tree, make_file
 
 MIB = 1 << 20
 SIZES = {
@@ -73,9 +73,8 @@ def test_unicode_and_long_names(daemon: DaemonProcess, name: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_large_file_beside_three_others(daemon: DaemonProcess, tmp_path: Path, full_size: bool) -> None:
-    largest = 1024 if full_size or isinstance(daemon.store, Folder) else 256  # the servers take seconds for each of it
-    sizes = [1024 * MIB] * 4 if full_size else [largest * MIB, 100 * MIB, 48 * MIB, 17 * MIB]
+def test_a_gibibyte_beside_three_others(daemon: DaemonProcess, tmp_path: Path, full_size: bool) -> None:
+    sizes = [1024 * MIB] * 4 if full_size else [1024 * MIB, 100 * MIB, 48 * MIB, 17 * MIB]
     expected = {f"big/{n}.bin": make_file(tmp_path / "big" / f"{n}.bin", size, n) for n, size in enumerate(sizes)}
     with daemon.experiment().run as exp:
         for path in expected:
