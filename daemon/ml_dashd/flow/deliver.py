@@ -79,7 +79,9 @@ class Deliver:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        await asyncio.gather(self._bring(), self._watch())
+        async with asyncio.TaskGroup() as both:  # it ends once both have: neither meets a closed journal
+            both.create_task(self._bring())
+            both.create_task(self._watch())
 
     async def _bring(self) -> None:
         while True:
