@@ -221,7 +221,7 @@ class S3Probe:
         except StoreError as failure:
             if failure.fault not in (Fault.DENIED, *TELLING):
                 raise
-            log.info("scratch_left", extra={"key": self._folder, "error": failure})
+            log.debug("scratch_left", extra={"key": self._folder, "error": failure})
 
 
 def _part(number: int, upload_id: str) -> dict[str, str]:

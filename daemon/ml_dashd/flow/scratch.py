@@ -69,7 +69,7 @@ class Scratch:
                 await self._empty(target)
             except StoreError as failure:
                 if failure.fault not in (Fault.THROTTLED, Fault.TRANSIENT) or attempt == TRIES:
-                    log.info("scratch_left", extra={"key": target.key, "error": failure})
+                    log.debug("scratch_left", extra={"key": target.key, "error": failure})
                     return False
                 await self._clock.sleep(backoff_ms(attempt, self._clock.jitter()) / 1000)
             else:
