@@ -29,6 +29,7 @@ from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.journal import SqliteJournal
+from ml_dashd.edge.store_folder import MARKER
 from ml_dashd.edge.system import NoFaults, SystemClock
 from ml_dashd.ports import Handed
 
@@ -66,7 +67,7 @@ def main() -> None:
 def measured(folder: Path, files: int, calls: int) -> Iterator[dict[str, Any]]:
     """The figures of an experiment of so many files."""
     rig.tell(f"{files:,} files")
-    with Daemon(folder, before=lambda state: asyncio.run(fill(state, files))) as daemon, daemon.experiment().run as exp:
+    with Daemon(folder, before=lambda state: prepare(state, folder, files)) as daemon, daemon.experiment().run as exp:
         exp.files("mine").save_blob(os.urandom(KIB), to="mine.bin").wait(TIMEOUT_S)
         for name, (call, lists) in calls_on(exp, folder / "mine.bin").items():
             took = [timed(call) for _ in range(calls)]
@@ -114,6 +115,13 @@ def timed(call: Timed) -> float:
 
 
 # ---- an experiment that is a day old
+
+
+def prepare(state: Path, folder: Path, files: int) -> None:
+    """Lists so many files; their store is told, as an operator would, that its folder is the right one without them."""
+    asyncio.run(fill(state, files))
+    (folder / "store").mkdir()
+    (folder / "store" / MARKER).touch()
 
 
 async def fill(state: Path, files: int) -> None:

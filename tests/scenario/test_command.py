@@ -127,7 +127,9 @@ def test_a_database_that_is_none_is_named(tmp_path: Path, what: str) -> None:
 def test_a_library_that_is_missing_is_named(tmp_path: Path, library: str) -> None:
     """As after `pip install ml-dash`, which brings the command and none of its libraries."""
     without = f"import sys; sys.modules['{library}'] = None; from ml_dashd.__main__ import main; sys.exit(main())"
-    ended = ran([sys.executable, "-c", without], "run", XDG_RUNTIME_DIR=str(tmp_path), XDG_STATE_HOME=str(tmp_path))
+    settings = f'[daemon]\nsocket = "{tmp_path}/socket"\nstate_dir = "{tmp_path}/state"\n'
+    (tmp_path / "ml-dashd.toml").write_text(f'{settings}[store]\nurl = "file://{tmp_path}/store"\n')
+    ended = ran([sys.executable, "-c", without], "run", "--config", str(tmp_path / "ml-dashd.toml"))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("ml-dashd: the daemon needs a library that can't be imported: ")
     assert library in ended.stderr

@@ -82,6 +82,7 @@ def test_every_file_arrives_once_and_right(
             daemon.module = ["tests.doubles.impatient"]
             daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         with daemon:
+            loop_lag(daemon)  # what answers is loaded for the first who asks
             idle = Counter(measured(daemon).descriptors)
             hand_over(daemon, tmp_path, expected)
             assert {action for action, _ in proxy.injected} == {type(rule.action).__name__ for rule in script.rules}

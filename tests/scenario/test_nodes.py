@@ -132,7 +132,7 @@ def test_without_a_number_and_without_the_catalog_it_is_not_ready_and_says_why(t
         assert "NOTHING IS TAKEN IN NOW" in status
         assert "no node number is held: CATALOG_UNREACHABLE: the catalog mongodb://127.0.0.1:" in status
         assert "hint: check catalog.url" in status
-        assert bad(examined(daemon)) == {"hand-offs", "catalog", "node number"}
+        assert bad(examined(daemon)) == {"hand-offs", "catalog", "node number", "store write"}  # a new, empty folder
         at_once = daemon.experiment(on_full="raise").run.start()
         for save in (
             lambda: at_once.files.save_text("a", to="a.txt"),

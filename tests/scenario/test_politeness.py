@@ -105,7 +105,7 @@ def test_what_goes_up_leaves_the_page_cache_as_it_was(tmp_path: Path) -> None:
         assert_whole(daemon, exp, expected)
     there, of = pages_in_memory(tmp_path / "cold.bin")
     assert there < of / 4
-    assert pages_in_memory(tmp_path / "warm.bin")[0] == of
+    assert pages_in_memory(tmp_path / "warm.bin")[0] > 0.95 * of  # a full machine takes some by itself
     assert pages_in_memory(tmp_path / "small.bin")[0] > 512
 
 

@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -63,7 +64,9 @@ class HttpServer:
         """In the order in which they came."""
 
     async def start(self) -> None:
-        """Binds and listens; raises CONFIG where something else does."""
+        """Binds and listens; raises CONFIG where something else does, ImportError where aiohttp is not installed."""
+        if find_spec("aiohttp") is None:  # sooner said than when somebody asks
+            raise ModuleNotFoundError("No module named 'aiohttp'")
         if self._listen.path:
             listener = listening.bind(Path(self._listen.path), self._mode, "http.listen")
         else:
