@@ -70,6 +70,15 @@ def copies_of(files: Files, disk: Pool) -> Copies:
     )
 
 
+def a_large_and_a_small_one() -> tuple[Files, asyncio.Task[None], Pool]:
+    """Files 1 and 2, of which copies are being made, and the threads that make them."""
+    files, disk = Files([job(1, BELOW + 1), job(2, BELOW)]), Pool(4, "disk")
+    copies = copies_of(files, disk)
+    for each in files.jobs.values():
+        copies.add(each)
+    return files, asyncio.create_task(copies.run()), disk
+
+
 async def test_a_file_that_is_noted_twice_is_copied_once() -> None:
     """At a start it is found in the journal, and then its client asks again: the copy that there is stays."""
     files = Files([job(1, BELOW), job(2, BELOW)])
@@ -89,12 +98,7 @@ async def test_a_file_that_is_noted_twice_is_copied_once() -> None:
 
 
 async def test_a_large_copy_holds_up_no_small_one() -> None:
-    files = Files([job(1, BELOW + 1), job(2, BELOW)])
-    disk = Pool(4, "disk")
-    copies = copies_of(files, disk)
-    for each in files.jobs.values():
-        copies.add(each)
-    running = asyncio.create_task(copies.run())
+    files, running, disk = a_large_and_a_small_one()
     async with asyncio.timeout(30):
         await files.changed.wait()
         assert files.copied == [2]
@@ -109,12 +113,7 @@ async def test_a_large_copy_holds_up_no_small_one() -> None:
 
 async def test_an_end_waits_for_the_copy_that_is_under_way() -> None:
     """Of both lanes: the one that has nothing to do ends first."""
-    files = Files([job(1, BELOW + 1), job(2, BELOW)])
-    disk = Pool(4, "disk")
-    copies = copies_of(files, disk)
-    for each in files.jobs.values():
-        copies.add(each)
-    running = asyncio.create_task(copies.run())
+    files, running, disk = a_large_and_a_small_one()
     async with asyncio.timeout(30):
         await files.changed.wait()
     running.cancel()

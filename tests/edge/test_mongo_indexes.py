@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import pymongo
 import pytest
 
 from ml_dash.errors import Code, MLDashError
@@ -15,6 +14,7 @@ from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import FILES, INDEXES, VERSION, prepare
 from tests.contract.test_catalog import EXPERIMENT, record
+from tests.edge.mongo_profile import Database, noted, profiled
 
 BY_PATH, BY_ENDING, BY_TAG = "by_path", "by_ending", "by_tag"
 QUESTIONS = [
@@ -47,19 +47,15 @@ async def catalog(mongodb_url: str):
 
 
 @pytest.fixture
-def watched(catalog: MongoCatalog, mongodb_url: str) -> Iterator[pymongo.database.Database[Any]]:
+def watched(catalog: MongoCatalog, mongodb_url: str) -> Iterator[Database]:
     """The same database, which notes every operation with its plan."""
-    with pymongo.MongoClient[Any](mongodb_url) as client:
-        database = client.get_default_database()
-        database.command("profile", 2)
+    with profiled(mongodb_url) as database:
         yield database
-        database.command("profile", 0)
 
 
-def plans(database: pymongo.database.Database[Any]) -> list[dict[str, Any]]:
+def plans(database: Database) -> list[dict[str, Any]]:
     """What was asked of the files since the last look."""
-    asked = {"ns": f"{database.name}.{FILES}", "op": {"$in": ["query", "command", "update", "getmore"]}}
-    found = list(database["system.profile"].find(asked))
+    found = noted(database, "query", "command", "update", "getmore")
     database.command("profile", 0)
     database["system.profile"].drop()
     database.command("profile", 2)
@@ -69,7 +65,7 @@ def plans(database: pymongo.database.Database[Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("asked", "index"), QUESTIONS)
 async def test_a_list_reads_its_index(
-    catalog: MongoCatalog, watched: pymongo.database.Database[Any], asked: dict[str, Any], index: str
+    catalog: MongoCatalog, watched: Database, asked: dict[str, Any], index: str
 ) -> None:
     found = await catalog.select(Selection(*EXPERIMENT, limit=10, **asked))
     assert found or "cursor" in asked
@@ -85,9 +81,7 @@ def summary(index: str) -> str:
     return f"{{{','.join(keys)}}}"
 
 
-async def test_every_other_question_reads_an_index(
-    catalog: MongoCatalog, watched: pymongo.database.Database[Any]
-) -> None:
+async def test_every_other_question_reads_an_index(catalog: MongoCatalog, watched: Database) -> None:
     gone = await catalog.deleted(99, (0, 0), 5)
     assert [each.id for each in gone] == [150, 151, 152, 153, 154]
     await catalog.deleted(99, (10, 152), 5)
@@ -109,9 +103,7 @@ async def test_every_other_question_reads_an_index(
         assert plan.get("keysExamined", 0) <= 60, "a range, not the whole index"
 
 
-async def test_a_page_of_the_newest_reads_no_version_twice(
-    catalog: MongoCatalog, watched: pymongo.database.Database[Any]
-) -> None:
+async def test_a_page_of_the_newest_reads_no_version_twice(catalog: MongoCatalog, watched: Database) -> None:
     """Thousands of versions of a path are skipped, not read."""
     for start in range(2000, 6000, 1000):
         await catalog.commit([record(number, "a/many.pt") for number in range(start, start + 1000)])

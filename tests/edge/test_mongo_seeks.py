@@ -20,6 +20,7 @@ from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_records import document
 from ml_dashd.edge.mongo_schema import FILES, prepare
 from tests.contract.test_catalog import EXPERIMENT, record
+from tests.edge.mongo_profile import Database, noted, profiled
 from tests.edge.test_listing import paths, selections
 
 Files = list[tuple[str, int, tuple[str, ...], bool]]
@@ -112,17 +113,13 @@ async def catalog(mongodb_url: str):
 
 
 @pytest.fixture
-def watched(catalog: MongoCatalog, mongodb_url: str) -> Iterator[pymongo.database.Database[Any]]:
-    with pymongo.MongoClient[Any](mongodb_url) as client:
-        database = client.get_default_database()
-        database.command("profile", 2)
+def watched(catalog: MongoCatalog, mongodb_url: str) -> Iterator[Database]:
+    with profiled(mongodb_url) as database:
         yield database
-        database.command("profile", 0)
 
 
-def keys_read(database: pymongo.database.Database[Any]) -> int:
-    asked = {"ns": f"{database.name}.{FILES}", "op": {"$in": ["query", "command", "getmore"]}}
-    return sum(plan.get("keysExamined", 0) for plan in database["system.profile"].find(asked))
+def keys_read(database: Database) -> int:
+    return sum(plan.get("keysExamined", 0) for plan in noted(database, "query", "command", "getmore"))
 
 
 LISTS: list[tuple[dict[str, Any], int, int]] = [
@@ -137,9 +134,7 @@ LISTS: list[tuple[dict[str, Any], int, int]] = [
 """What is asked, how many there are, and fewer keys than which are read."""
 
 
-async def test_what_can_not_be_in_a_list_is_not_read(
-    catalog: MongoCatalog, watched: pymongo.database.Database[Any]
-) -> None:
+async def test_what_can_not_be_in_a_list_is_not_read(catalog: MongoCatalog, watched: Database) -> None:
     read = 0
     for asked, count, most in LISTS:
         found = await all_pages(catalog, Selection(*EXPERIMENT, **({"limit": 100} | asked)))

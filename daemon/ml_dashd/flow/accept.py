@@ -128,20 +128,16 @@ class Accept:
 
         def make() -> Handed:
             if not made:
-                one = handed(self._pinning.take(source, protection))
-                made.append(replace(one, job=replace(one.job, on_disk=one.job.pin.kind in _IN_THE_JOURNAL)))
+                made.append(_noted(handed(self._pinning.take(source, protection)), on_disk=False))
                 self._faults.at("accept.pinned")
             return made[0]
 
         try:
             taken = await self._journal.accept_made(make)
-        except MLDashError as full:
-            if made or full.code is not Code.RETRY_LATER:
-                await self._unkept(made)
-                raise
-            return None  # no descriptor is left to hold it with
-        except Exception:
+        except Exception as failure:
             await self._unkept(made)
+            if not made and isinstance(failure, MLDashError) and failure.code is Code.RETRY_LATER:
+                return None  # no descriptor is left to hold it with
             raise
         (job,) = await self._follow([taken], made)
         return job
@@ -266,11 +262,10 @@ class Accept:
         return jobs
 
     async def _on_disk(self, one: Handed, *, waits: bool) -> Handed:
-        """With what is known of its content; `waits` for it to be on stable storage. The journal's own is there."""
-        inline = one.job.pin.kind in _IN_THE_JOURNAL
-        if waits and not inline:
+        """With what is known of its content; `waits` for it to be on stable storage."""
+        if waits and one.job.pin.kind not in _IN_THE_JOURNAL:
             await self._settle_first(one.job.pin, one.job.id)
-        return one if one.job.on_disk else replace(one, job=replace(one.job, on_disk=inline or waits))
+        return _noted(one, on_disk=waits)
 
     async def _not_needed(self, again: Job, job: Job) -> None:
         """A request came again: the file has its pin. What a pin holds open may have ended with an earlier daemon."""
@@ -350,6 +345,12 @@ class Accept:
         )
         names.check_length(record, self._key_prefix)
         return record
+
+
+def _noted(one: Handed, *, on_disk: bool) -> Handed:
+    """With what is known of its content. The journal's own is on stable storage with its row."""
+    on_disk = on_disk or one.job.pin.kind in _IN_THE_JOURNAL
+    return one if one.job.on_disk else replace(one, job=replace(one.job, on_disk=on_disk))
 
 
 def _sized(record: FileRecord, size_bytes: int, content: bytes | None) -> FileRecord:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from ml_dash.errors import TABLE, Code
 from ml_dashd.core.model import Trouble
@@ -57,9 +58,8 @@ class Mount:
     async def looked(self) -> None:
         """Returns once it was looked at, or not for PATIENCE_S."""
         if self._folder is not None:
-            waiting = asyncio.create_task(self._looked.wait())
-            await asyncio.wait([waiting], timeout=PATIENCE_S)
-            waiting.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._looked.wait(), PATIENCE_S)
 
     async def _look(self, folder: Folder) -> None:
         try:
