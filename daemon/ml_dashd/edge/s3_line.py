@@ -69,8 +69,7 @@ class Line(asyncio.Protocol):
 
     async def ask(self, request: bytes, pieces: Pieces | None = None) -> Reply:
         """Raises ConnectionError where the connection ends first, or says nothing. Whoever gives up ends it."""
-        answer: asyncio.Future[Reply] = self._loop.create_future()
-        self._answer = answer
+        answer = self._answer = self._loop.create_future()
         self.silent = True
         self._transport.write(request)
         try:
@@ -83,9 +82,11 @@ class Line(asyncio.Protocol):
             finally:
                 patience.cancel()
         except BaseException:
-            answer.cancel()  # nobody waits for it any more
             self.abort()
             raise
+        finally:  # nobody waits for it any more, and a failure that is kept in it would hold itself by this frame
+            self._answer = None
+            del answer
 
     async def _stream(self, pieces: AsyncIterator[memoryview], answer: asyncio.Future[Reply]) -> None:
         """Gives a body to the transport as fast as it takes it. An answer that comes first is a refusal, or nothing."""
@@ -136,6 +137,7 @@ class Line(asyncio.Protocol):
             self.on_message_complete()
         self._fail(exc or ConnectionError("the server has hung up"))
         self.resume_writing()
+        del self._parser  # it holds this line, and nothing comes any more
 
     def _give_up(self) -> None:
         self.silent = False
