@@ -69,7 +69,8 @@ class Line(asyncio.Protocol):
 
     async def ask(self, request: bytes, pieces: Pieces | None = None) -> Reply:
         """Raises ConnectionError where the connection ends first, or says nothing. Whoever gives up ends it."""
-        answer = self._answer = self._loop.create_future()
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._answer = answer
         self.silent = True
         self._transport.write(request)
         try:
