@@ -25,8 +25,9 @@ from rig import GIB, KIB, MIB, Daemon, NullSink, percentile, write_file
 
 from ml_dash import Experiment
 from ml_dash import messages as m
-from ml_dash.connection import Connection, numbered
+from ml_dash.connection import Connection
 from ml_dash.reach import find_service
+from ml_dash.request import numbered
 from ml_dash.wire import VERSION
 
 PAUSE_S = 0.002

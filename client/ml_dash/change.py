@@ -10,11 +10,12 @@ from typing import Any, Unpack
 from ml_dash import messages as m
 from ml_dash import serialize
 from ml_dash.arguments import Said, file_id_of, only_known, text, texts
-from ml_dash.connection import Connection, new_key, numbered
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
 from ml_dash.look import Look
 from ml_dash.pages import pages
+from ml_dash.request import new_key, numbered
 from ml_dash.result import FileResult
 
 WORDS = ("description", "tags", "bindrs", "metadata")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +16,13 @@ from typing import TypeVar
 from ml_dash import messages, wire
 from ml_dash.background import Background, forget_failures
 from ml_dash.channel import OPEN, Channel
-from ml_dash.errors import Code, MLDashError, error, parse_code
+from ml_dash.errors import Code, MLDashError
 from ml_dash.lease import Lease, SlotFile
 from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy
 from ml_dash.persistence import RECONNECT_S, Persistence, away
 from ml_dash.reach import Endpoint, adopt, connect, daemon_of, inbox_of, reach, socket_of
+from ml_dash.request import expect
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
 M = TypeVar("M", bound=Message)
@@ -382,30 +380,6 @@ class Connection:
             self._channel.close()
         self._channel = None
         self._slots = {}
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970, UTC: the clock that the daemon on this machine has too."""
-    return time.time_ns() // 1_000_000
-
-
-def new_key() -> bytes:
-    """An idempotency key. It begins with the time, so that those of one daemon's index lie side by side."""
-    return now_ms().to_bytes(6, "big") + secrets.token_bytes(10)
-
-
-def numbered(message: M) -> Callable[[int], M]:
-    """What makes that request with its number."""
-    return lambda number: replace(message, request=number)
-
-
-def expect(reply: type[M], answer: Message) -> M:
-    """The answer, where it is of that kind. Raises what the daemon refused with."""
-    if isinstance(answer, Failed):
-        raise error(parse_code(answer.code), answer.message, answer.hint)
-    if not isinstance(answer, reply):
-        raise error(Code.PROTOCOL, f"{type(answer).__name__} came where {reply.__name__} was due")
-    return answer
 
 
 @cache

@@ -14,9 +14,10 @@ from typing import NamedTuple, Protocol
 
 from ml_dash import messages as m
 from ml_dash.channel import Channel
-from ml_dash.connection import Connection, expect
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.persistence import Persistence
+from ml_dash.request import expect
 from ml_dash.silence import LOOK_S, SilentError
 
 AT_ONCE = 4

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from ml_dash import messages as m
 from ml_dash import serialize, wording
 from ml_dash.arguments import durability_of, seconds_of, texts, words
-from ml_dash.connection import Connection, numbered
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.files import Files
 from ml_dash.inbox import inbox_after
@@ -21,6 +21,7 @@ from ml_dash.metrics import Metrics
 from ml_dash.params import Params
 from ml_dash.prefix import place_of, prefix_of, user_name
 from ml_dash.reach import find_endpoint, find_service
+from ml_dash.request import numbered
 from ml_dash.result import failure_of
 from ml_dash.run import Run, RunState
 from ml_dash.wording import say

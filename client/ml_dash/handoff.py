@@ -31,10 +31,11 @@ from ml_dash.arguments import (
     texts,
     words,
 )
-from ml_dash.connection import Connection, new_key
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.inbox import Inbox, inbox_after, inbox_of_outage
 from ml_dash.many import OF_ONE_FILE, Basket, Refused, Taken
+from ml_dash.request import new_key
 from ml_dash.result import FileResult, Written
 from ml_dash.slot_writer import slot_writer
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection, now_ms
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.patience import FIRST_LOOK_S, LONGEST_LOOK_S
+from ml_dash.request import now_ms
 from ml_dash.result import FileResult, Written
 from ml_dash.slot_writer import LARGEST_BYTES
 from ml_dash.wording import say

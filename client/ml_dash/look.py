@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ml_dash import messages as m
 from ml_dash.arguments import escape, flag, is_glob, text, texts
-from ml_dash.connection import numbered
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.pages import pages
+from ml_dash.request import numbered
 from ml_dash.result import FileResult, records_of
 from ml_dash.tensors import Tensors
 

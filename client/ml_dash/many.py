@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection, new_key, numbered
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError
+from ml_dash.request import new_key, numbered
 from ml_dash.wire import MAX_DESCRIPTORS
 
 MESSAGE_BYTES = m.PutMany.limit - m.INLINE_BYTES

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ml_dash import wording
 from ml_dash.arguments import seconds_of
-from ml_dash.connection import Connection, numbered
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error, parse_code
 from ml_dash.messages import Get, ListSets, Message, Page, Record, Wait, Waited
+from ml_dash.request import numbered
 
 M = TypeVar("M", bound=Message)
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ml_dash.arguments import text
-from ml_dash.connection import now_ms
 from ml_dash.errors import MLDashError, NetworkError
+from ml_dash.request import now_ms
 from ml_dash.wording import say
 
 if TYPE_CHECKING:

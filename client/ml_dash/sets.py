@@ -18,13 +18,14 @@ from typing import Any, Self, Unpack
 
 from ml_dash import messages as m
 from ml_dash.arguments import PathLike, Said, seconds_of, text, whole_number
-from ml_dash.connection import Connection, new_key, now_ms, numbered
+from ml_dash.connection import Connection
 from ml_dash.download import Downloads, place_below
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults, HandOff
 from ml_dash.inbox import Inbox
 from ml_dash.launcher import attempt_of, rank_of
 from ml_dash.pages import pages
+from ml_dash.request import new_key, now_ms, numbered
 from ml_dash.result import FileResult, answers, iso_time
 from ml_dash.tensors import Tensors
 

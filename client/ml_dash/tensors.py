@@ -9,10 +9,10 @@ from ml_dash import checkpoint, serialize
 from ml_dash import messages as m
 from ml_dash.arguments import Words, flag, only_known, split_words
 from ml_dash.background import Background
-from ml_dash.connection import new_key
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Saved, path_of
 from ml_dash.npz import Npz
+from ml_dash.request import new_key
 from ml_dash.result import FileResult
 from ml_dash.safe import SafeTensors
 from ml_dash.savers import Savers

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection, expect
+from ml_dash.connection import Connection
 from ml_dash.errors import Code
+from ml_dash.request import expect
 from ml_dash.silence import ANSWER_S
 
 M = TypeVar("M", bound=m.Message)

@@ -18,12 +18,13 @@ from ml_dash.cli import reaching, show, waiting
 from ml_dash.cli.pushing_runs import runs
 from ml_dash.cli.pushing_sets import PushedSets
 from ml_dash.cli.trees import covers
-from ml_dash.connection import Connection, new_key
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.home import HOME
 from ml_dash.many import OF_ONE_FILE
 from ml_dash.pages import pages
 from ml_dash.reach import Endpoint, default_root, endpoint_of
+from ml_dash.request import new_key
 from ml_dash.result import failure_of, records_of
 
 PLACE_SEGMENTS = 2

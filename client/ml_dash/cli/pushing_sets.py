@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ml_dash import messages as m
-from ml_dash.connection import Connection, numbered
+from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.request import numbered
 from ml_dash.sets import records_of_set, sets_at
 
 WAIT_MS = 60_000

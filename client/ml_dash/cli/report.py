@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_dash import wording
 from ml_dash.cli import show
-from ml_dash.connection import now_ms
 from ml_dash.errors import Code
 from ml_dash.messages import Limits, Record, SetRecord, StatusReport
+from ml_dash.request import now_ms
 from ml_dash.result import FileResult, iso_time, to_dict
 
 
