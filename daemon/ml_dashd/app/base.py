@@ -16,7 +16,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Clock, Faults, Meter
 
 if TYPE_CHECKING:
-    from ml_dashd.core.model import Figures
+    from ml_dashd.core.figures import Figures
 
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
