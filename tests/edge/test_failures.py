@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,12 @@ import pytest
 from ml_dash.errors import Code
 from ml_dash.messages import Failed
 from ml_dashd.core.model import Algorithm, Job
+from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.connection import Connection
+from ml_dashd.edge.s3_bulk import BulkLine
 from ml_dashd.edge.s3_client import Origin
 from ml_dashd.edge.s3_line import Line, Lines, request
+from ml_dashd.edge.s3_reply import Reply
 from ml_dashd.edge.system import NoFaults, Pool
 from ml_dashd.flow.batch import Batch
 from tests.edge.connection_rig import Rig, soon
@@ -101,29 +105,36 @@ async def test_of_a_file_among_others(throw: Callable[..., Any], thrown: list[we
     assert [failure() for failure in thrown] == [None, None]
 
 
-async def test_of_a_connection_to_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[weakref.ref[Line]] = []
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
 
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.close()
 
-    def made(line: Line, transport: asyncio.BaseTransport) -> None:
-        lines.append(weakref.ref(line))
-        connected(line, transport)
+@pytest.mark.parametrize("bulk", [False, True], ids=["small", "bulk"])
+async def test_of_a_connection_to_the_store(bulk: bool) -> None:
+    begun: list[weakref.ref[Any]] = []
+    threads = Pool(1, "send")
+    begin: Any = partial(BulkLine.begin, 100, threads) if bulk else partial(Line.begin, 100)
 
-    connected = Line.connection_made
-    monkeypatch.setattr(Line, "connection_made", made)
+    async def watched(*connected: Any) -> Any:
+        line = await begin(*connected)
+        begun.append(weakref.ref(line))
+        return line
+
+    async def ask(line: Any) -> Reply:
+        head = request("PUT", "/b/k", {"host": "h", "content-length": "4"})
+        return await line.ask(head, memoryview(b"body"), *([Throttle()] if bulk else []))
+
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    asked = Lines(100)
+    lines: Lines[Any] = Lines(watched)
     with suppress(ConnectionError):
-        origin = Origin("127.0.0.1", server.sockets[0].getsockname()[1], None)
-        await asked.ask(origin, request("GET", "/b/k", {"host": "h"}))
-    asked.close()
+        await lines.ask(Origin("127.0.0.1", server.sockets[0].getsockname()[1], None), ask)
+    lines.close()
     server.close()
     await server.wait_closed()
+    threads.close()
     await settled()
-    assert [line() for line in lines] == [None]
+    assert [line() for line in begun] == [None]
 
 
 async def test_of_a_client_that_breaks_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

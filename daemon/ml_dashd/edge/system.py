@@ -121,15 +121,16 @@ async def breathe() -> None:
     await asyncio.sleep(0)
 
 
-async def unhurried(future: asyncio.Future[T]) -> T:
+async def unhurried(future: asyncio.Future[T], hurry: Callable[[], None] = lambda: None) -> T:
     """Its result. A caller that is cancelled, even twice, still waits: buffers and descriptors stay.
 
-    Nobody whom its failure passes keeps the future: a failure holds the frames that it passed, and so itself, and all
-    that they have, until garbage is collected.
+    `hurry` is called then, once. Nobody whom its failure passes keeps the future: a failure holds the frames that it
+    passed, and so itself, and all that they have, until garbage is collected.
     """
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
+        hurry()
         while not future.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
