@@ -17,6 +17,8 @@ from ml_dash.errors import Code
 from ml_dashd.core.model import Job, Protection
 from ml_dashd.core.states import State
 from ml_dashd.edge import cloning, spool_copies
+from ml_dashd.edge.descriptors import FOR_LEASES, FOR_PINS, DescriptorBudget
+from ml_dashd.edge.file_leases import FileLeases
 from tests.edge.pin_rig import (
     MIB,
     SIZE,
@@ -168,6 +170,20 @@ def test_without_a_lease_it_is_an_alarm(tmp_path: Path, path: Path, monkeypatch:
         next_one = spool.take(written(path.with_name("next.pt")))
         touch(Path(next_one.pin.source))
         assert spool.read(next_one) == content()
+
+
+def test_leases_are_the_first_to_go_without_descriptors(waiting: Spool, path: Path) -> None:
+    """A source that is held open is worth more, and gets along with half of what may be held."""
+    budget, held = DescriptorBudget(), [0]
+    budget.count(lambda: held[0])
+    leases = FileLeases(budget, part=FOR_LEASES)
+    descriptor = os.open(written(path), os.O_RDONLY)
+    assert leases.take(descriptor, 1) is None
+    leases.let_go(1)
+    held[0] = budget.left() // 2 - 1
+    assert leases.take(descriptor, 1) is not None
+    assert budget.left(FOR_PINS) > 0
+    os.close(descriptor)
 
 
 def test_nobody_waits_for_what_needs_no_source(waiting: Spool, path: Path) -> None:

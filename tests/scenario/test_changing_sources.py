@@ -208,6 +208,19 @@ def test_a_source_that_is_leased_until_it_is_read(tmp_path: Path, pin: str, stag
         assert here.daemon.store.open_uploads() == []
 
 
+def test_what_is_read_in_one_request_is_leased_no_more(tmp_path: Path) -> None:
+    """However long the catalog takes: whoever opens it to write waits for nobody."""
+    with hanging(tmp_path / "daemon", tmp_path / "store", "finish.before_catalog", LEASED) as daemon:
+        make_file(tmp_path / "a.bin", MIB)
+        with daemon.experiment().run as exp:
+            result = exp.files.upload(tmp_path / "a.bin")
+            daemon.wait_until_hung()
+            assert leases(tmp_path / "a.bin") == []
+            (tmp_path / "a.bin").write_bytes(b"the next epoch")
+            daemon.resume()
+            result.wait(60)
+
+
 @pytest.mark.parametrize("stage", [*UNREAD, *READ])
 @pytest.mark.parametrize("pin", ["link", "fd"])
 def test_whatever_happens_to_a_source_by_default(tmp_path: Path, pin: str, stage: str, full_size: bool) -> None:

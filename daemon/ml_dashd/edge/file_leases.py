@@ -68,10 +68,14 @@ def break_time_s(path: Path = BREAK_TIME) -> float:
 
 
 class FileLeases:
-    """The leases that are held, by the file's id. Calls come from several threads."""
+    """The leases that are held, by the file's id. Calls come from several threads.
 
-    def __init__(self, budget: DescriptorBudget, most: int = MOST) -> None:
+    So many at most, and as part of the budget of descriptors no more than that.
+    """
+
+    def __init__(self, budget: DescriptorBudget, most: int = MOST, part: float = FOR_PINS) -> None:
         self._most = most
+        self._part = part
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
         self._budget = budget
@@ -79,7 +83,7 @@ class FileLeases:
 
     def take(self, descriptor: int, file_id: int) -> str | None:
         """Takes one on an open file; why not, where that can't be, else None."""
-        if len(self._held) >= self._most or self._budget.left(FOR_PINS) <= 0:
+        if len(self._held) >= self._most or self._budget.left(self._part) <= 0:
             return "as many leases are held as may be"
         kind = file_system(descriptor)
         if kind == FUSE or kind in NETWORK:
