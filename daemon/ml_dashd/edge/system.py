@@ -121,11 +121,15 @@ async def breathe() -> None:
     await asyncio.sleep(0)
 
 
-async def unhurried(future: asyncio.Future[T]) -> T:
-    """Its result. A caller that is cancelled, even twice, still waits: buffers and descriptors stay."""
+async def unhurried(future: asyncio.Future[T], hurry: Callable[[], None] = lambda: None) -> T:
+    """Its result. A caller that is cancelled, even twice, still waits: buffers and descriptors stay.
+
+    `hurry` is called then, once.
+    """
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
+        hurry()
         while not future.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
