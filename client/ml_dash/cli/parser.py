@@ -21,7 +21,7 @@ EXAMPLES = {
     "status": """\
   ml-dash status                                   the daemon that a script here would use
   ml-dash status --root ./runs                     the one that serves a folder
-  ml-dash status --json | jq .files.QUEUED""",
+  ml-dash status --json | jq '.files.QUEUED.files // 0'""",
     "put": """\
   ml-dash put model.pt --prefix alice/cv/resnet
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --tag best --wait
