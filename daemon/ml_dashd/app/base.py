@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,10 @@ LEASE_THREADS = 2
 """For copies that a writer waits for, behind nobody else's."""
 
 
+Counted = Mapping[str, Mapping[str, int]]
+"""Retries by fault, failures by code."""
+
+
 class Base:
     """Made once a daemon has its state folder for itself: its threads begin here."""
 
@@ -31,7 +35,7 @@ class Base:
         self.clock = clock
         plan = fault_plan()
         self.faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
-        self.meter, self.render = _meter(config)
+        self.meter, self.render, self.counted = _meter(config)
         self.polite = Politeness(config.limits.nice, config.limits.io_class)
         self.threads = Pool(config.limits.threads, "work", self.polite)
         self.quick = Pool(QUICK_THREADS, "quick")
@@ -46,11 +50,11 @@ class Base:
             pool.close()
 
 
-def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes]]:
-    """What counts, and what makes a page of it where somebody can ask for one."""
+def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes], Callable[[], Counted]]:
+    """What counts; what makes Prometheus' page of it where somebody can ask for one; and what it has counted."""
     if not config.http.listen:
-        return NoMeter(), lambda _: b""
+        return NoMeter(), lambda _: b"", lambda: {"retries": {}, "failures": {}}
     from ml_dashd.edge.metrics import PrometheusMeter  # noqa: PLC0415 an embedded daemon does without
 
     meter = PrometheusMeter(version("ml-dash"))
-    return meter, meter.render
+    return meter, meter.render, meter.counted
