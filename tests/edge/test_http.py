@@ -21,8 +21,9 @@ import pytest
 
 from ml_dash.address import reachable
 from ml_dash.errors import Code, MLDashError
+from ml_dashd.core.figures import Figures, Sending
 from ml_dashd.core.listen import Listen
-from ml_dashd.core.model import Figures, Sending, Trouble
+from ml_dashd.core.model import Trouble
 from ml_dashd.core.overview import Running, overview
 from ml_dashd.edge import http
 from ml_dashd.edge.http import MAX_CONNECTIONS, MAX_REQUEST_BYTES, HttpServer

@@ -8,20 +8,8 @@ import re
 import pytest
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import (
-    Backlog,
-    Blocked,
-    Disk,
-    Figures,
-    FileRecord,
-    Job,
-    Pin,
-    PinKind,
-    Sending,
-    StateCount,
-    Summary,
-    Trouble,
-)
+from ml_dashd.core.figures import Backlog, Blocked, Disk, Figures, Sending, StateCount, Summary
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Trouble
 from ml_dashd.core.overview import NEWEST, Running, overview
 from ml_dashd.core.states import State
 from ml_dashd.edge.status_page import STYLE, as_html, duration, size

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_dashd.core.model import Figures, Job, Summary, Trouble
+from ml_dashd.core.figures import Figures, Summary
+from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.redact import redact
 
 NEWEST = 8
