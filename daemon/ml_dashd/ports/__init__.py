@@ -8,7 +8,7 @@ from ml_dashd.ports.inbox import Dropped, Inbox
 from ml_dashd.ports.journal import Handed, Journal, JournalError, Superseded
 from ml_dashd.ports.nodes import Ids, Leases, Whereabouts
 from ml_dashd.ports.operations import Machine, Manifest, Meter, Supervisor
-from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Pins, Source, SyncRefusedError
+from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Offer, Pins, Source, SyncRefusedError
 from ml_dashd.ports.runs import Runs, ShownRuns, Tree
 from ml_dashd.ports.service import Send, Service, Session
 from ml_dashd.ports.sets import Sets
@@ -37,6 +37,7 @@ __all__ = [
     "Meter",
     "NotAnArchiveError",
     "NotMountedError",
+    "Offer",
     "Pins",
     "Prober",
     "Runs",
