@@ -20,7 +20,8 @@ from tests.servers.environments import server_python
 from tests.servers.s3server import free_ports
 
 _GUARD = Path(__file__).with_name("guard.py")
-_READY_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 300.0
+"""One that has died is found out at once; a machine that others want, too, may take a minute to start one."""
 _POLL_S = 0.05
 _ALREADY_INITIALIZED = 23
 _TRANSACTION_S = 5
