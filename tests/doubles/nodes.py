@@ -97,5 +97,6 @@ def assert_one_each(experiment: Experiment, store: StoreUnderTest, expected: dic
     assert {record["state"] for record in records} == {"DONE"}
     objects = store.contents(f"{experiment.prefix}/")
     assert objects == {store.key_of(record): record["checksum"] for record in records}
-    assert store.open_uploads() == []
+    left = store.open_uploads()
+    assert left == [], f"uploads are left open: {left}"
     return records
