@@ -3,7 +3,7 @@
 The stores and the catalogs have contract suites in tests/contract, which every implementation passes.
 """
 
-from ml_dashd.ports.catalog import Catalog, Inventory, TakenError, gone_of
+from ml_dashd.ports.catalog import Catalog, Inventory, Rounds, TakenError, gone_of
 from ml_dashd.ports.inbox import Dropped, Inbox
 from ml_dashd.ports.journal import Handed, Journal, JournalError, Superseded
 from ml_dashd.ports.nodes import Ids, Leases, Whereabouts
@@ -40,6 +40,7 @@ __all__ = [
     "Offer",
     "Pins",
     "Prober",
+    "Rounds",
     "Runs",
     "Send",
     "Service",
