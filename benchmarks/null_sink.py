@@ -1,6 +1,6 @@
 """A null S3 server: benchmarks send to it, so that what they measure is the sender.
 
-    python benchmarks/null_sink.py [--port N] [--verify] [--tls CA_FILE]
+    python benchmarks/null_sink.py [--port N] [--verify] [--tls CA_FILE] [--processes N]
 
 Prints its port, listens on loopback alone, and ends when its stdin does. What it answers is in null_store.py.
 
@@ -9,7 +9,9 @@ and the checksum that its sender stated is believed. Bodies up to READ_BYTES are
 because clients find out with small ones what a server can do; with --verify all are. With --tls it makes an authority,
 writes its certificate to CA_FILE, and has itself certified for 127.0.0.1 and localhost.
 
-One thread serves all connections: with one each, as many as a client opens would take turns at Python's lock.
+One thread serves all connections: with one each, as many as a client opens would take turns at Python's lock. With
+--processes there are several such threads, each in a process of its own (by default one for each four cores): what
+many cores send, one can't decrypt.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from null_share import AskedStore, share
 from null_store import CRC64, CRCS, STATED, Answer, Body, NullStore, Refused, Request, encode, parse, refusal, stated
 
 READ_BYTES = 64 * 1024
@@ -49,7 +52,7 @@ def ready(events: int) -> Generator[int, None, None]:
 class Connection:
     """One client's connection: its requests, one after the other."""
 
-    def __init__(self, peer: socket.socket, store: NullStore, *, verify: bool) -> None:
+    def __init__(self, peer: socket.socket, store: NullStore | AskedStore, *, verify: bool) -> None:
         self._peer = peer
         self._store = store
         self._read_limit = sys.maxsize if verify else READ_BYTES
@@ -267,18 +270,36 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     parser.add_argument("--verify", action="store_true", help="read every body and verify its checksums")
     parser.add_argument("--tls", type=Path, metavar="CA_FILE", help="serve HTTPS; the authority goes to this file")
+    each_four = max(1, (os.cpu_count() or 1) // 4)
+    parser.add_argument("--processes", type=int, default=each_four, help="default: one for each four cores")
     options = parser.parse_args()
     context = certified(options.tls) if options.tls else None
-    store = NullStore()
+    stdin = sys.stdin.fileno()
 
-    def begin(peer: socket.socket) -> Coroutine[int, None, None]:
-        if context is not None:
-            peer = context.wrap_socket(peer, server_side=True, do_handshake_on_connect=False)
-        return Connection(peer, store, verify=options.verify).serve()
+    def serving(listener: socket.socket, store: NullStore | AskedStore) -> None:
+        def begin(peer: socket.socket) -> Coroutine[int, None, None]:
+            if context is not None:
+                peer = context.wrap_socket(peer, server_side=True, do_handshake_on_connect=False)
+            return Connection(peer, store, verify=options.verify).serve()
 
-    with socket.create_server(("127.0.0.1", options.port), backlog=BACKLOG) as listener, suppress(KeyboardInterrupt):
-        print(listener.getsockname()[1], flush=True)
-        serve(listener, begin, sys.stdin.fileno())
+        with suppress(KeyboardInterrupt):
+            serve(listener, begin, stdin)
+
+    def serving_too(store: AskedStore) -> None:
+        with socket.create_server(("127.0.0.1", port), backlog=BACKLOG, reuse_port=True) as another:
+            store.ready()
+            serving(another, store)
+
+    if options.processes == 1:
+        with socket.create_server(("127.0.0.1", options.port), backlog=BACKLOG) as listener:
+            print(listener.getsockname()[1], flush=True)
+            serving(listener, NullStore())
+        return
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", options.port))  # who does not listen gets none of the connections
+        port = reserved.getsockname()[1]
+        share(options.processes, serving_too, lambda: print(port, flush=True), stdin)
 
 
 if __name__ == "__main__":

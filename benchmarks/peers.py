@@ -119,9 +119,9 @@ class Stage:
     def send(self, client: str, name: str) -> Run:
         """Everything to keys that have a folder `name`. Raises where it is not all there."""
         by = {OURS: self._by_daemon, OURS_HANDED_OVER: self._by_daemon, OURS_QUEUED: self._from_queue}
-        sink_cpu_s = rig.cpu_seconds(self._sink.pid)
+        sink_cpu_s = self._sink.cpu_s
         run = by[client](name) if client in by else self._by_peer(client, name)
-        return replace(run, sink_cpu_s=rig.cpu_seconds(self._sink.pid) - sink_cpu_s)
+        return replace(run, sink_cpu_s=self._sink.cpu_s - sink_cpu_s)
 
     def stored(self, name: str) -> Counter[tuple[int, str | None]]:
         return self._sink.stored(name)

@@ -130,8 +130,15 @@ class NullSink:
         self._process.communicate()  # closes its stdin, which ends it
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """Of its process, and of those that it shares its work with."""
+        pid = self._process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+    @property
+    def cpu_s(self) -> float:
+        """All the CPU time that it has taken."""
+        return sum(map(cpu_seconds, self.pids))
 
     @property
     def ca_file(self) -> str:
@@ -140,11 +147,13 @@ class NullSink:
     @contextmanager
     def held(self) -> Iterator[None]:
         """It answers nobody: what is sent to it waits."""
-        self._process.send_signal(signal.SIGSTOP)
+        for pid in (pids := self.pids):
+            os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            self._process.send_signal(signal.SIGCONT)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def stored(self, name: str) -> Counter[tuple[int, str | None]]:
         """Sizes and CRC64NVMEs (None: not known) of what lies below a folder of that name, wherever it is."""

@@ -92,8 +92,8 @@ class SpoolConfig:
 class LimitsConfig:
     """The table [limits]."""
 
-    memory: int = 72 * MIB
-    threads: int = 4
+    memory: int = 0
+    threads: int = 0
     connections: int = 16
     bandwidth: int = 0
     nice: int = 10
@@ -273,7 +273,7 @@ def embedded(root: Path, state_dir: Path | None = None) -> Config:
 
 def _checked_together(config: Config) -> Config:
     """What each may be, but not both."""
-    if config.limits.memory < 2 * config.store.part_size:
+    if 0 < config.limits.memory < 2 * config.store.part_size:
         raise error(
             Code.CONFIG,
             f"limits.memory is {config.limits.memory} and store.part_size {config.store.part_size}",

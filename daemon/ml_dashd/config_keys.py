@@ -35,8 +35,8 @@ LEAST: dict[str, float] = {
     "store.orphan_age": 3600,
     "retention.keep_last": 0,
     "retention.incomplete_sets": 1,
-    "limits.memory": 32 * MIB,
-    "limits.threads": 1,
+    "limits.memory": 0,
+    "limits.threads": 0,
     "limits.connections": 1,
     "limits.bandwidth": 0,
     "limits.nice": 0,
@@ -49,8 +49,8 @@ LEAST: dict[str, float] = {
     "spool.lease_max_delay": 0,
     "access.admins": 0,
 }
-LEAST_BANDWIDTH = 64 * 1024
-"""Bytes a second: with less, a request would take longer than its signature holds."""
+LEAST_UNLESS_0 = {"limits.bandwidth": 64 * 1024, "limits.memory": 32 * MIB}
+"""With fewer bytes a second, a request would take longer than its signature holds."""
 MOST: dict[str, float] = {
     "store.part_size": 5 * 1024 * MIB,
     "limits.threads": 64,
@@ -148,8 +148,8 @@ def _check(name: str, value: Any) -> None:
 def _check_range(name: str, value: float) -> None:
     if not LEAST[name] <= value <= MOST.get(name, float("inf")):
         raise wrong(name, value, f"at least {LEAST[name]}" + (f", at most {MOST[name]}" if name in MOST else ""))
-    if name == "limits.bandwidth" and 0 < value < LEAST_BANDWIDTH:
-        raise wrong(name, value, f"0, or at least {LEAST_BANDWIDTH}")
+    if 0 < value < (least := LEAST_UNLESS_0.get(name, 0)):
+        raise wrong(name, value, f"0, or at least {least}")
 
 
 def _check_pattern(name: str, value: str) -> None:

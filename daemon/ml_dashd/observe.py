@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.core.model import Backlog, Disk, Figures, Sending, Trouble
+from ml_dashd.core.figures import Backlog, Disk, Figures, Sending
+from ml_dashd.core.model import Trouble
 from ml_dashd.ports import Clock, Journal, JournalError, Meter, Pins, Threads
 
 T = TypeVar("T")

@@ -130,8 +130,8 @@ REFUSED = [
     ("[store]\npart_size = 5_242_879", "store.part_size is 5242879", "at least 5242880, at most 5368709120"),
     ("[store]\npart_size = 5_368_709_121", "store.part_size is 5368709121", "at most 5368709120"),
     ("[limits]\nmemory = 33_554_431", "limits.memory is 33554431", "at least 33554432"),
-    ("[limits]\nthreads = 0", "limits.threads is 0", "at least 1, at most 64"),
-    ("[limits]\nthreads = 65", "limits.threads is 65", "at least 1, at most 64"),
+    ("[limits]\nthreads = -1", "limits.threads is -1", "at least 0, at most 64"),
+    ("[limits]\nthreads = 65", "limits.threads is 65", "at least 0, at most 64"),
     ("[limits]\nconnections = 257", "limits.connections is 257", "at least 1, at most 256"),
     ("[limits]\nbandwidth = 65_535", "limits.bandwidth is 65535", "0, or at least 65536"),
     ("[limits]\nbandwidth = -1", "limits.bandwidth is -1", "at least 0"),
@@ -192,7 +192,7 @@ REFUSED = [
     ('[store]\nsse="aws:kms"\nsse_kms_key_id="a\\nb"', "store.sse_kms_key_id is", "ASCII without spaces"),
     ("[store]\nstorage_class = 'COLD LINE'", "store.storage_class is 'COLD LINE'", "ASCII without spaces"),
     ("[store]\nstorage_class = 'GLACIER'", "store.storage_class is GLACIER", "GLACIER_IR"),
-    ("[store]\npart_size = 50331648", "limits.memory is 75497472 and store.part_size 50331648", "at least twice"),
+    ("[store]\npart_size = 50331648\n[limits]\nmemory = 75497472", "limits.memory is 75497472", "at least twice"),
     ("[spool]\npools = ['/x', 'spool']", "spool.pools is", "an absolute path"),
     ("[spool]\npools = ['']", "spool.pools is", "an absolute path"),
     ("[daemon", "not TOML", "at end of document"),
@@ -251,7 +251,7 @@ def test_the_environment_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     bad, good = tmp_path / "bad.toml", tmp_path / "good.toml"
-    bad.write_text("[limits]\nthreads = 0")
+    bad.write_text("[limits]\nthreads = 65")
     good.write_text('[store]\nurl = "s3://bucket"')
     monkeypatch.setenv("ML_DASH_CONFIG", str(bad))
     assert refused(capsys, "check-config").startswith(f"ml-dashd: {bad}: limits.threads")

@@ -75,7 +75,7 @@ class Queue:
         self.uploads = Uploads(journal)
         self.worker = Worker(  # type: ignore[arg-type]
             journal, self.uploads, Batch, Nowhere(), SystemClock(), NoMeter(),
-            breaker=Breaker(journal, SystemClock()), outbox=Outbox(journal, Nowhere(), SystemClock()),
+            breaker=Breaker(journal, SystemClock()), outbox=Outbox(journal, Nowhere(), SystemClock()), large=1,
         )  # fmt: skip
 
     async def take(self, number: int, size: int, priority: int = 0, experiment: str = "c") -> Job:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +18,7 @@ import uvloop
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.model import Algorithm, Target
 from ml_dashd.core.retry import StoreError
-from ml_dashd.edge import s3_client, s3_line, s3_send, tls
+from ml_dashd.edge import s3_bulk, s3_client, s3_line, s3_send, tls
 from ml_dashd.edge.s3 import S3Store
 from ml_dashd.edge.s3_client import S3Settings
 from tests.doubles.authority import Authority
@@ -83,7 +86,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def front(sink: str, authority: Authority, keys: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[TlsProxy]:
     """TLS ends there, and nothing is read once the connection stands."""
     monkeypatch.setattr(s3_client, "USER_TIMEOUT_MS", USER_TIMEOUT_MS)
-    monkeypatch.setattr(s3_send, "STALL_S", GIVEN_UP_S)
+    for module in (s3_send, s3_bulk):
+        monkeypatch.setattr(module, "STALL_S", GIVEN_UP_S)
     with TlsProxy(sink, authority.server) as proxy:
         yield proxy
 
@@ -100,24 +104,34 @@ async def put(store: S3Store) -> Any:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
-    """The sockets of the data path."""
-    sockets: list[socket.socket] = []
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sockets of the data path, as /proc names them."""
+    sockets: list[str] = []
 
     def make(address: tuple[Any, ...]) -> socket.socket:
-        sockets.append(s3_client.make_socket(address))
-        return sockets[-1]
+        socket = s3_client.make_socket(address)
+        sockets.append(f"socket:[{os.fstat(socket.fileno()).st_ino}]")
+        return socket
 
     for module in (s3_send, s3_line):
         monkeypatch.setattr(module, "make_socket", make)
     return sockets
 
 
+def open_files() -> set[str]:
+    """What this process has open, as /proc names it."""
+    found = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(str(each.readlink()))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("proxied", [False, True], ids=["straight", "by a proxy"])
 @pytest.mark.parametrize("how", ["stalled", "cancelled"])
 def test_a_peer_that_takes_nothing_keeps_no_connection(
-    how: str, proxied: bool, front: TlsProxy, authority: Authority, made: list[socket.socket]
+    how: str, proxied: bool, front: TlsProxy, authority: Authority, made: list[str]
 ) -> None:
     """On the loop that the daemon runs on."""
 
@@ -131,7 +145,7 @@ def test_a_peer_that_takes_nothing_keeps_no_connection(
             await sending
         assert isinstance(ended.value, asyncio.CancelledError if how == "cancelled" else StoreError)
         async with asyncio.timeout(BOUND_S):
-            while any(each.fileno() >= 0 for each in made):  # noqa: ASYNC110 nobody tells of it
+            while open_files().intersection(made):  # noqa: ASYNC110 nobody tells of it
                 await asyncio.sleep(0.02)
         await store.close()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -12,58 +12,19 @@ import pytest_asyncio
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge import s3_line
 from ml_dashd.edge.s3_client import Origin
-from ml_dashd.edge.s3_line import Lines, Reply, request
+from ml_dashd.edge.s3_line import NOTHING, Line, Lines, request
+from ml_dashd.edge.s3_reply import Reply
+from tests.doubles.scripted_server import BULK, OK, Server, ending_with, hang_up, peer_that
 
-OK = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n'
 ASKED = request("PUT", "/b/k", {"host": "h", "content-length": "4"}, b"body")
-Say = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
-class Server:
-    """Answers each request with the next of `says`; connections are counted, and may be ended."""
+def kept() -> Lines[Line]:
+    return Lines(partial(Line.begin, 100))
 
-    def __init__(self) -> None:
-        self.says: list[bytes | Say] = []
-        self.asked: list[bytes] = []
-        self.connections = 0
-        self.came = asyncio.Event()
-        self.ended = asyncio.Event()
-        self._writers: list[asyncio.StreamWriter] = []
 
-    async def start(self, bytes_at_once: int = 32 * 1024 * 1024) -> Origin:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=bytes_at_once)
-        return Origin("127.0.0.1", self._server.sockets[0].getsockname()[1], None)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writers.append(writer)
-        try:
-            while True:
-                self.asked.append(await self._request(reader))
-                self.came.set()
-                say = self.says.pop(0)
-                if isinstance(say, bytes):
-                    writer.write(say)
-                else:
-                    await say(writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            self.ended.set()
-        finally:
-            writer.close()
-
-    async def _request(self, reader: asyncio.StreamReader) -> bytes:
-        """A request, to the word with which each of them ends."""
-        head = await reader.readuntil(b"\r\n\r\n")
-        size = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-        return head + await reader.readexactly(size)
-
-    def end_all(self) -> None:
-        for writer in self._writers:
-            writer.close()
-
-    async def stop(self) -> None:
-        self.end_all()
-        self._server.close()
+async def ask(lines: Lines[Line], origin: Origin, request: bytes, body: memoryview = NOTHING) -> Reply:
+    return await lines.ask(origin, lambda line: line.ask(request, body))
 
 
 @pytest_asyncio.fixture
@@ -71,18 +32,6 @@ async def server() -> AsyncIterator[Server]:
     made = Server()
     yield made
     await made.stop()
-
-
-async def hang_up(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
-def ending_with(text: bytes) -> Say:
-    async def say(writer: asyncio.StreamWriter) -> None:
-        writer.write(text)
-        writer.close()
-
-    return say
 
 
 async def test_an_answer_from_where_the_bucket_was_keeps_no_connection_there(server: Server) -> None:
@@ -93,23 +42,23 @@ async def test_an_answer_from_where_the_bucket_was_keeps_no_connection_there(ser
         await go.wait()
         writer.write(OK)
 
-    origin, moved, lines = await server.start(), await other.start(), Lines(100)
+    origin, moved, lines = await server.start(), await other.start(), kept()
     server.says, other.says = [late, OK], [OK, OK]
-    first = asyncio.create_task(lines.ask(origin, ASKED))
+    first = asyncio.create_task(ask(lines, origin, ASKED))
     await server.came.wait()
-    await lines.ask(moved, ASKED)
+    await ask(lines, moved, ASKED)
     go.set()
     assert (await first).status == 200
-    await lines.ask(moved, ASKED)
+    await ask(lines, moved, ASKED)
     assert (len(server.asked), len(other.asked)) == (1, 2)
     lines.close()
     await other.stop()
 
 
 async def test_a_connection_is_kept_for_the_next_request(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK, OK]
-    first, second = await lines.ask(origin, ASKED), await lines.ask(origin, ASKED)
+    first, second = await ask(lines, origin, ASKED), await ask(lines, origin, ASKED)
     assert first == second == Reply(200, {"etag": '"e"', "content-length": "0"}, b"")
     assert (server.connections, server.asked) == (1, [ASKED, ASKED])
     lines.close()
@@ -117,36 +66,36 @@ async def test_a_connection_is_kept_for_the_next_request(server: Server) -> None
 
 
 async def test_a_kept_connection_that_has_ended_costs_nothing(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK, hang_up, OK]
-    await lines.ask(origin, ASKED)
-    assert (await lines.ask(origin, ASKED)).status == 200
+    await ask(lines, origin, ASKED)
+    assert (await ask(lines, origin, ASKED)).status == 200
     assert server.connections == 2
     lines.close()
 
 
 async def test_a_request_is_not_repeated_once_some_of_its_answer_has_come(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK, ending_with(b"HTTP/1.1 200 OK\r\nContent-Le")]
-    await lines.ask(origin, ASKED)
+    await ask(lines, origin, ASKED)
     with pytest.raises(ConnectionError):
-        await lines.ask(origin, ASKED)
+        await ask(lines, origin, ASKED)
     assert len(server.asked) == 2
 
 
 async def test_a_fresh_connection_that_ends_is_an_error(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [hang_up]
     with pytest.raises(ConnectionError, match="hung up"):
-        await lines.ask(origin, ASKED)
+        await ask(lines, origin, ASKED)
 
 
 async def test_a_server_that_wants_no_more_requests_is_asked_on_another_connection(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), OK]
-    await lines.ask(origin, ASKED)
+    await ask(lines, origin, ASKED)
     await server.ended.wait()
-    await lines.ask(origin, ASKED)
+    await ask(lines, origin, ASKED)
     assert server.connections == 2
     lines.close()
 
@@ -162,37 +111,37 @@ async def test_a_server_that_wants_no_more_requests_is_asked_on_another_connecti
     ids=["length", "chunks", "after a continue", "too long"],
 )
 async def test_a_refusal_is_read(server: Server, answer: bytes, content: bytes) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [answer]
-    assert (await lines.ask(origin, ASKED))[::2] == (403, content)
+    assert (await ask(lines, origin, ASKED))[::2] == (403, content)
     lines.close()
 
 
 async def test_a_refusal_without_a_length_ends_with_the_connection(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [ending_with(b"HTTP/1.1 403 No\r\n\r\n<Err>")]
-    assert (await lines.ask(origin, ASKED))[::2] == (403, b"<Err>")
+    assert (await ask(lines, origin, ASKED))[::2] == (403, b"<Err>")
 
 
 async def test_a_truncated_refusal_is_none(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [ending_with(b"HTTP/1.1 403 No\r\nContent-Length: 50\r\n\r\n<Err>")]
     with pytest.raises(ConnectionError):
-        await lines.ask(origin, ASKED)
+        await ask(lines, origin, ASKED)
 
 
 async def test_what_is_not_http_is_an_error(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [b"SSH-2.0-OpenSSH_9.2\r\n"]
     with pytest.raises(ConnectionError, match="not HTTP"):
-        await lines.ask(origin, ASKED)
+        await ask(lines, origin, ASKED)
     await server.ended.wait()
 
 
 async def test_whoever_gives_up_ends_the_connection(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [b""]
-    asking = asyncio.create_task(lines.ask(origin, ASKED))
+    asking = asyncio.create_task(ask(lines, origin, ASKED))
     await server.came.wait()
     asking.cancel()
     await server.ended.wait()
@@ -201,30 +150,30 @@ async def test_whoever_gives_up_ends_the_connection(server: Server) -> None:
 
 
 async def test_a_silent_server_is_given_up_and_not_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK, b""]
-    await lines.ask(origin, ASKED)
+    await ask(lines, origin, ASKED)
     monkeypatch.setattr(s3_line, "DATA_READ_TIMEOUT_S", 0.05)
     with pytest.raises(ConnectionError, match="no answer"):
-        await lines.ask(origin, ASKED)
+        await ask(lines, origin, ASKED)
     await server.ended.wait()
     assert len(server.asked) == 2
 
 
 async def test_an_idle_connection_is_ended(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_line, "IDLE_S", 0.05)
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK]
-    await lines.ask(origin, ASKED)
+    await ask(lines, origin, ASKED)
     await server.ended.wait()
 
 
 async def test_an_answer_that_nobody_asked_for_ends_the_connection(server: Server) -> None:
     """Its next request would be given the answer to another."""
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK + OK.replace(b"200", b"500"), OK]
-    assert (await lines.ask(origin, ASKED)).status == 200
-    assert (await lines.ask(origin, ASKED)).status == 200
+    assert (await ask(lines, origin, ASKED)).status == 200
+    assert (await ask(lines, origin, ASKED)).status == 200
     assert server.connections == 2
     lines.close()
 
@@ -235,7 +184,7 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
     nobody.close()
     await nobody.wait_closed()
     with pytest.raises(StoreError, match=str(port)) as refused:
-        await Lines(100).ask(Origin("127.0.0.1", port, None), ASKED)
+        await ask(kept(), Origin("127.0.0.1", port, None), ASKED)
     assert refused.value.fault is Fault.UNREACHABLE
 
 
@@ -244,56 +193,27 @@ def test_no_header_can_be_two() -> None:
         request("PUT", "/", {"content-type": "a\r\nx-amz-acl: public-read"}, b"")
 
 
-BULK = bytes(range(256)) * 32 * 1024
-"""8 MiB: more than the buffers of both ends hold."""
-HEAD = request("PUT", "/b/k", {"host": "h", "content-length": str(len(BULK) + 4)})
+HEAD = request("PUT", "/b/k", {"host": "h", "content-length": str(len(BULK))})
 
 
-async def in_pieces() -> AsyncIterator[memoryview]:
-    for start in range(0, len(BULK), 1024 * 1024):
-        yield memoryview(BULK)[start : start + 1024 * 1024]
-        await asyncio.sleep(0)
-    yield memoryview(b"body")
-
-
-async def test_a_body_in_pieces_arrives_whole_at_a_server_that_takes_its_time(server: Server) -> None:
-    origin, lines = await server.start(bytes_at_once=64 * 1024), Lines(100)
+async def test_a_body_arrives_whole_at_a_server_that_takes_its_time(server: Server) -> None:
+    origin, lines = await server.start(bytes_at_once=64 * 1024), kept()
     server.says = [OK, OK]
     for _ in range(2):
-        assert (await lines.ask(origin, HEAD, in_pieces)).status == 200
-    assert server.asked == [HEAD + BULK + b"body"] * 2
+        assert (await ask(lines, origin, HEAD, memoryview(BULK))).status == 200
+    assert server.asked == [HEAD + BULK] * 2
     assert server.connections == 1
     lines.close()
 
 
 async def test_a_body_goes_from_its_start_where_the_kept_connection_has_ended(server: Server) -> None:
-    origin, lines = await server.start(), Lines(100)
+    origin, lines = await server.start(), kept()
     server.says = [OK, OK]
-    await lines.ask(origin, ASKED)
+    await ask(lines, origin, ASKED)
     server.end_all()
-    assert (await lines.ask(origin, HEAD, in_pieces)).status == 200
-    assert server.asked == [ASKED, HEAD + BULK + b"body"]
+    assert (await ask(lines, origin, HEAD, memoryview(BULK))).status == 200
+    assert server.asked == [ASKED, HEAD + BULK]
     lines.close()
-
-
-@asynccontextmanager
-async def peer_that(
-    begins: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[Origin]:
-    """A server that does that with a connection, and then nothing until the test is over."""
-    over, ended = asyncio.Event(), asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await begins(reader, writer)
-        await over.wait()
-        writer.transport.abort()
-        ended.set()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield Origin("127.0.0.1", listening.sockets[0].getsockname()[1], None)
-    over.set()
-    await ended.wait()
-    listening.close()
 
 
 @pytest.mark.parametrize(("status", "taken"), [(b"503 Slow Down", True), (b"403 Forbidden", True), (b"200 OK", False)])
@@ -305,13 +225,13 @@ async def test_an_answer_to_half_a_body_is_a_refusal_or_nothing(status: bytes, t
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
 
-    lines = Lines(100)
+    lines = kept()
     async with peer_that(refuse) as origin, asyncio.timeout(30):
         if taken:
-            assert (await lines.ask(origin, HEAD, in_pieces)).status == int(status[:3])
+            assert (await ask(lines, origin, HEAD, memoryview(BULK))).status == int(status[:3])
         else:
             with pytest.raises(ConnectionError, match="before it had the whole body"):
-                await lines.ask(origin, HEAD, in_pieces)
+                await ask(lines, origin, HEAD, memoryview(BULK))
         await asyncio.sleep(0)  # the transport tells of its end in the loop's next turn
         assert not lines._all
 
@@ -323,9 +243,9 @@ async def test_whoever_gives_up_a_body_that_nobody_takes_ends_its_connection() -
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         begun.set()
 
-    lines = Lines(100)
+    lines = kept()
     async with peer_that(take_nothing) as origin:
-        asking = asyncio.create_task(lines.ask(origin, HEAD, in_pieces))
+        asking = asyncio.create_task(ask(lines, origin, HEAD, memoryview(BULK)))
         await begun.wait()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -15,7 +15,10 @@ from ml_dashd.core.plan import (
     MIB,
     MIN_PART_BYTES,
     PART_BYTES,
+    SMALL_BYTES,
     Part,
+    at_once,
+    buffers_bytes,
     part_size,
     parts,
 )
@@ -53,6 +56,30 @@ def test_a_plan_covers_the_file_exactly(size: int, preferred: int):
 def test_parts_of_any_size_cover_the_file(size: int, each: int):
     whole = bytes(index % 251 for index in range(size))
     assert b"".join(whole[part.offset : part.offset + part.size_bytes] for part in parts(size, each)) == whole
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "files"),
+    [
+        (1, None, 4),
+        (8, None, 4),
+        (16, None, 8),
+        (192, None, 16),
+        (192, 2 * 1024 * MIB, 16),
+        (192, 1024 * MIB, 15),
+        (192, 512 * MIB, 7),
+        (192, 128 * MIB, 4),
+    ],
+)
+def test_more_files_are_sent_at_once_where_there_are_cores_and_memory_for_them(
+    cores: int, memory: int | None, files: int
+):
+    assert at_once(cores, memory, PART_BYTES) == files
+    assert buffers_bytes(files, PART_BYTES) == files * PART_BYTES + SMALL_BYTES
+
+
+def test_one_thread_has_buffers_enough_to_read_ahead():
+    assert buffers_bytes(1, PART_BYTES) == buffers_bytes(4, PART_BYTES) == 72 * MIB
 
 
 def test_the_limits_are_s3s():

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Unsent
-from ml_dashd.core.schedule import COPY_DELAY_S, DRAIN_WIDTH, SPARE, WIDTH, Lane, copy_delay_s, foremost, lane
+from ml_dashd.core.figures import Unsent
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.core.schedule import COPY_DELAY_S, DRAIN_WIDTH, SPARE, WIDTH, Lane, copy_delay_s, foremost, lane, width
 from ml_dashd.core.states import State
 
 
@@ -23,6 +24,13 @@ def test_what_the_journal_holds_has_a_lane_of_its_own():
 def test_every_lane_moves():
     assert set(WIDTH) == set(DRAIN_WIDTH) == set(SPARE) == set(Lane)
     assert all(width > 0 for width in (*WIDTH.values(), *DRAIN_WIDTH.values()))
+
+
+@pytest.mark.parametrize(("large", "usual", "draining"), [(1, 4, 2), (4, 4, 2), (7, 4, 2), (8, 8, 4), (64, 64, 32)])
+def test_more_large_files_are_under_way_where_more_can_be_hashed(large: int, usual: int, draining: int):
+    assert (width(Lane.LARGE, large), width(Lane.LARGE, large, drain=True)) == (usual, draining)
+    assert width(Lane.SMALL, large) == WIDTH[Lane.SMALL]
+    assert width(Lane.INLINE, large, drain=True) == DRAIN_WIDTH[Lane.INLINE]
 
 
 @pytest.mark.parametrize("kind", PinKind)

@@ -171,7 +171,8 @@ def _put(parser: Parser) -> None:
 
 
 def _ls(parser: Parser) -> None:
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help='a folder, a file or a glob, such as "**/*.json"')
+    text = 'a folder, a file or a glob, such as "**/*.json" (default: all, as .)'
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help=text)
     add_prefix(parser)
     parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
     parser.add_argument("--pending", action="store_true", help="files of sets that are not complete, too")

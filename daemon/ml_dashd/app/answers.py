@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_dash.messages import Limits
 from ml_dashd.app.parts import Parts
-from ml_dashd.config import Config
+from ml_dashd.config import Config, LimitsConfig
 from ml_dashd.core.access import Policy
 from ml_dashd.edge.host import Host
 from ml_dashd.edge.inbox import InboxFolder
@@ -97,7 +97,7 @@ def build_answers(parts: Parts, ids: Ids, policy: Policy, stop: Callable[[], Non
         ),
         sets=sets,
         sending=sending.pace.sending,
-        limits=_limits(base.config),
+        limits=_limits(base.limits),
         journal=journal,
         pins=storage.pins,
         threads=base.quick,
@@ -198,7 +198,7 @@ def _doctor(parts: Parts) -> Doctor:
         journal=storage.journal,
         catalog=storage.catalog,
         pins=storage.pins,
-        machine=Host(config.state_dir, storage.spools, kind, config.limits.memory),
+        machine=Host(config.state_dir, storage.spools, kind, base.limits.memory),
         threads=base.disk,
         health=parts.sources.health,
         clock=base.clock,
@@ -220,13 +220,13 @@ def _identity(config: Config, started_ms: int) -> Identity:
     )
 
 
-def _limits(config: Config) -> Limits:
+def _limits(limits: LimitsConfig) -> Limits:
     return Limits(
-        threads=config.limits.threads,
-        nice=config.limits.nice,
-        io_class=config.limits.io_class,
-        uncached_from=config.limits.uncached_from,
-        bandwidth=config.limits.bandwidth,
+        threads=limits.threads,
+        nice=limits.nice,
+        io_class=limits.io_class,
+        uncached_from=limits.uncached_from,
+        bandwidth=limits.bandwidth,
     )
 
 

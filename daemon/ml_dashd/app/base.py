@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from ml_dashd.config import Config, fault_plan
+from ml_dashd.config import Config, LimitsConfig, fault_plan
+from ml_dashd.core.plan import at_once, buffers_bytes
+from ml_dashd.edge.allowance import cores, memory_bytes
 from ml_dashd.edge.politeness import Politeness
 from ml_dashd.edge.system import NoFaults, NoMeter, Pool, TestFaults
 from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Clock, Faults, Meter
 
 if TYPE_CHECKING:
-    from ml_dashd.core.model import Figures
+    from ml_dashd.core.figures import Figures
 
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
@@ -32,8 +35,9 @@ class Base:
         plan = fault_plan()
         self.faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
         self.meter, self.render = _meter(config)
+        self.limits = limits_here(config)
         self.polite = Politeness(config.limits.nice, config.limits.io_class)
-        self.threads = Pool(config.limits.threads, "work", self.polite)
+        self.threads = Pool(self.limits.threads, "work", self.polite)
         self.quick = Pool(QUICK_THREADS, "quick")
         self.disk = Pool(DISK_THREADS, "disk", self.polite)
         self.warming = Pool(1, "warm", self.polite)
@@ -44,6 +48,13 @@ class Base:
         """Ends the threads, once they have done what was asked of them. Blocks."""
         for pool in (self.threads, self.quick, self.disk, self.warming, self.leasing):
             pool.close()
+
+
+def limits_here(config: Config) -> LimitsConfig:
+    """The settings' limits, with what they leave to the machine."""
+    limits, part_bytes = config.limits, config.store.part_size
+    threads = limits.threads or at_once(cores(), memory_bytes(), part_bytes)
+    return replace(limits, threads=threads, memory=limits.memory or buffers_bytes(threads, part_bytes))
 
 
 def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes]]:

@@ -39,7 +39,7 @@ class Sending:
 def build_sending(base: Base, storage: Storage) -> Sending:
     """Nothing is sent before its worker is started."""
     journal, store, clock, faults = storage.journal, storage.store, base.clock, base.faults
-    limits, part_bytes = base.config.limits, base.config.store.part_size
+    limits, part_bytes = base.limits, base.config.store.part_size
     buffers = BufferPool(limits.memory, part_bytes)
     breaker = Breaker(journal, clock)
     outbox = Outbox(journal, storage.catalog, clock)
@@ -68,5 +68,7 @@ def build_sending(base: Base, storage: Storage) -> Sending:
     copier = Copier(journal=journal, store=store, faults=faults, verify=verify, pace=pace, **shared)
     uploader = Uploader(copier=copier, single=single, part_bytes=part_bytes, **sending, **shared, **common)
     batch = Batch(journal=journal, store=store, single=single, faults=faults, **shared)
-    worker = Worker(journal, uploader, batch, finish, clock, base.meter, breaker=breaker, outbox=outbox)
+    worker = Worker(
+        journal, uploader, batch, finish, clock, base.meter, breaker=breaker, outbox=outbox, large=limits.threads
+    )
     return Sending(worker, finish, checksums, verify, scratch, breaker, pace, buffers)

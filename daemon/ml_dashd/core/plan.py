@@ -13,6 +13,32 @@ MAX_PART_BYTES = 5 * 1024 * MIB
 MAX_PARTS = 10_000
 """S3's limits; the last part may be smaller than the least."""
 
+LEAST_AT_ONCE, MOST_AT_ONCE = 4, 16
+"""Large files that are read, hashed and sent at once by default: four keep a line busy that is shared with a trainer.
+The SHA-256 of a file is one core's work (1.4 GB/s), so that more cores bring more files; with 16 the loop is busy."""
+CORES_EACH = 2
+"""Of a machine's cores, half are left to others."""
+BUFFERS_SHARE = 4
+"""Of the memory that a control group allows, a quarter goes into buffers at most."""
+SMALL_BYTES = 8 * MIB
+"""Memory that large files leave to small ones: these need not wait until a part of a large one is sent."""
+
+
+def at_once(cores: int, memory_bytes: int | None, part_bytes: int) -> int:
+    """How many large files are under way at once where the settings do not say: as the machine has cores and memory.
+
+    `memory_bytes` is what a control group allows, None for no limit.
+    """
+    most = MOST_AT_ONCE
+    if memory_bytes is not None:
+        most = min(most, (memory_bytes // BUFFERS_SHARE - SMALL_BYTES) // part_bytes)
+    return max(LEAST_AT_ONCE, min(most, cores // CORES_EACH))
+
+
+def buffers_bytes(files: int, part_bytes: int) -> int:
+    """Memory for so many large files at once: a part of each, and what is left to small ones."""
+    return max(LEAST_AT_ONCE, files) * part_bytes + SMALL_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from ml_dashd.core.model import Job, PinKind, Unsent
+from ml_dashd.core.figures import Unsent
+from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.plan import LEAST_AT_ONCE
 from ml_dashd.core.states import State
 
 
@@ -20,20 +22,28 @@ class Lane(StrEnum):
     LARGE = "large"
 
 
-WIDTH = {Lane.INLINE: 512, Lane.SMALL: 48, Lane.LARGE: 4}
-"""Files of a lane that are under way at once; the memory and the connections they share have their own bounds."""
+WIDTH = {Lane.INLINE: 512, Lane.SMALL: 48, Lane.LARGE: LEAST_AT_ONCE}
+"""Files of a lane that are under way at once; the memory and the connections they share have their own bounds.
+
+Of large ones there are more where there are cores to hash more (`limits.threads`)."""
 
 SPARE = {Lane.INLINE: 0, Lane.SMALL: 0, Lane.LARGE: 4}
 """Places beyond WIDTH for what would wait too long for one to become free: a file of an experiment that has none under
 way, or one of a higher priority than all that are. A large file holds its place for as long as it takes."""
 
-DRAIN_WIDTH = {Lane.INLINE: 256, Lane.SMALL: 16, Lane.LARGE: 2}
+DRAIN_WIDTH = {Lane.INLINE: 256, Lane.SMALL: 16, Lane.LARGE: LEAST_AT_ONCE // 2}
 """As WIDTH, during a drain. Of two large files that share the line one is stored in the time in which of four none is;
 one alone does not always fill the line, since the SHA-256 of a file is one thread's work."""
 
 LINGER_S = 0.02
 """Hand-offs come in bursts (a checkpoint, its config, its metrics). An idle daemon lets them come for this long before
 it begins to sync and send what came first: each of them blocks the trainer for half the time then."""
+
+
+def width(lane: Lane, large: int, *, drain: bool = False) -> int:
+    """How many files of a lane are under way at once, on a machine that hashes `large` files at once."""
+    more = max(1, large // LEAST_AT_ONCE) if lane is Lane.LARGE else 1
+    return more * (DRAIN_WIDTH if drain else WIDTH)[lane]
 
 
 def lane(kind: PinKind, size_bytes: int, single_bytes: int) -> Lane:

@@ -15,9 +15,9 @@ from pathlib import Path
 from ml_dash.errors import MLDashError
 from ml_dashd.core import checkup
 from ml_dashd.core.checkup import Check
+from ml_dashd.edge.allowance import memory_bytes
 from ml_dashd.edge.cloning import link, reflink
 
-CGROUP = Path("/sys/fs/cgroup")
 NAMES = ("1", "2", "3")
 """In the spool: ids that no file has, so what a crash leaves is removed at the next start."""
 SAMPLE = bytes(16 * 1024 * 1024)
@@ -48,7 +48,7 @@ class Host:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return [
             checkup.descriptors_check(2**63 - 1 if most == resource.RLIM_INFINITY else most, self._kind),
-            checkup.memory_check(_memory_limit(), self._buffers_bytes),
+            checkup.memory_check(memory_bytes(), self._buffers_bytes),
             _hashing(),
         ]
 
@@ -102,25 +102,6 @@ def _remove(names: Sequence[str]) -> None:
 def _shown(folder: Path) -> str:
     """An embedded daemon reaches its folders through its working folder."""
     return str(folder.resolve())
-
-
-def _memory_limit() -> int | None:
-    """The least that a control group on the way up allows (cgroup v2)."""
-    limits = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            group = CGROUP / line.removeprefix("0::/")
-            for folder in (group, *group.parents):
-                limits += _number(folder / "memory.max")
-    return min(limits, default=None)
-
-
-def _number(path: Path) -> list[int]:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return []
-    return [int(text)] if text.isdigit() else []
 
 
 def _hashing() -> Check:

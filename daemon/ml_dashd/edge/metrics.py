@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Figures
+from ml_dashd.core.figures import Figures
 from ml_dashd.core.reconcile import Kind
 from ml_dashd.core.retry import Fault
 from ml_dashd.core.states import State

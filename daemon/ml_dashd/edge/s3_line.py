@@ -1,41 +1,30 @@
 """HTTP/1.1 for what is stored: one request, one answer, on a connection that is kept.
 
-aiohttp takes 0.17 ms of CPU for a request whose body is at hand, and 0.4 for one of 1 MiB; this takes 0.02 and 0.1: of
-thousands of small files that is most of what sending them costs. What needs more than that (a proxy, an answer to be
-streamed) is aiohttp's.
+aiohttp takes 0.17 ms of CPU for a request whose body is at hand; this takes 0.02: of thousands of small files that is
+most of what sending them costs. Large bodies go by threads (s3_bulk.py), over connections that are kept the same way.
+What needs more than that (a proxy, an answer to be streamed) is aiohttp's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from socket import socket
+from typing import Generic, Protocol, Self, TypeVar
 
 import aiohappyeyeballs
-import httptools
 
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, Origin, make_socket
+from ml_dashd.edge.s3_reply import Replies, Reply
 
 IDLE_S = 15.0
 """A connection that nobody used for so long is ended, as aiohttp does: most servers do it after 20 s to 60 s."""
-HEADERS = 128
-"""More than any answer of S3 has."""
-FIRST_FINAL = 200
-"""What is below is said before the answer."""
 
-
-Pieces = Callable[[], AsyncIterator[memoryview]]
-"""A body that follows its request piece by piece; from its start each time it is called."""
-
-
-class Reply(NamedTuple):
-    """An answer; names of headers are in lower case. Of a content that is too long the start."""
-
-    status: int
-    headers: dict[str, str]
-    content: bytes
+NOTHING = memoryview(b"")
+EARLY = "the server has answered before it had the whole body"
 
 
 def request(method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
@@ -46,67 +35,85 @@ def request(method: str, target: str, headers: Mapping[str, str], body: bytes = 
     return f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body
 
 
-class Line(asyncio.Protocol):
-    """One connection: a request, its answer, and then the next."""
+class Kept(Protocol):
+    """A connection that can be used again."""
 
-    def __init__(self, content_bytes: int, lost: Callable[[Line], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpResponseParser(self)
-        self._content_bytes = content_bytes
-        self._lost = lost
-        self._answer: asyncio.Future[Reply] | None = None
-        self._headers: dict[str, str] = {}
-        self._content = b""
-        self._unframed = False
-        self._transport: asyncio.Transport
-        self._full: asyncio.Future[None] | None = None
-        """While the transport takes no more: until it does, or nobody wants it to."""
-        self.idle_since = 0.0
-        self.usable = True
+    idle_since: float
+    silent: bool
+    """Whether nothing has come of the answer, and it ended: then the request may be repeated elsewhere."""
+
+    @property
+    def usable(self) -> bool:
         """Whether another request may follow."""
-        self.silent = True
-        """Whether nothing has come of the answer, and it ended: then the request may be repeated elsewhere."""
-
-    async def ask(self, request: bytes, pieces: Pieces | None = None) -> Reply:
-        """Raises ConnectionError where the connection ends first, or says nothing. Whoever gives up ends it."""
-        answer: asyncio.Future[Reply] = self._loop.create_future()
-        self._answer = answer
-        self.silent = True
-        self._transport.write(request)
-        try:
-            if pieces is not None:
-                await self._stream(pieces(), answer)
-            # asyncio.timeout takes four times as long.
-            patience = self._loop.call_later(DATA_READ_TIMEOUT_S, self._give_up)
-            try:
-                return await answer
-            finally:
-                patience.cancel()
-        except BaseException:
-            answer.cancel()  # nobody waits for it any more
-            self.abort()
-            raise
-
-    async def _stream(self, pieces: AsyncIterator[memoryview], answer: asyncio.Future[Reply]) -> None:
-        """Gives a body to the transport as fast as it takes it. An answer that comes first is a refusal, or nothing."""
-        async for piece in pieces:
-            if answer.done():
-                self.abort()  # the rest of the body would be taken for the next request
-                if answer.exception() is None and answer.result().status == FIRST_FINAL:
-                    raise ConnectionError("the server has answered before it had the whole body")
-                return
-            self._transport.write(piece)
-            if self._full is not None:
-                await self._full
+        ...
 
     def close(self) -> None:
         """Ends it in good order."""
-        self.usable = False
+        ...
+
+
+L = TypeVar("L", bound=Kept)
+Lost = Callable[[L], None]
+"""Told of a connection that has ended."""
+Begin = Callable[[socket, Origin, Lost[L]], Awaitable[L]]
+"""Makes a connection of a socket that is connected. Raises OSError."""
+
+
+class Line(asyncio.Protocol):
+    """One connection: a request that is at hand whole, its answer, and then the next."""
+
+    def __init__(self, content_bytes: int, lost: Lost[Line]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._replies = Replies(content_bytes)
+        self._lost = lost
+        self._answer: asyncio.Future[Reply] | None = None
+        self._transport: asyncio.Transport
+        self._ended = False
+        self.idle_since = 0.0
+        self.silent = True
+
+    @classmethod
+    async def begin(cls, content_bytes: int, socket: socket, origin: Origin, lost: Lost[Line]) -> Self:
+        """On a socket that is connected. Raises OSError."""
+        name = origin.host if origin.tls else None
+        _, line = await asyncio.get_running_loop().create_connection(
+            lambda: cls(content_bytes, lost), sock=socket, ssl=origin.tls, server_hostname=name
+        )
+        return line
+
+    @property
+    def usable(self) -> bool:
+        return self._replies.more and not self._ended
+
+    async def ask(self, request: bytes, body: memoryview = NOTHING) -> Reply:
+        """Raises ConnectionError where the connection ends first, or says nothing. Whoever gives up ends it.
+
+        `body` is what follows the request, without a copy: it stays as it is until the answer is there.
+        """
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._answer = answer
+        self.silent = True
+        self._transport.writelines((request, body) if body else (request,))
+        # asyncio.timeout takes four times as long.
+        patience = self._loop.call_later(DATA_READ_TIMEOUT_S, self._give_up)
+        try:
+            return await answer
+        except BaseException:
+            self._abort()
+            raise
+        finally:
+            patience.cancel()
+            # Nobody waits for it any more, and a failure that is kept in it would hold itself by this frame.
+            self._answer = None
+            del answer
+
+    def close(self) -> None:
+        self._ended = True
         self._transport.close()
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         """Ends it at once, whatever is on its way."""
-        self.usable = False
+        self._ended = True
         self._transport.abort()
 
     # ---- for the transport
@@ -114,28 +121,37 @@ class Line(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
-    def pause_writing(self) -> None:
-        self._full = self._loop.create_future()
-
-    def resume_writing(self) -> None:
-        full, self._full = self._full, None
-        if full is not None and not full.done():
-            full.set_result(None)
-
     def data_received(self, data: bytes) -> None:
         self.silent = False
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as broken:
-            self._fail(ConnectionError(f"the answer is not HTTP: {broken}"))
+            self._answered(self._replies.feed(data))
+        except ConnectionError as broken:
+            self._fail(broken)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.usable = False
+        self._ended = True
         self._lost(self)
-        if exc is None and self._unframed:
-            self.on_message_complete()
+        replies = self._replies.end()
+        if exc is None:
+            self._answered(replies)
         self._fail(exc or ConnectionError("the server has hung up"))
-        self.resume_writing()
+
+    def _answered(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            if self._answer is None or self._answer.done():
+                self._abort()  # nobody has asked
+            elif self._transport.get_write_buffer_size():
+                self._early(self._answer, reply)
+            else:
+                self._answer.set_result(reply)
+
+    def _early(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
+        """An answer that comes first is a refusal, or nothing. The rest of the body would be the next request."""
+        self._abort()
+        if reply.status == HTTPStatus.OK:
+            self._fail(ConnectionError(EARLY))
+        else:
+            answer.set_result(reply)
 
     def _give_up(self) -> None:
         self.silent = False
@@ -145,46 +161,18 @@ class Line(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(failure)
 
-    # ---- for the parser
 
-    def on_message_begin(self) -> None:
-        self._headers, self._content, self._unframed = {}, b"", False
+class Lines(Generic[L]):
+    """Connections to one origin at a time, of the kind that `begin` makes."""
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self._headers) < HEADERS:
-            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        """Where nothing says how long the content is, it ends with the connection."""
-        self._unframed = not {"content-length", "transfer-encoding"} & self._headers.keys()
-
-    def on_body(self, body: bytes) -> None:
-        self._content += body[: self._content_bytes - len(self._content)]
-
-    def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < FIRST_FINAL:
-            return
-        self._unframed = False
-        self.usable = self.usable and self._parser.should_keep_alive()
-        if self._answer is None or self._answer.done():
-            self.abort()  # nobody has asked
-        else:
-            self._answer.set_result(Reply(status, self._headers, self._content))
-            self.resume_writing()  # one that answers too early may never take the rest
-
-
-class Lines:
-    """Connections to one origin at a time. `content_bytes` is as much as is kept of an answer."""
-
-    def __init__(self, content_bytes: int) -> None:
-        self._content_bytes = content_bytes
+    def __init__(self, begin: Begin[L]) -> None:
+        self._begin = begin
         self._origin: Origin | None = None
-        self._all: set[Line] = set()
-        self._idle: list[Line] = []
+        self._all: set[L] = set()
+        self._idle: list[L] = []
         self._tidying: asyncio.TimerHandle | None = None
 
-    async def ask(self, origin: Origin, request: bytes, pieces: Pieces | None = None) -> Reply:
+    async def ask(self, origin: Origin, by: Callable[[L], Awaitable[Reply]]) -> Reply:
         """Sends an idempotent request. Raises StoreError where no connection comes about, ConnectionError later.
 
         A server may end a kept connection in the moment in which it is used: then the request goes on another.
@@ -195,11 +183,11 @@ class Lines:
         while self._idle:
             line = self._idle.pop()
             try:
-                return await self._ask(line, origin, request, pieces)
+                return await self._ask(line, origin, by)
             except ConnectionError:
                 if not line.silent:
                     raise
-        return await self._ask(await self._connect(origin), origin, request, pieces)
+        return await self._ask(await self._connect(origin), origin, by)
 
     def close(self) -> None:
         """Ends all connections. What is asked afterwards begins new ones. Idempotent."""
@@ -207,15 +195,15 @@ class Lines:
         for line in [*self._all]:
             line.close()
 
-    async def _ask(self, line: Line, origin: Origin, request: bytes, pieces: Pieces | None) -> Reply:
-        reply = await line.ask(request, pieces)
+    async def _ask(self, line: L, origin: Origin, by: Callable[[L], Awaitable[Reply]]) -> Reply:
+        reply = await by(line)
         if line.usable and origin == self._origin:  # it may have turned out to be elsewhere meanwhile
             self._keep(line)
         else:
             line.close()
         return reply
 
-    def _keep(self, line: Line) -> None:
+    def _keep(self, line: L) -> None:
         loop = asyncio.get_running_loop()
         line.idle_since = loop.time()
         self._idle.append(line)
@@ -239,12 +227,12 @@ class Lines:
         for line in idle:
             line.close()
 
-    def _forget(self, line: Line) -> None:
+    def _forget(self, line: L) -> None:
         self._all.discard(line)
         if line in self._idle:
             self._idle.remove(line)
 
-    async def _connect(self, origin: Origin) -> Line:
+    async def _connect(self, origin: Origin) -> L:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -252,10 +240,7 @@ class Lines:
                 socket = await aiohappyeyeballs.start_connection(
                     found, happy_eyeballs_delay=0.25, socket_factory=make_socket
                 )
-                name = origin.host if origin.tls else None
-                _, line = await loop.create_connection(
-                    lambda: Line(self._content_bytes, self._forget), sock=socket, ssl=origin.tls, server_hostname=name
-                )
+                line = await self._begin(socket, origin, self._forget)
         except ssl.SSLCertVerificationError as refused:
             raise StoreError(Fault.UNTRUSTED, f"{origin.host}:{origin.port}: {refused}") from refused
         except OSError as failure:  # TimeoutError and SSLError are

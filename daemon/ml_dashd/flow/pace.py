@@ -11,9 +11,10 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ml_dashd.core.fair import Claim, Shares
-from ml_dashd.core.model import Job, Sending
+from ml_dashd.core.figures import Sending
+from ml_dashd.core.model import Job
 from ml_dashd.core.pace import REQUEST_BYTES, Limit, deadline_s
-from ml_dashd.core.plan import MIB
+from ml_dashd.core.plan import SMALL_BYTES
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.schedule import Lane
 from ml_dashd.flow.gate import Gate
@@ -23,8 +24,6 @@ TOO_MUCH = (Fault.THROTTLED, Fault.TRANSIENT)
 """A store says that it is too much with SlowDown, 503 or 429, by hanging up, or by not answering."""
 KEPT_SHARE = 4
 """A lane's own: one place of four."""
-SMALL_BYTES = 8 * MIB
-"""Memory that large files leave to small ones: these need not wait until a part of a large one is sent."""
 
 
 class Pace:

@@ -29,8 +29,10 @@ from ml_dashd.flow.sources import changed, check_handed, crc64_of, open_source
 from ml_dashd.flow.verify import Verify, digest_of
 from ml_dashd.ports import Clock, Faults, Journal, Meter, Pins, Source, Store, Threads
 
-PARTS_AT_ONCE = 8
+PARTS_AT_ONCE = 16
 """Parts of one file that are read and sent; how many of them are, depends on the memory and the pace (flow/pace.py)."""
+UNHASHED_AT_ONCE = 3
+"""Of these one is hashed, one is next, and one is read: where the hash is what takes longest, more would only wait."""
 PART_ATTEMPTS = 6
 """Tries at a part before the file steps back and lets others go first."""
 
@@ -153,17 +155,19 @@ class Uploader:
             journaled = _by_number(await self._journal.parts(job))
         sha256, hashing = hashlib.sha256(), self._threads.strand()
         digests: list[Digest] = []
-        turn = asyncio.Semaphore(PARTS_AT_ONCE)
+        turn, unhashed = asyncio.Semaphore(PARTS_AT_ONCE), asyncio.Semaphore(UNHASHED_AT_ONCE)
         self._bell.sent[job.id] = 0
         try:
             async with asyncio.TaskGroup() as sending:
                 for part in parts(source.size_bytes, job.part_size):
                     await turn.acquire()
+                    await unhashed.acquire()
                     buffer = await self._buffers.take(part.size_bytes, Claim.of(Lane.LARGE, job))
                     digest = await self._read(job, source, part, buffer, journaled.get(part.number))
                     digests.append(digest)
                     there = has_part(listed.get(part.number), digest, journaled.get(part.number))
                     hashed = hashing.submit(sha256.update, buffer)
+                    hashed.add_done_callback(lambda _: unhashed.release())
                     task = sending.create_task(self._take_part(job, part, buffer, digest, hashed, there=there))
                     task.add_done_callback(lambda _: turn.release())
         except ExceptionGroup as failures:

@@ -12,7 +12,7 @@ from ml_dash.errors import TABLE, Code, MLDashError
 from ml_dashd.core.circuit import HOLD_MS
 from ml_dashd.core.model import Job, Trouble
 from ml_dashd.core.retry import Next, StoreError, decide
-from ml_dashd.core.schedule import DRAIN_WIDTH, LINGER_S, SPARE, WIDTH, Lane
+from ml_dashd.core.schedule import LINGER_S, SPARE, Lane, width
 from ml_dashd.core.states import State
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.circuit import AT_ONCE, Breaker
@@ -43,7 +43,9 @@ class Worker:
         *,
         breaker: Breaker,
         outbox: Outbox,
+        large: int,
     ) -> None:
+        """`large` files are read and hashed at once."""
         self._journal = journal
         self._uploader = uploader
         self._batch = batch
@@ -52,6 +54,7 @@ class Worker:
         self._meter = meter
         self._breaker = breaker
         self._outbox = outbox
+        self._large = large
         self._running: dict[int, asyncio.Task[None]] = {}
         self._jobs: dict[int, Job] = {}
         """Those that run, as they were when they began."""
@@ -163,14 +166,14 @@ class Worker:
             await self._fill_foremost(lane, mine, now)
         elif await self._fill_in_order(lane, mine, now):
             return
-        room = len(mine) < WIDTH[lane]
+        room = len(mine) < width(lane, self._large)
         await self._pause(wake, now)
         if room and not self._drains:
             await self._clock.sleep(LINGER_S)
 
     async def _fill_in_order(self, lane: Lane, mine: set[int], now_ms: int) -> bool:
         """Begins as many as fit; whether there may be more of them."""
-        free = WIDTH[lane] - len(mine)
+        free = width(lane, self._large) - len(mine)
         if free <= 0:
             await self._fill_spare(lane, mine, now_ms)
             return False
@@ -184,7 +187,7 @@ class Worker:
     async def _fill_spare(self, lane: Lane, mine: set[int], now_ms: int) -> None:
         """The lane is full: what is more urgent than all that is under way, or of an experiment without any, begins."""
         for urgent in (True, False):
-            spare = WIDTH[lane] + SPARE[lane] - len(mine)
+            spare = width(lane, self._large) + SPARE[lane] - len(mine)
             if spare <= 0:
                 return
             jobs = [self._jobs[file_id] for file_id in mine]
@@ -202,16 +205,16 @@ class Worker:
         It loses the parts that are on the line, and no more. No two files take turns: while one is sent it has ever
         less left, and the other does not.
         """
-        before, width = set(mine), DRAIN_WIDTH[lane]
-        found = await self._journal.foremost(lane, now_ms, AT_ONCE if self._breaker.opened() else width)
+        before, most = set(mine), width(lane, self._large, drain=True)
+        found = await self._journal.foremost(lane, now_ms, AT_ONCE if self._breaker.opened() else most)
         held = [job for job in found if not self._breaker.allows(job)]
-        jobs = [job for job in found if self._breaker.allows(job)][:width]
+        jobs = [job for job in found if self._breaker.allows(job)][:most]
         if lane is Lane.LARGE:
             for file_id in (mine & before) - {job.id for job in jobs} - self._stepping_back:
                 self._stepping_back.add(file_id)
                 self._running[file_id].cancel()
         fresh = [job for job in jobs if job.id not in before]
-        self._begin_all(fresh[: max(0, width - len(mine))], mine, self._wakes[lane])
+        self._begin_all(fresh[: max(0, most - len(mine))], mine, self._wakes[lane])
         if held and not self._breaker.probing:  # a drain tries the store once more
             await self._breaker.hold(held)
             self._wakes[lane].set()
