@@ -30,6 +30,7 @@ MODE = 0o640
 FICLONE = 0x40049409
 """linux/fs.h: share the blocks of another file."""
 _COPY_STEP = 64 * 1024 * 1024
+_READ_STEP = 1024 * 1024
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -80,14 +81,15 @@ class Inbox:
     def leave_copy(self, file: m.Described, key: bytes, source: str, descriptor: int) -> FileResult:
         """Leaves a copy of an open file: it may be changed and removed afterwards. Idempotent by the key.
 
-        Raises SOURCE_CHANGED where it is written to meanwhile, TOO_LARGE, DISK_FULL.
+        Raises SOURCE_CHANGED where it is written to meanwhile, TOO_LARGE, DISK_FULL. Where its times were set, it is
+        read once more: a copy that is what the file is afterwards is of one content.
         """
 
         def write(out: BinaryIO) -> None:
-            before = os.fstat(descriptor)
-            _copy(descriptor, out.fileno(), before.st_size)
-            after = os.fstat(descriptor)
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            before = _mark(descriptor)
+            _copy(descriptor, out.fileno(), before[0])
+            after = _mark(descriptor)
+            if after != before and not (_same_bytes(descriptor, out.fileno()) and _mark(descriptor) == after):
                 what = f"{source} was changed while it was copied to the inbox of a service that is down"
                 raise error(Code.SOURCE_CHANGED, what, "hand it over when nobody writes to it")
 
@@ -221,6 +223,21 @@ def _record(file: m.Described, size_bytes: int) -> m.Record:
     )
 
 
+def _mark(descriptor: int) -> tuple[int, int]:
+    """Size, and when it was written to."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def _same_bytes(source: int, copy: int) -> bool:
+    at = 0
+    while (piece := os.pread(source, _READ_STEP, at)) == os.pread(copy, _READ_STEP, at):
+        if not piece:
+            return True
+        at += len(piece)
+    return False
+
+
 def _copy(source: int, target: int, size_bytes: int) -> None:
     """By blocks where the file system can share them, else within the kernel. Room is reserved before."""
     with suppress(OSError):
@@ -240,7 +257,7 @@ def _copy_some(source: int, target: int, count: int, at: int) -> int:
     except OSError as failure:
         if failure.errno not in _NO_COPY_RANGE:
             raise
-    return os.pwrite(target, os.pread(source, min(count, 1 << 20), at), at)
+    return os.pwrite(target, os.pread(source, min(count, _READ_STEP), at), at)
 
 
 def _write_all(out: BinaryIO, content: memoryview | bytes) -> None:

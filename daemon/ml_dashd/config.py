@@ -85,6 +85,7 @@ class SpoolConfig:
     copy_below: int = 64 * MIB
     copy_after: float = 30.0
     lease_max_delay: float = 2.0
+    touch_leases: int = 256
     supersede: tuple[str, ...] = ()
 
 

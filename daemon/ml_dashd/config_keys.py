@@ -47,6 +47,7 @@ LEAST: dict[str, float] = {
     "spool.copy_below": 0,
     "spool.copy_after": 0,
     "spool.lease_max_delay": 0,
+    "spool.touch_leases": 0,
     "access.admins": 0,
 }
 LEAST_UNLESS_0 = {"limits.bandwidth": 64 * 1024, "limits.memory": 32 * MIB}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,7 @@ CHANGES: dict[str, Meddling] = {
     "opened to write, and touched": lambda path: path.open("r+b").close() or os.utime(path),
 }
 """The content is another, or may be: who opens a file to write may write to it through a mapping, and be told of by
-nothing but its times. The command touch does just that."""
+nothing but its times."""
 HARMLESS: dict[str, Meddling] = {
     "unlinked": lambda path: path.unlink(),
     "renamed": lambda path: path.rename(path.with_name(f"{path.name}.old")),
@@ -58,3 +59,7 @@ HARMLESS: dict[str, Meddling] = {
     "given another atime": lambda path: os.utime(path, ns=(1, path.stat().st_mtime_ns)),
 }
 """The content is the same."""
+BY_COMMAND: dict[str, Meddling] = {
+    "touched by the command": lambda path: subprocess.run(["touch", path], check=True),
+}
+"""Harmless where the daemon has a lease on it; else it is told as in the last of CHANGES."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import FileRecord, Job, Protection
 from ml_dashd.edge import cloning
 from ml_dashd.edge.descriptors import DescriptorBudget
+from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import NoFaults
+from ml_dashd.edge.system import NoFaults, ignore_lease_signals
 from ml_dashd.edge.witness import Witness
 
 MIB = 1 << 20
@@ -89,6 +91,28 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
     yield made
     made.pins.close()
     made.slots.close()
+
+
+def leasing(most: int = 16, leased_above: int = 0) -> Witness:
+    """A witness that keeps leases. The tests ask for themselves whether somebody waits."""
+    ignore_lease_signals()
+    return Witness(leases=FileLeases(DescriptorBudget(), most), leased_above=leased_above)
+
+
+@contextmanager
+def later_spool(folder: Path, witness: Witness) -> Iterator[Spool]:
+    """Another one, or the same with its next daemon."""
+    made = Spool(folder, witness=witness)
+    yield made
+    made.pins.close()
+    made.slots.close()
+
+
+def leases(path: Path) -> list[str]:
+    """What the kernel says of leases on a file: ACTIVE, or BREAKING while somebody asks for it."""
+    inode = str(path.stat().st_ino)
+    rows = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return [row[2] for row in rows if row[1] == "LEASE" and row[5].endswith(f":{inode}")]
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ warm_bytes = 2_000_000_000
 copy_below = 0
 copy_after = 1.5
 lease_max_delay = 1.5
+touch_leases = 16
 supersede = ["last.pt", "**/latest.pt"]
 [limits]
 memory = 67_108_864
@@ -295,6 +296,7 @@ def test_every_key_arrives():
     assert config.spool.supersede == ("last.pt", "**/latest.pt")
     assert (config.spool.quota, config.spool.warm_bytes) == (10**9, 2 * 10**9)
     assert (config.spool.copy_below, config.spool.copy_after) == (0, 1.5)
+    assert (config.spool.lease_max_delay, config.spool.touch_leases) == (1.5, 16)
     assert (config.limits.memory, config.limits.threads, config.limits.connections) == (64 * MIB, 64, 256)
     assert config.limits.bandwidth == 65_536
     assert config.store.delete_grace == 60.0

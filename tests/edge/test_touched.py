@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any, cast
 import pytest
 
 from ml_dashd.core.model import Fingerprint, Job
+from ml_dashd.edge import cloning
 from ml_dashd.edge.system import Pool, SystemClock
+from ml_dashd.flow import touched as flow
 from ml_dashd.flow.touched import Touched
 from ml_dashd.ports import JournalError
-from tests.edge.pin_rig import Spool, content, path, spool, written
+from tests.edge.pin_rig import Spool, content, later_spool, leases, leasing, path, spool, written
 
 __all__ = ["path", "spool"]
 
@@ -25,6 +29,7 @@ class Rows:
     def __init__(self, *jobs: Job) -> None:
         self.jobs = {job.id: job for job in jobs}
         self.failed = False
+        self.noted = asyncio.Event()
 
     async def get(self, ids: Sequence[int]) -> list[Job]:
         if self.failed:
@@ -33,6 +38,7 @@ class Rows:
 
     async def retime(self, job: Job, mark: Fingerprint) -> None:
         self.jobs[job.id] = replace(job, pin=replace(job.pin, fingerprint=mark))
+        self.noted.set()
 
 
 class Later(SystemClock):
@@ -66,4 +72,30 @@ async def test_the_next_daemon_knows_what_was_touched(
     assert "touch_not_noted" in caplog.text
     after.pins.close()
     after.slots.close()
+    threads.close()
+
+
+async def test_after_a_touch_the_next_one_is_awaited_soon(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only with the next look, which is a second away and more."""
+    monkeypatch.setattr(cloning, "FICLONE", 0)
+    monkeypatch.setattr(flow, "LOOK_S", 3600.0)
+    threads = Pool(1, "disk")
+    with later_spool(tmp_path / "spool", leasing()) as spool:
+        job = spool.take(written(path))
+        rows = Rows(job)
+        touched = Touched(journal=cast("Any", rows), pins=spool.pins, threads=threads, clock=Later())
+        looking = asyncio.create_task(touched.run())
+        async with asyncio.timeout(30):
+            for _ in range(2):
+                subprocess.run(["touch", path], check=True)
+                touched.give_way()
+                assert leases(path) == []
+                await rows.noted.wait()
+                rows.noted.clear()
+                assert leases(path) == ["ACTIVE"]
+        assert spool.read(rows.jobs[job.id]) == content()
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
     threads.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
 from ml_dash.result import FileResult
 from tests.doubles.disks import ext4, tmpfs, with_reflinks
-from tests.doubles.meddling import CHANGES, HARMLESS, Meddling
+from tests.doubles.meddling import BY_COMMAND, CHANGES, HARMLESS, Meddling
+from tests.edge.pin_rig import leases
 from tests.harness import PREFIX, DaemonProcess, Folder, away, eventually, file_sha256, make_file
 
 MIB = 1 << 20
@@ -41,8 +43,11 @@ OF_ITS_OWN = ("accept.journaled", "upload.after_part", "finish.before_release")
 """Enough for pins that nobody else can reach."""
 PART = 5 * MIB
 """S3's smallest: the stages are the same, and the disk has a third to do."""
-NO_COPIES = "[spool]\ncopy_below = 0\n"
-"""Copies in the background protect what is small: without them the pins show what they are worth."""
+LEASED = "[spool]\ncopy_below = 0\n"
+"""Copies in the background protect what is small: without them the pins show what they are worth. What is not copied is
+leased until it is read."""
+NO_COPIES = f"{LEASED}touch_leases = 0\n"
+"""Nor are there leases: a stopped daemon would keep a writer waiting, and what he does would come at no known stage."""
 STAGES = {
     "link": UNREAD + READ,
     "fd": UNREAD + READ,
@@ -61,16 +66,22 @@ class Ground:
     size: int
     pin: str
     options: dict[str, Any]
+    leased: bool = False
+    """Whether its files are, at that stage: who opens one to write waits until the daemon goes on."""
 
     def meddle(self, exp: Experiment, name: str, change: Meddling) -> tuple[dict[str, Any], str, Code | None]:
         """Hands a file over, does that to it at the stage, and returns its record, its first SHA-256, and its end."""
         path = self.folder / name
         sha256 = make_file(path, self.size, seed=len(name))
-        with ThreadPoolExecutor(1) as trainer:
+        with ThreadPoolExecutor(2) as trainer, path.open("rb") as file:
             trained = trainer.submit(self._train, exp, path, name)
             self.daemon.wait_until_hung()
-            change(path)
-            self.daemon.let_go_until(trained.done)
+            place = Path(f"/proc/self/fd/{file.fileno()}")
+            assert leases(place) == (["ACTIVE"] if self.leased else [])
+            changed = trainer.submit(change, path)
+            eventually(lambda: changed.done() or leases(place) == ["BREAKING"])
+            self.daemon.let_go_until(lambda: trained.done() and changed.done())
+            changed.result()
             record, ended = trained.result()
         for left in self.folder.glob(f"{name}*"):
             left.unlink()
@@ -174,6 +185,40 @@ def test_whatever_happens_to_a_source(tmp_path: Path, pin: str, stage: str) -> N
         here.daemon.let_go_until(lambda: True)
         assert here.daemon.store.keys() == sorted(here.daemon.store.key_of(record) for record in done)
         assert here.daemon.store.open_uploads() == []
+
+
+@pytest.mark.parametrize(
+    ("pin", "stage"),
+    [("link", "accept.journaled"), ("fd", "upload.before_begin"), ("link", "upload.after_part"), ("fd", READ[1])],
+)
+def test_a_source_that_is_leased_until_it_is_read(tmp_path: Path, pin: str, stage: str) -> None:
+    """Then the command touch is harmless, too. Who writes waits until the daemon goes on, and makes no mixture."""
+    with ground(tmp_path, pin, stage, LEASED) as here, here.daemon.experiment().run as exp:
+        here.leased = stage in UNREAD
+        for what, change in (HARMLESS | BY_COMMAND | CHANGES).items():
+            record, sha256, ended = here.meddle(exp, what, change)
+            if ended is None:
+                assert record["checksum"] == sha256, what
+                assert stored(here.daemon, record) == sha256, what
+            else:
+                assert ended is Code.SOURCE_CHANGED, what
+                assert what in CHANGES
+                assert here.leased
+        here.daemon.let_go_until(lambda: True)
+        assert here.daemon.store.open_uploads() == []
+
+
+def test_what_is_read_in_one_request_is_leased_no_more(tmp_path: Path) -> None:
+    """However long the catalog takes: whoever opens it to write waits for nobody."""
+    with hanging(tmp_path / "daemon", tmp_path / "store", "finish.before_catalog", LEASED) as daemon:
+        make_file(tmp_path / "a.bin", MIB)
+        with daemon.experiment().run as exp:
+            result = exp.files.upload(tmp_path / "a.bin")
+            daemon.wait_until_hung()
+            assert leases(tmp_path / "a.bin") == []
+            (tmp_path / "a.bin").write_bytes(b"the next epoch")
+            daemon.resume()
+            result.wait(60)
 
 
 @pytest.mark.parametrize("stage", [*UNREAD, *READ])
@@ -286,16 +331,21 @@ def test_a_mapping_from_before_the_hand_off(tmp_path: Path, pin: str, stage: str
 
 def test_a_file_that_was_touched_is_known_to_the_next_daemon(tmp_path: Path, elsewhere: Path) -> None:
     """The store is away meanwhile; the daemon is killed, and nobody can say any more that nothing was written."""
-    path = elsewhere / "a.bin"
+    path, linked = elsewhere / "a.bin", tmp_path / "b.bin"
     sha256 = make_file(path, MIB)
+    make_file(linked, MIB)
     with away(tmp_path, "copy_below = 0\n") as (daemon, gate), daemon.experiment().run as exp:
+        later = exp.files.upload(linked)
         result = exp.files.upload(path)
-        assert result["pin"] == "fd"
+        assert (later["pin"], result["pin"]) == ("link", "fd")
         os.utime(path, ns=(1, 1))
-        eventually(lambda: daemon.rows("SELECT mtime_ns FROM files") == [(1,)])
+        eventually(lambda: (1,) in daemon.rows("SELECT mtime_ns FROM files"))
         daemon.kill()
         daemon.start()
+        for options in ([], ["-c"]):  # it is watched by the next one, too
+            subprocess.run(["touch", *options, linked], check=True)
         gate.unlink()
+        later.wait(60)
         result.wait(60)
         assert stored(daemon, dict(result)) == sha256
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -409,20 +409,46 @@ def test_without_an_inbox_a_service_that_is_down_is_an_error(tmp_path: Path) -> 
 def test_a_source_that_is_written_to_meanwhile_is_not_left(
     daemon: DaemonProcess, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At its end, in place, or when it is read once more because its times were set. To set them does no harm."""
     monkeypatch.setenv("ML_DASH_INBOX", str(inbox))
-    make_file(tmp_path / "a.bin", MIB)
+    path = tmp_path / "a.bin"
     exp = daemon.experiment()
     exp.run.start()
-    copied = os.copy_file_range
+    copied, read = os.copy_file_range, os.pread
 
-    def copy_and_write(*words: Any) -> int:
-        with (tmp_path / "a.bin").open("ab") as file:
+    def write(mode: str) -> None:
+        with path.open(mode) as file:
             file.write(b"more")
-        return copied(*words)
 
-    monkeypatch.setattr(os, "copy_file_range", copy_and_write)
-    with pytest.raises(MLDashError) as changed:
-        exp.files.upload(tmp_path / "a.bin")
-    assert changed.value.code is Code.SOURCE_CHANGED
-    assert names(inbox) == []
-    assert file_sha256(tmp_path / "a.bin")
+    def touch() -> None:
+        subprocess.run(["touch", path], check=True)
+
+    def touch_and_write_later() -> None:
+        def read_and_write(*words: Any) -> bytes:
+            monkeypatch.setattr(os, "pread", read)
+            write("r+b")
+            return b""
+
+        touch()
+        monkeypatch.setattr(os, "pread", lambda *words: read(*words) if words[2] == 0 else read_and_write(*words))
+
+    def meanwhile(act: Callable[[], object]) -> Callable[..., int]:
+        def copy(*words: Any) -> int:
+            count = copied(*words)
+            act()
+            return count
+
+        return copy
+
+    for act in (lambda: write("ab"), lambda: write("r+b"), touch_and_write_later):
+        make_file(path, MIB)
+        monkeypatch.setattr(os, "copy_file_range", meanwhile(act))
+        with pytest.raises(MLDashError) as changed:
+            exp.files.upload(path)
+        assert changed.value.code is Code.SOURCE_CHANGED
+        assert names(inbox) == []
+    sha256 = make_file(path, MIB)
+    monkeypatch.setattr(os, "copy_file_range", meanwhile(touch))
+    assert exp.files.upload(path)["pin"] == "inbox"
+    (content,) = [name for name in names(inbox) if name.endswith(".data")]
+    assert file_sha256(inbox / content) == sha256

@@ -20,6 +20,7 @@ from ml_dash.errors import Code
 from tests.doubles.disks import ext4, tmpfs
 from tests.doubles.meddling import CHANGES, HARMLESS
 from tests.doubles.raw_client import RawClient
+from tests.edge.pin_rig import leases
 from tests.harness import (
     PREFIX,
     Bucket,
@@ -48,13 +49,6 @@ def writing(path: Path, content: bytes = b"the next epoch") -> Iterator[Future[i
     """Somebody who writes the file anew, from its first byte."""
     with ThreadPoolExecutor(1) as trainer:
         yield trainer.submit(path.write_bytes, content)
-
-
-def leases(path: Path) -> list[str]:
-    """What the kernel says of leases on a file: ACTIVE, or BREAKING while somebody waits."""
-    inode = str(path.stat().st_ino)
-    rows = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-    return [row[2] for row in rows if row[1] == "LEASE" and row[5].endswith(f":{inode}")]
 
 
 @pytest.mark.parametrize("disk", ["the spool's", "ext4", "tmpfs"])

@@ -189,8 +189,8 @@ def _limits() -> str:
         ("ids in a request to verify, or to try again", f"{_most(messages.Verify, 'ids'):,}"),
         ("prunings", _list(*prune.PRUNES)),
         ("descriptors kept for the daemon itself", f"{descriptors.OWN}, at most half of the limit"),
-        ("of the others, up to where there are connections; slots; sources held open",
-         f"{descriptors.FOR_CONNECTIONS:.0%}; {descriptors.FOR_SLOTS:.0%}; {descriptors.FOR_PINS:.0%}"),
+        ("of the others, up to where there are connections; slots; sources held open; leases for `touch`",
+         "; ".join(f"{getattr(descriptors, f'FOR_{of}'):.0%}" for of in ("CONNECTIONS", "SLOTS", "PINS", "LEASES"))),
         ("a file; one that travels inside its request", f"100 GB; {messages.INLINE_BYTES // 1024} KiB"),
     ]  # fmt: skip
     return "\n".join(["| what | at most |", "|---|---|", *(f"| {what} | {most} |" for what, most in rows)])

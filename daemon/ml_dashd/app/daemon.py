@@ -134,7 +134,8 @@ class Daemon:
         if (number := parts.storage.of_catalog.number) is not None:
             self._chores.start(number.run(), "node number")
         answers = build_answers(parts, ids, policy, self._asked_to_stop.set)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, parts.sources.overwrites.look)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, parts.sources.give_way)
+        parts.sources.give_way()  # what was asked for before
         self._lasting.start(answers.experiments.keep(), "rows")  # a drain takes rows, too
         await parts.upkeep.deliver.load()
         self._lasting.start(parts.upkeep.deliver.run(), "sets")

@@ -31,6 +31,11 @@ class Sources:
     copies: Copies
     touched: Touched
 
+    def give_way(self) -> None:
+        """The kernel asks for leases: whoever waits for nothing to be copied goes first."""
+        self.touched.give_way()
+        self.overwrites.look()
+
 
 def build_sources(base: Base, storage: Storage, sending: Sending) -> Sources:
     """Nothing is copied before `copies` runs."""

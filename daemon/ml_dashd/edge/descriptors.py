@@ -16,6 +16,9 @@ FOR_PINS = 1 / 2
 """The part up to which sources are kept as open descriptors; then they are copied. Such pins last as long as the store
 is away, and connections go before them."""
 
+FOR_LEASES = 1 / 4
+"""The part up to which leases are kept that nobody asked for (edge/witness.py): pins go before them."""
+
 
 class DescriptorBudget:
     """Counts what is held for clients. Safe among threads, which may overshoot it by as many as they are."""

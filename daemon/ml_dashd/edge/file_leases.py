@@ -15,8 +15,6 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ml_dash.filesystems import FUSE, NETWORK
@@ -25,7 +23,7 @@ from ml_dashd.edge.handed import file_system
 
 BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 MOST = 4096
-"""Leases that are held at once: each is looked at when the kernel asks for one, a microsecond each."""
+"""Leases that are held at once: each is looked at when the kernel asks for one, half a microsecond each."""
 _LOCKS = Path("/proc/locks")
 _WHY = {
     errno.EAGAIN: "somebody has it open to write",
@@ -35,17 +33,18 @@ _WHY = {
 }
 
 
-@contextmanager
-def own_description(descriptor: int) -> Iterator[int]:
-    """The same file, opened once more to read. Raises OSError where this process may not.
+def leased(descriptor: int) -> int:
+    """The same file, opened once more to read, and leased. Raises OSError where that is refused.
 
     Where another holds a write lease on it, that is an error at once: nobody is waited for.
     """
     own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        yield own
-    finally:
+        fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
         os.close(own)
+        raise
+    return own
 
 
 def has_writers(descriptor: int) -> bool:
@@ -54,8 +53,7 @@ def has_writers(descriptor: int) -> bool:
     The lease is given back at once, with its description: who opens the file in this very moment waits for that.
     """
     try:
-        with own_description(descriptor) as own:
-            fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        os.close(leased(descriptor))
     except OSError:
         return True
     return False
@@ -70,9 +68,14 @@ def break_time_s(path: Path = BREAK_TIME) -> float:
 
 
 class FileLeases:
-    """The leases that are held, by the file's id. Calls come from several threads."""
+    """The leases that are held, by the file's id. Calls come from several threads.
 
-    def __init__(self, budget: DescriptorBudget) -> None:
+    So many at most, and as part of the budget of descriptors no more than that.
+    """
+
+    def __init__(self, budget: DescriptorBudget, most: int = MOST, part: float = FOR_PINS) -> None:
+        self._most = most
+        self._part = part
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
         self._budget = budget
@@ -80,15 +83,13 @@ class FileLeases:
 
     def take(self, descriptor: int, file_id: int) -> str | None:
         """Takes one on an open file; why not, where that can't be, else None."""
-        if len(self._held) >= MOST or self._budget.left(FOR_PINS) <= 0:
+        if len(self._held) >= self._most or self._budget.left(self._part) <= 0:
             return "as many leases are held as may be"
         kind = file_system(descriptor)
         if kind == FUSE or kind in NETWORK:
             return "other machines could write to it"
         try:
-            with own_description(descriptor) as own:
-                fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-                kept = fcntl.fcntl(own, fcntl.F_DUPFD_CLOEXEC, 3)
+            kept = leased(descriptor)
         except OSError as refused:
             return _WHY.get(refused.errno or 0, os.strerror(refused.errno or 0))
         with self._lock:

@@ -26,7 +26,7 @@ from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.fingerprints import SETTLED_MS, fingerprint, fingerprint_of, look, read_small, rebased, retimed
 from ml_dashd.edge.handed import check, known_of, path_of
 from ml_dashd.edge.held import HeldSources
-from ml_dashd.edge.room import Room
+from ml_dashd.edge.room import Room, bytes_of
 from ml_dashd.edge.seal import seal
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
 from ml_dashd.edge.source import FileSource, InlineSource
@@ -94,13 +94,10 @@ class SpoolPins:
     def adopt(self, job: Job, file_id: int) -> tuple[Pin, bytes | None, int]:
         if job.pin.kind is PinKind.SLOT:
             return Pin(PinKind.SLOT, self._slots.share(job.pin.name)), None, job.record.size_bytes
-        descriptor = self._open(job)
-        try:
+        with self._opened(job) as descriptor:
             if self._changed(job, descriptor):
                 raise changed(job.pin.source)
             return self._take(descriptor, file_id, job.pin.source, Protection.RESTART)
-        finally:
-            os.close(descriptor)
 
     def _take(
         self, descriptor: int, file_id: int, source: str, protection: Protection
@@ -165,17 +162,15 @@ class SpoolPins:
 
     def lease(self, job: Job) -> str | None:
         try:
-            descriptor = self._open(job)
-            try:
+            with self._opened(job) as descriptor:
                 self._copies.look_for_room(f"{job.id}.lease", job.record.size_bytes)
                 if (refusal := self._leases.take(descriptor, job.id)) is None:
                     if not self._changed(job, descriptor):
+                        self._witness.unlease(job.id)  # one lease is enough for a writer to wait
                         return None
                     self._leases.let_go(job.id)
                     refusal = "it was written to since it was handed over"
                 return refusal
-            finally:
-                os.close(descriptor)
         except (OSError, MLDashError) as failure:
             return str(failure)
 
@@ -188,6 +183,12 @@ class SpoolPins:
     def unlease(self, file_id: int) -> None:
         self._leases.let_go(file_id)
 
+    def give_way(self) -> bool:
+        return self._witness.give_way()
+
+    def done_reading(self, file_id: int) -> None:
+        self._witness.unlease(file_id)
+
     def touched(self) -> list[int]:
         return self._witness.touched()
 
@@ -195,19 +196,16 @@ class SpoolPins:
         was = job.pin.fingerprint
         if was is None or job.pin.kind not in (PinKind.LINK, PinKind.FD):
             return None
-        descriptor = self._open(job)
-        try:
+        with self._opened(job) as descriptor:
+            self._witness.lease_again(job.id, descriptor)
             now = fingerprint(descriptor)
             if now_ms - now.ctime_ns // 1_000_000 >= SETTLED_MS:
                 return now if retimed(was, now, self._ask(job, descriptor)) else None
             self._witness.remind(job.id)
             return None
-        finally:
-            os.close(descriptor)
 
     def copy(self, job: Job, in_time: Callable[[], bool] | None = None) -> Pin:
-        source = self._open(job)
-        try:
+        with self._opened(job) as source:
             if self._changed(job, source):
                 raise changed(job.pin.source)
             self._copies.leave_room(job.record.size_bytes)
@@ -218,8 +216,6 @@ class SpoolPins:
             if not kept or self._changed(job, source):
                 self.release(pin, job.id)
                 raise changed(job.pin.source)
-        finally:
-            os.close(source)
         return replace(pin, fingerprint=self._mark(-1, pin.kind, name))
 
     def _changed(self, job: Job, descriptor: int) -> bool:
@@ -334,8 +330,9 @@ class SpoolPins:
         self._held.pass_on(file_id, to_id)
         self._witness.let_go(file_id)
 
-    def note_failed(self, pin: Pin) -> None:
+    def note_failed(self, pin: Pin, file_id: int) -> None:
         self._room.note(self._path(pin), failed=True)
+        self._witness.unlease(file_id)
 
     def sweep(self, jobs: Sequence[Job]) -> int:
         self._held.take_back({job.id: job.pin.fingerprint for job in jobs if job.pin.kind is PinKind.FD})
@@ -349,30 +346,25 @@ class SpoolPins:
         ]
         for stray in strays:
             Path(stray).unlink(missing_ok=True)
-        self._count(jobs)
+        for job in jobs:
+            if job.pin.kind in (PinKind.COPY, PinKind.SLOT):  # it counts against the quota
+                self._room.inherit(self._path(job.pin), failed=job.state is State.FAILED)
+            elif job.pin.kind is PinKind.LINK and job.state in (State.QUEUED, State.SENDING):
+                self._watch_again(job)
         return len(strays)
 
-    def _count(self, jobs: Sequence[Job]) -> None:
-        """What is in the spool from an earlier life counts against the quota."""
-        for job in jobs:
-            if job.pin.kind in (PinKind.COPY, PinKind.SLOT):
-                path = self._path(job.pin)
-                with suppress(FileNotFoundError):
-                    self._room.found(path, Path(path).stat().st_blocks * 512)
-                    self._room.note(path, failed=job.state is State.FAILED)
+    def _watch_again(self, job: Job) -> None:
+        """As from its hand-off on, where no time moved. What was held could keep the start waiting, and is left."""
+        with suppress(OSError, MLDashError), self._opened(job) as descriptor:
+            self._witness.watch(job.id, descriptor)
+            if fingerprint(descriptor) != job.pin.fingerprint:
+                self._witness.let_go(job.id)
 
     def rebase(self, job: Job) -> Pin | None:
         return rebased(self._path(job.pin), job.pin) if job.pin.name else None
 
     def spool_bytes(self) -> int:
-        total = 0
-        for folder in [*self._pools, self._pools[0] / SLOT_FOLDER]:
-            for entry in os.scandir(folder):
-                with suppress(FileNotFoundError):  # released meanwhile
-                    if entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
-                        total += status.st_blocks * 512 if status.st_nlink == 1 else 0
-        return total
+        return bytes_of([*self._pools, self._pools[0] / SLOT_FOLDER])
 
     def close(self) -> None:
         """Closes what is held."""
@@ -387,6 +379,14 @@ class SpoolPins:
     def _path(self, pin: Pin) -> str:
         folder = self._pools[0] / SLOT_FOLDER if pin.kind is PinKind.SLOT else self._pools[0]
         return str(folder / pin.name)
+
+    @contextmanager
+    def _opened(self, job: Job) -> Iterator[int]:
+        descriptor = self._open(job)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _open(self, job: Job) -> int:
         if job.pin.kind is PinKind.FD:

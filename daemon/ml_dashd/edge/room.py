@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from ml_dash.errors import Code, error
 
 FREE_FAILED = "`ml-dash status` names files that failed, and `ml-dash rm --id ID` frees what they hold"
+
+
+def bytes_of(folders: Iterable[Path]) -> int:
+    """What the files of these folders take on disk, without those that have another name elsewhere. Blocks."""
+    total = 0
+    for folder in folders:
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # released meanwhile
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    total += status.st_blocks * 512 if status.st_nlink == 1 else 0
+    return total
 
 
 class Room:
@@ -47,9 +63,15 @@ class Room:
             self._count(path, size_bytes)
 
     def found(self, path: str, size_bytes: int) -> None:
-        """Counts a file that was there at the start."""
+        """Counts a file that is there, of that size."""
         with self._lock:
             self._count(path, size_bytes)
+
+    def inherit(self, path: str, *, failed: bool) -> None:
+        """Counts a file of an earlier daemon, where it is there; `failed`: it is kept for one that failed."""
+        with suppress(FileNotFoundError):
+            self.found(path, Path(path).stat().st_blocks * 512)
+            self.note(path, failed=failed)
 
     def give_back(self, path: str) -> None:
         """The file is gone. Idempotent."""

@@ -6,6 +6,10 @@ to have the file open to write (file_leases.py). From there on who never had it 
 
 The kernel tells of a write, and of the end of an opening, before it stops counting the writer. Hence the order of each
 question: the file's times, then whether somebody has it open to write, then what was told.
+
+Who opens a file to write and writes nothing is told as who writes through a mapping is. The command touch does that,
+by an open that waits for nobody (O_NONBLOCK), and where that is refused it sets the times by the file's name. So a file
+that may wait for long is leased meanwhile: touch is refused, and everybody else waits for as long as `give_way` takes.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from functools import partial
 from threading import Lock
 
 from ml_dashd.core.witness import Account
-from ml_dashd.edge.file_leases import has_writers
+from ml_dashd.edge.descriptors import DescriptorBudget
+from ml_dashd.edge.file_leases import FileLeases, has_writers
 from ml_dashd.edge.handed import file_system
 
 Ask = Callable[[], Account | None]
@@ -33,7 +38,8 @@ max_user_watches), which editors want some of. Each costs 1 KiB of the kernel's 
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE = 0x2, 0x4, 0x8
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 """linux/inotify.h: what is asked for; what was lost, all or one watch."""
-_ASKED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE
+_WRITING = IN_MODIFY | IN_CLOSE_WRITE
+_ASKED = _WRITING | IN_ATTRIB
 _EVENT = struct.Struct("iIII")
 """Watch, events, cookie, and the length of the name that follows."""
 TELLING = {0xEF53, 0x58465342, 0x9123683E, 0x01021994}
@@ -45,21 +51,27 @@ _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 
 
 class _Watched:
-    """A file that is watched: by which watch, and what was told of it."""
+    """A file that is watched: by which watch, what was told of it, and whether it is leased while nobody writes."""
 
-    __slots__ = ("sure", "told", "watch")
+    __slots__ = ("leased", "sure", "told", "watch")
 
-    def __init__(self, watch: int) -> None:
+    def __init__(self, watch: int, *, leased: bool) -> None:
         self.watch = watch
         self.told = 0
         self.sure = False
+        self.leased = leased
 
 
 class Witness:
-    """By the file's id. Calls come from several threads. Where the kernel watches nothing (more), nobody is watched."""
+    """By the file's id. Calls come from several threads. Where the kernel watches nothing (more), nobody is watched.
 
-    def __init__(self, most: int = MOST) -> None:
+    Files of more than `leased_above` bytes are leased, as many as `leases` bears.
+    """
+
+    def __init__(self, most: int = MOST, leases: FileLeases | None = None, leased_above: int = 0) -> None:
         self._most = most
+        self._leases = leases or FileLeases(DescriptorBudget(), most=0)
+        self._leased_above = leased_above
         self._queue = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if most else -1
         self._watched: dict[int, _Watched] = {}
         self._files: dict[int, set[int]] = {}
@@ -69,6 +81,9 @@ class Witness:
 
     def watch(self, file_id: int, descriptor: int) -> None:
         """Watches an open file from now on, as far as may be. Its fingerprint is taken afterwards."""
+        self._watch(file_id, descriptor, leased=os.fstat(descriptor).st_size > self._leased_above)
+
+    def _watch(self, file_id: int, descriptor: int, *, leased: bool) -> None:
         if self._queue < 0 or file_system(descriptor) not in TELLING:
             return
         with self._lock:
@@ -78,9 +93,10 @@ class Witness:
             watch = _libc.inotify_add_watch(self._queue, b"/proc/self/fd/%d" % descriptor, _ASKED)
             if watch < 0:
                 return
-            self._watched[file_id] = watched = _Watched(watch)
+            self._watched[file_id] = watched = _Watched(watch, leased=leased)
             self._files.setdefault(watch, set()).add(file_id)
-        watched.sure = not has_writers(descriptor)
+        granted = leased and self._leases.take(descriptor, file_id) is None
+        watched.sure = granted or not has_writers(descriptor)
 
     def account(self, file_id: int, descriptor: int, *, leased: bool = False) -> Account | None:
         """What happened to a file since it is watched, until now; None where it is not watched.
@@ -89,6 +105,9 @@ class Witness:
         """
         if file_id not in self._watched:
             return None
+        leased = leased or self._leases.holds(file_id)
+        if not leased:
+            self._leases.let_go(file_id)  # while one is asked for, none is granted, whoever asks
         open_now = not leased and has_writers(descriptor)
         with self._lock:
             self._hear()
@@ -113,10 +132,35 @@ class Witness:
         with self._lock:
             self._touched.add(file_id)
 
+    def give_way(self) -> bool:
+        """Lets whoever waits to open a file to write go on; whether there was somebody. Does not block."""
+        asked_for = self._leases.asked_for()
+        for file_id in asked_for:
+            self._leases.let_go(file_id)
+        return bool(asked_for)
+
+    def lease_again(self, file_id: int, descriptor: int) -> None:
+        """Leases a file once more that was leased, and that nobody had open to write since: for the next touch."""
+        with self._lock:
+            self._hear()
+            seen = self._watched.get(file_id)
+        if seen is None or not seen.leased or seen.told & _WRITING or self._leases.holds(file_id):
+            return
+        self._leases.let_go(file_id)
+        self._leases.take(descriptor, file_id)
+        if self._watched.get(file_id) is not seen or not seen.leased:  # it was let go meanwhile
+            self._leases.let_go(file_id)
+
+    def unlease(self, file_id: int) -> None:
+        """Nobody who opens it to write waits any more; it is watched on. Does not block. Idempotent."""
+        if (seen := self._watched.get(file_id)) is not None:
+            seen.leased = False
+        self._leases.let_go(file_id)
+
     @contextmanager
     def during(self, file_id: int, descriptor: int) -> Iterator[Ask]:
-        """Watches an open file meanwhile."""
-        self.watch(file_id, descriptor)
+        """Watches an open file meanwhile, and leases it however small it is: it may be read for as long."""
+        self._watch(file_id, descriptor, leased=True)
         try:
             yield partial(self.account, file_id, descriptor)
         finally:
@@ -130,12 +174,14 @@ class Witness:
                 files.discard(file_id)
                 if not files:
                     self._end(seen.watch)
+        self._leases.let_go(file_id)
 
     def close(self) -> None:
         """Watches nothing more."""
         with self._lock:
             self._watched.clear()
             self._files.clear()
+            self._leases.close()
             if self._queue >= 0:
                 os.close(self._queue)
                 self._queue = -1
@@ -155,12 +201,14 @@ class Witness:
     def _note(self, watch: int, told: int) -> None:
         if told & IN_Q_OVERFLOW:  # of whom, is not said
             self._watched.clear()
+            self._leases.close()
             for each in list(self._files):
                 self._end(each)
             return
         for file_id in self._files.get(watch, ()):
             if told & IN_IGNORED:
                 del self._watched[file_id]
+                self._leases.let_go(file_id)
             else:
                 self._watched[file_id].told |= told
                 if told & IN_ATTRIB:

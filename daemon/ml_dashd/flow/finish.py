@@ -152,7 +152,7 @@ class Finish:
             await self._journal.advance(failed, State.QUEUED)
             return
         if not lost:
-            self._pins.note_failed(failed.pin)
+            self._pins.note_failed(failed.pin, job.id)
         self._meter.failed(trouble.code)
         event = {"id": job.id, "code": trouble.code, "path": job.record.path, "error": trouble.message}
         log.warning("file_failed", extra=event)

@@ -76,6 +76,7 @@ class Single:
             clean = True
         finally:
             self._buffers.give_back(buffer, clean=clean)
+        self._pins.done_reading(job.id)
         return evidence, sent, sha256
 
     async def _send(self, job: Job, body: memoryview, sent: Digest, sha256: str) -> Evidence:

@@ -1,11 +1,14 @@
 """Files that were only touched: their new times are journaled, for the next daemon to know them by.
 
-Who saw that nothing was written (edge/witness.py) ends with this daemon.
+Who saw that nothing was written (edge/witness.py) ends with this daemon. It keeps leases on files, by which the command
+touch is told from who writes; whoever comes to write to one is let in at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 
 from ml_dash.errors import MLDashError
 from ml_dashd.core.model import Job
@@ -15,6 +18,8 @@ log = logging.getLogger("ml_dashd.flow")
 
 LOOK_S = 1.0
 """Between two looks: so long may a touch be unknown to who is killed, and so often is a file journaled at most."""
+SOON_S = 0.05
+"""After somebody came to a leased file: if it was touch, the file is leased again before the next one comes."""
 
 
 class Touched:
@@ -25,15 +30,26 @@ class Touched:
         self._pins = pins
         self._threads = threads
         self._clock = clock
+        self._came = asyncio.Event()
+
+    def give_way(self) -> None:
+        """Somebody may wait to write: called when the kernel says so."""
+        if self._pins.give_way():
+            self._came.set()
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            await self._clock.sleep(LOOK_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._came.wait()
+                    self._came.clear()
+                    await self._clock.sleep(SOON_S)
             await self.look()
 
     async def look(self) -> None:
         """Journals what was touched since the last look. Never fails: what is not noted, only the next daemon minds."""
+        self.give_way()
         touched = self._pins.touched()
         try:
             for job in await self._journal.get(touched) if touched else ():

@@ -174,7 +174,9 @@ class Uploader:
             raise _first(failures) from None
         whole = checksum.combine(digests, job.algorithm)
         await self._settle_source(job, source, whole, sha256.hexdigest())
-        return await self._evidence_parts(job, digests, whole, sha256.hexdigest())
+        job = await self._evidence_parts(job, digests, whole, sha256.hexdigest())
+        self._pins.done_reading(job.id)
+        return job
 
     async def _take_part(
         self, job: Job, part: Part, buffer: memoryview, digest: Digest, hashed: asyncio.Future[None], *, there: bool

@@ -69,11 +69,22 @@ class Pins(Protocol):
     def wanted(self) -> list[int]:
         """The files that somebody waits to write to. Does not block."""
 
+    def give_way(self) -> bool:
+        """Lets those go on who wait to write to sources that nobody asked to have leased; whether there were any.
+
+        Does not block.
+        """
+
+    def done_reading(self, file_id: int) -> None:
+        """A source was read to its end, and is kept from nobody any more. Does not block. Idempotent."""
+
     def touched(self) -> list[int]:
         """Files whose linked or held sources had their times set, as it seems, since the last call. Does not block."""
 
     def retimed(self, job: Job, now_ms: int) -> Fingerprint | None:
         """What fstat says of such a source now, where its times were set and nothing was written to it; else None.
+
+        It is leased again, where the touch has cost it its lease.
 
         One that was touched within a moment of `now_ms`, the time since 1970, is left for the next `touched`.
         """
@@ -121,7 +132,7 @@ class Pins(Protocol):
     def pass_on(self, file_id: int, to_id: int) -> None:
         """Holds the source that is held open for one file for another one. Idempotent."""
 
-    def note_failed(self, pin: Pin) -> None:
+    def note_failed(self, pin: Pin, file_id: int) -> None:
         """Notes that the source is kept for a file that failed, until it is opened for another try or released.
 
         Who is refused for want of room is told how much is kept so. Idempotent.

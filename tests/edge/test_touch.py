@@ -1,0 +1,267 @@
+"""The command `touch` opens a file to write and writes nothing: told from who writes by a lease that it asks for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ml_dash.errors import Code
+from ml_dashd.core.model import Job, Protection
+from ml_dashd.core.states import State
+from ml_dashd.edge import cloning, spool_copies
+from ml_dashd.edge.descriptors import FOR_LEASES, FOR_PINS, DescriptorBudget
+from ml_dashd.edge.file_leases import FileLeases
+from tests.edge.pin_rig import (
+    MIB,
+    SIZE,
+    Spool,
+    content,
+    later_spool,
+    leases,
+    leasing,
+    open_descriptors,
+    path,
+    refused,
+    spool,
+    written,
+)
+from tests.edge.test_witness import DISKS, LATER_MS, WRITES, disk, meddled, pinned, put_back, set_now
+
+__all__ = ["path", "spool"]
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
+    """A spool whose files are leased while they wait, on a file system without reflinks."""
+    monkeypatch.setattr(cloning, "FICLONE", 0)
+    with later_spool(tmp_path / "spool", leasing()) as made:
+        yield made
+
+
+def touch(path: Path, *options: str) -> None:
+    subprocess.run(["touch", *options, path], check=True)
+
+
+@contextmanager
+def at_the_door(spool: Spool, act: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Somebody who opens a file to write, and waits for that; he is let in after the block at the latest."""
+    writer = threading.Thread(target=act)
+    writer.start()
+    yield writer
+    while writer.is_alive():
+        spool.pins.give_way()
+        writer.join(0.001)
+
+
+@pytest.mark.parametrize("kind", DISKS)
+def test_the_command_is_no_false_alarm(waiting: Spool, tmp_path: Path, kind: str) -> None:
+    """Before it is read, between two reads, copied, leased for its owner, handed on, and when its times are noted."""
+    with disk(kind, tmp_path) as folder:
+        for number, options in enumerate(([], ["-c"], ["-d", "2020-02-02"], ["-a"])):
+            path = folder / f"{number}.pt"
+            job = pinned(waiting, path)
+            assert leases(path) == ["ACTIVE"]
+            touch(path, *options)
+            assert waiting.read(job) == content()
+            assert waiting.read(replace(job, pin=waiting.pins.copy(job))) == content()
+            waiting.pins.release(waiting.pins.adopt(job, 1000 + number)[0], 1000 + number)
+            assert waiting.pins.retimed(job, LATER_MS) is not None or options == ["-a"]
+            source = waiting.pins.open(job, b"")
+            got = memoryview(bytearray(SIZE))
+            source.read(0, got[:MIB], ())
+            touch(path, *options)
+            source.read(MIB, got[MIB:], ())
+            assert not source.check()
+            assert got == content()
+            source.close()
+            assert waiting.pins.lease(job) is None
+            waiting.pins.release(job.pin, job.id)
+            assert leases(path) == []
+
+
+def test_it_may_be_touched_again_and_again(waiting: Spool, path: Path) -> None:
+    """A touch costs it its lease, and a look gives it another, unless somebody has opened it to write meanwhile."""
+    job = pinned(waiting, path)
+    for _ in range(3):
+        touch(path)
+        assert leases(path) == ["BREAKING"]
+        assert waiting.pins.give_way()
+        assert not waiting.pins.give_way()
+        assert leases(path) == []
+        assert waiting.pins.touched() == [job.id]
+        assert waiting.pins.retimed(job, LATER_MS) is not None
+        assert leases(path) == ["ACTIVE"]
+    assert waiting.read(job) == content()
+    with at_the_door(waiting, lambda: path.open("r+b").close()):
+        pass
+    os.utime(path)
+    assert waiting.pins.retimed(job, LATER_MS) is None
+    assert leases(path) == []
+    refused(Code.SOURCE_CHANGED, lambda: waiting.read(job))
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [("linked", put_back), ("linked", set_now), ("ext4", put_back), ("xfs", set_now), ("tmpfs", set_now)],
+)
+def test_who_writes_is_let_in_and_found(
+    waiting: Spool, tmp_path: Path, kind: str, times: Callable[[Path, tuple[int, int]], None]
+) -> None:
+    """He waits until the daemon gives way, and no longer; whatever he does to the times afterwards."""
+    with disk(kind, tmp_path) as folder:
+        for number, how in enumerate(WRITES.values()):
+            path = folder / f"{number}.pt"
+            job = pinned(waiting, path)
+            status = path.stat()
+            with at_the_door(waiting, lambda path=path, how=how: meddled(path, how)):
+                while leases(path) != ["BREAKING"]:
+                    time.sleep(0.001)
+                assert path.read_bytes() == content()
+                assert waiting.read(job) == content()  # he has written nothing yet
+            times(path, (status.st_atime_ns, status.st_mtime_ns))
+            assert path.read_bytes() != content()
+            refused(Code.SOURCE_CHANGED, lambda job=job: waiting.read(job))
+            waiting.pins.release(job.pin, job.id)
+        path = written(folder / "truncated.pt")
+        job = waiting.take(path)
+        with at_the_door(waiting, lambda: os.truncate(path, SIZE - 1)):
+            pass
+        refused(Code.SOURCE_CHANGED, lambda: waiting.read(job))
+
+
+def test_who_waits_for_nothing_is_refused_once(waiting: Spool, path: Path) -> None:
+    """O_NONBLOCK: the next time there is no lease, and what he writes is found."""
+    job = pinned(waiting, path)
+    with pytest.raises(BlockingIOError):
+        os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    assert waiting.pins.give_way()
+    assert waiting.read(job) == content()
+    file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    WRITES["by mmap"](file)
+    os.close(file)
+    os.utime(path)
+    refused(Code.SOURCE_CHANGED, lambda: waiting.read(job))
+
+
+def test_without_a_lease_it_is_an_alarm(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More files than may be leased, a small one that is copied soon, one that somebody has open: safe, as ever."""
+    monkeypatch.setattr(cloning, "FICLONE", 0)
+    with later_spool(tmp_path / "spool", leasing(most=1, leased_above=MIB)) as spool:
+        small = written(path.with_name("small.pt"), MIB)
+        unleased = [spool.take(small)]
+        with written(path.with_name("open.pt")).open("r+b") as file:
+            unleased.append(spool.take(Path(file.name)))
+        leased = spool.take(written(path))
+        unleased.append(spool.take(written(path.with_name("one-more.pt"))))
+        for job in (leased, *unleased):
+            touch(Path(job.pin.source))
+        assert spool.read(leased) == content()
+        for job in unleased:
+            refused(Code.SOURCE_CHANGED, lambda job=job: spool.read(job))
+        spool.pins.release(leased.pin, leased.id)
+        next_one = spool.take(written(path.with_name("next.pt")))
+        touch(Path(next_one.pin.source))
+        assert spool.read(next_one) == content()
+
+
+def test_leases_are_the_first_to_go_without_descriptors(waiting: Spool, path: Path) -> None:
+    """A source that is held open is worth more, and gets along with half of what may be held."""
+    budget, held = DescriptorBudget(), [0]
+    budget.count(lambda: held[0])
+    leases = FileLeases(budget, part=FOR_LEASES)
+    descriptor = os.open(written(path), os.O_RDONLY)
+    assert leases.take(descriptor, 1) is None
+    leases.let_go(1)
+    held[0] = budget.left() // 2 - 1
+    assert leases.take(descriptor, 1) is not None
+    assert budget.left(FOR_PINS) > 0
+    os.close(descriptor)
+
+
+def test_nobody_waits_for_what_needs_no_source(waiting: Spool, path: Path) -> None:
+    """Read, failed, leased for its owner, let go, or watched no more: the lease is given back, and stays so."""
+    before = open_descriptors()
+    ends: dict[str, Callable[[Job], object]] = {
+        "read": lambda job: waiting.pins.done_reading(job.id),
+        "failed": lambda job: waiting.pins.note_failed(job.pin, job.id),
+        "handed over twice": lambda job: waiting.pins.pass_on(job.id, 99),
+        "released": lambda job: waiting.pins.release(job.pin, job.id),
+        "gone": lambda job: (path.unlink(), waiting.pins.release(job.pin, job.id)),
+    }
+    for what, end in ends.items():
+        job = pinned(waiting, path)
+        assert leases(path) == ["ACTIVE"], what
+        with path.open("rb") as file:
+            end(job)
+            assert leases(Path(f"/proc/self/fd/{file.fileno()}")) == [], what
+        if what in ("read", "failed"):
+            os.utime(path)
+            assert waiting.pins.retimed(job, LATER_MS) is not None
+            assert waiting.read(job) == content()
+            assert leases(path) == [], what
+        waiting.pins.release(job.pin, job.id)
+    job = pinned(waiting, path)
+    assert waiting.pins.lease(job) is None
+    assert leases(path) == ["ACTIVE"]  # its owner's
+    waiting.pins.close()
+    assert open_descriptors() <= before
+
+
+def test_one_that_is_touched_while_it_is_copied(waiting: Spool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the background, or before the answer; then it is leased for as long as the copy takes, however small it is."""
+    copy_range = cloning.copy_range
+
+    def touch_after(*arguments: object) -> None:
+        copy_range(*arguments)  # type: ignore[arg-type]
+        touch(path)
+
+    job = pinned(waiting, path)
+    monkeypatch.setattr(spool_copies, "copy_range", touch_after)
+    assert waiting.read(replace(job, pin=waiting.pins.copy(job))) == content()
+    waiting.pins.release(job.pin, job.id)
+    assert waiting.read(waiting.take(path, Protection.COPY)) == content()
+    assert leases(path) == []
+
+
+# ---- the next daemon
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.SENDING])
+def test_the_next_daemon_watches_what_it_finds_as_it_was(spool: Spool, path: Path, state: State) -> None:
+    job = replace(pinned(spool, path), state=state)
+    spool.pins.close()
+    with later_spool(spool.folder, leasing()) as later:
+        assert later.pins.sweep([job]) == 0
+        assert leases(path) == ["ACTIVE"]
+        touch(path)
+        assert later.read(job) == content()
+        with at_the_door(later, lambda: meddled(path, WRITES["by mmap"])):
+            pass
+        os.utime(path)
+        refused(Code.SOURCE_CHANGED, lambda: later.read(job))
+
+
+def test_the_next_daemon_vouches_for_nothing_that_came_before_it(spool: Spool, path: Path) -> None:
+    """Written to and given its old time back, so that ctime alone tells; open to somebody; read before; or gone."""
+    jobs = [pinned(spool, path.with_name(name)) for name in ("touched", "written", "open", "read", "gone")]
+    at = {Path(job.pin.source).name: Path(job.pin.source) for job in jobs}
+    spool.pins.close()
+    os.utime(at["touched"])
+    was = at["written"].stat()
+    meddled(at["written"], WRITES["by mmap"])
+    os.utime(at["written"], ns=(was.st_atime_ns, was.st_mtime_ns))
+    (spool.folder / jobs[-1].pin.name).unlink()
+    with at["open"].open("r+b"), later_spool(spool.folder, leasing()) as later:
+        later.pins.sweep([replace(job, state=State.VERIFIED) if "read" in job.pin.source else job for job in jobs])
+        assert [name for name, path in at.items() if leases(path)] == []
+        for job in jobs[:3]:
+            os.utime(job.pin.source)
+            refused(Code.SOURCE_CHANGED, lambda job=job: later.read(job))
