@@ -16,7 +16,7 @@ from typing import TypeVar
 from ml_dash import messages, wire
 from ml_dash.background import Background, forget_failures
 from ml_dash.channel import OPEN, Channel
-from ml_dash.errors import Code, MLDashError
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.lease import Lease, SlotFile
 from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, ReleaseSlot, Welcome
 from ml_dash.patience import Patience, check_policy

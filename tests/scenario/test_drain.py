@@ -23,7 +23,7 @@ from ml_dash import messages as m
 from ml_dash.errors import Code
 from tests.doubles.raw_client import RawClient
 from tests.harness import PREFIX, DaemonProcess, Folder, assert_whole, eventually, make_file
-from tests.scenario.test_cli import RUN, Ended, Shell
+from tests.scenario.shell import RUN, Ended, Shell
 
 pytestmark = pytest.mark.slow
 

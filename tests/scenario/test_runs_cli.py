@@ -12,7 +12,7 @@ import pytest
 
 from ml_dash import Experiment
 from tests.harness import PREFIX, DaemonProcess, Folder
-from tests.scenario.test_cli import RUN, Shell
+from tests.scenario.shell import RUN, Shell
 
 pytestmark = pytest.mark.slow
 
