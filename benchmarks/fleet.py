@@ -1,7 +1,8 @@
 """What a fleet asks of MongoDB: commits a second, what lists take among a million documents, and what nodes write.
 
     python benchmarks/fleet.py [--quick] [--json] [--folder DIR] [--documents N] [--url mongodb://…/database]
-    python benchmarks/fleet.py --simulate NODES [--rate SHARE] …
+    python benchmarks/fleet.py --simulate NODES [--files N] [--rate SHARE] [--seconds S] [--processes N] …
+    python benchmarks/fleet.py --connect NODES …
 
 A mongod of the tests' own is started, with one member and its defaults but a cache of 256 MiB; or an empty database is
 named. The catalog's own module asks. First many writers commit, as many as nodes would at once; each record is of
@@ -9,31 +10,35 @@ another file. Then the database is filled, past the catalog, and each list is ti
 index each was answered, and how many keys and documents were read for it, and the benchmark fails where one scans the
 collection.
 
-With `--simulate` so many nodes do what benchmarks/fleet_load.py says, or a share of it, and MongoDB's CPU is told.
+With `--simulate` so many nodes do what benchmarks/fleet_nodes.py says, or a share of it; told is what of it was
+reached, and MongoDB's CPU, connections and memory. With `--connect` so many are connected to it, and do nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import hashlib
 import json
+import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fleet_connections
 import fleet_load
 import pymongo
 import rig
 from catalog import record
+from fleet_nodes import stored, stored_of
 from rig import percentile
 
 from ml_dashd.core.model import EVERYBODY, FileRecord, Selection
-from ml_dashd.core.names import s3_key
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_records import document
@@ -69,17 +74,31 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="how many the lists are timed among")
     parser.add_argument("--url", default="", help="an empty database of a replica set, in place of one's own")
     parser.add_argument("--simulate", type=int, metavar="NODES", help="how many nodes write, in place of the above")
+    parser.add_argument("--files", type=int, default=100, help="of each node, when it begins (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=0.1, help="the share of their load (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for how long (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="that make the load")
+    parser.add_argument("--connect", type=int, metavar="NODES", help="how many nodes are connected, and idle")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     with rig.workplace(options.folder) as folder, database(folder, options.url) as url:
         if options.simulate:
-            load = fleet_load.Plan(options.simulate, options.rate, 2.0 if options.quick else 60.0)
-            measuring, show = fleet_load.measured(url, load), fleet_load.show_all
+            found, show = simulated(url, options), fleet_load.show_all
+        elif options.connect:
+            found, show = asyncio.run(fleet_connections.measured(url, options.connect)), fleet_connections.show_all
         else:
-            measuring, show = measured(url, plan, options.documents or plan.documents), show_all
-        found = {"machine": rig.machine(folder), **asyncio.run(measuring)}
+            found, show = asyncio.run(measured(url, plan, options.documents or plan.documents)), show_all
+        found = {"machine": rig.machine(folder), **found}
     print(json.dumps(found, indent=2)) if options.json else show(found)
+
+
+def simulated(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    nodes, files = options.simulate, options.files
+    seconds = 2.0 if options.quick else options.seconds
+    rig.tell(f"{nodes * files:,} documents")
+    fill(url, (stored_of(node, index, nodes) for index in range(files) for node in range(nodes)))
+    asyncio.run(make_indexes(url))
+    return fleet_load.measured(url, fleet_load.Plan(nodes, files, options.rate, seconds, options.processes))
 
 
 @contextmanager
@@ -93,6 +112,8 @@ def database(folder: Path, url: str) -> Iterator[str]:
             client.drop_database(client.get_default_database().name)
         return
     with MongoDB(folder / "mongodb") as server:
+        with pymongo.MongoClient[Any](server.url("admin")) as client:  # the tests' server breaks them off after 5 s
+            client.admin.command("setParameter", 1, transactionLifetimeLimitSeconds=60)
         yield server.url(f"fleet_{secrets.token_hex(4)}")
 
 
@@ -104,7 +125,7 @@ async def measured(url: str, plan: Plan, documents: int) -> dict[str, Any]:
         commits = [await committing(catalog, plan, writers, size) for writers, size in plan.commits]
         rig.tell(f"{documents:,} documents")
         begun = time.monotonic()
-        fill(url, documents)
+        fill(url, (stored(number, documents) for number in range(1, documents + 1)))
         await make_indexes(url)
         return {
             "commits": commits,
@@ -145,20 +166,14 @@ async def committing(catalog: MongoCatalog, plan: Plan, writers: int, size: int)
     }
 
 
-def fill(url: str, documents: int) -> None:
+def fill(url: str, records: Iterable[FileRecord]) -> None:
     """The catalog's own documents, in an empty collection whose indexes are made afterwards: so it takes minutes."""
+    left = iter(records)
     with pymongo.MongoClient[Any](url, w=1, journal=False) as client:
         files = client.get_default_database()[FILES]
         files.drop()
-        for start in range(1, documents + 1, FILL):
-            numbers = range(start, min(start + FILL, documents + 1))
-            files.insert_many([document(stored(number, documents)) for number in numbers], ordered=False)
-
-
-def stored(number: int, documents: int) -> FileRecord:
-    """With a SHA-256 and a key as real ones are: they are most of what indexes hold."""
-    made = record(number, documents, number)
-    return replace(made, sha256=hashlib.sha256(str(number).encode()).hexdigest(), key=s3_key(made, "some/where/"))
+        while some := [document(each) for each in islice(left, FILL)]:
+            files.insert_many(some, ordered=False)
 
 
 async def make_indexes(url: str) -> None:

@@ -1,143 +1,123 @@
-"""What the nodes of a fleet do to MongoDB, hour by hour: the load from which its size follows.
+"""The load of many nodes (benchmarks/fleet_nodes.py), made by several processes at once: what MongoDB takes for it.
 
-Each node saves 100 files an hour, logs a row of a metric a second, renews its number, and looks at a page of its
-experiment once a minute. Here its commits hold one file each, the most that it makes of them; its rows go four at a
-time, every fourth second, as flow/forward.py gathers them. The daemon's own modules write, in an order and at times
-that do not wait for the answers: what MongoDB can't keep up with shows as a rate that is not reached.
+Everything begins at its time, whether what was begun before has ended or not, and is timed from then on: what MongoDB
+can't keep up with shows as a rate that is not reached. What the clients themselves begin too late is told apart.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import multiprocessing
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import pymongo
 import rig
-from catalog import record
+from fleet_nodes import WALKED, Nodes, per_second
 from rig import percentile
 
-from ml_dashd.core.lease import BEAT_S, Claim, Place
-from ml_dashd.core.model import Selection
-from ml_dashd.core.runs import BroughtRow, Row, RunKey
-from ml_dashd.edge.catalog_mongo import MongoCatalog
-from ml_dashd.edge.leases_mongo import MongoLeases
+from ml_dashd.edge.inventory_mongo import MongoInventory
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import EXPERIMENTS, FILES, METRICS, ROWS, prepare
-from ml_dashd.edge.runs_mongo import MongoRuns
-from ml_dashd.edge.system import SystemClock
-from ml_dashd.flow.forward import GATHER_S
+from ml_dashd.ports import JournalError
 
-FILES_AN_HOUR, ROWS_A_SECOND, LISTS_A_MINUTE = 100, 1.0, 1
-PAGE = 500
-CONNECTIONS = 64
-"""Of all nodes together; each would have two or more of its own."""
-BEGIN_AT_ONCE = 32
-BEFORE = 1 << 40
-"""From here on the rows are numbered with which nodes begin: count after count, so each node has one."""
+CONNECTIONS = 1000
+"""Of all nodes of a process, opened as they are needed: one that has a transaction open waits for no other's."""
 IDLE_S = 3.0
+GRACE_S = 15.0
+"""What has not ended so long after the last was begun is broken off."""
+WALK_S = 10.0
+BEGIN_TIMEOUT_S = 600.0
 COLLECTIONS = (FILES, ROWS, METRICS, EXPERIMENTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many nodes there are, which share of their load is made, and for how long."""
+    """How many nodes there are, each with so many files, which share of their load is made, for how long, by whom."""
 
     nodes: int
+    files: int
     rate: float
     seconds: float
+    processes: int
 
 
-def per_second() -> dict[str, float]:
-    """What a node does a second, on average: jitter takes a quarter of half of what a wait may be at most."""
-    return {
-        "commits": FILES_AN_HOUR / 3600,
-        "rows": 1 / (GATHER_S * 0.75),
-        "renewals": 1 / (BEAT_S * 0.875),
-        "lists": LISTS_A_MINUTE / 60,
-    }
+@dataclass
+class Done:
+    """Milliseconds of each that was done, from its time on; by how much they were begun too late.
+
+    `reached` were done before the time was over.
+    """
+
+    reached: int = 0
+    failed: int = 0
+    took: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+
+    def add(self, other: Done) -> None:
+        self.reached += other.reached
+        self.failed += other.failed
+        self.took += other.took
+        self.late += other.late
 
 
-class Nodes:
-    """All of them, in one process, on one client. Each has an experiment and a metric of its own."""
-
-    def __init__(self, mongo: Mongo, count: int) -> None:
-        self._catalog, self._runs, self._leases = MongoCatalog(mongo), MongoRuns(mongo), MongoLeases(mongo)
-        self._clock = SystemClock()
-        self._count = count
-        self._tokens: dict[int, str] = {}
-        self._rows_a_time = round(ROWS_A_SECOND / per_second()["rows"])
-
-    async def begin(self) -> None:
-        """Each has a number, an experiment and a first row."""
-        left = iter(range(self._count))
-
-        async def begin() -> None:
-            for at in left:
-                await self._leases.take(at + 1, self._claim(at))
-                await self.rows(BEFORE + at)
-
-        await asyncio.gather(*(begin() for _ in range(BEGIN_AT_ONCE)))
-
-    def deeds(self) -> dict[str, Callable[[int], Awaitable[object]]]:
-        """By the names of `per_second`; each is given how often it was done before."""
-        return {"commits": self.commit, "rows": self.rows, "renewals": self.renew, "lists": self.list}
-
-    async def commit(self, number: int) -> None:
-        made = replace(record(number + 1, 10**6, self._clock.now_ms()), experiment=self._key(number).experiment)
-        await self._catalog.commit([made])
-
-    async def rows(self, number: int) -> None:
-        at, now_ms = number % self._count, self._clock.now_ms()
-        data = json.dumps({"epoch": number, "loss": 1 / (number + 1), "_ts": now_ms})
-        numbers = range(number * self._rows_a_time, (number + 1) * self._rows_a_time)
-        await self._runs.bring_rows(
-            self._key(number), [BroughtRow("train", Row(now_ms, data, at, each)) for each in numbers]
-        )
-
-    async def renew(self, number: int) -> None:
-        at = number % self._count
-        known = {self._tokens[at]}
-        await self._leases.renew(at + 1, known, self._claim(at))
-
-    async def list(self, number: int) -> None:
-        key = self._key(number)
-        await self._catalog.select(Selection(key.namespace, key.project, key.experiment, limit=PAGE))
-
-    def _key(self, number: int) -> RunKey:
-        namespace, project, _ = rig.PREFIX.split("/")
-        return RunKey(namespace, project, f"run{number % self._count}", 1000)
-
-    def _claim(self, at: int) -> Claim:
-        token = f"{at}-{self._clock.monotonic()}"
-        self._tokens[at] = token
-        return Claim(token, Place(f"machine{at}", "boot", "1:2"), self._clock.now_ms(), f"node{at}")
-
-
-async def measured(url: str, plan: Plan) -> dict[str, Any]:
-    mongo = Mongo(with_options(url, f"maxPoolSize={CONNECTIONS}&waitQueueTimeoutMS=60000"))
-    try:
-        await prepare(mongo)
-        nodes = Nodes(mongo, plan.nodes)
-        rig.tell(f"{plan.nodes:,} nodes begin")
-        await nodes.begin()
-        idle = await cores(mongo, asyncio.sleep(IDLE_S))
+def measured(url: str, plan: Plan) -> dict[str, Any]:
+    """Nodes begin; then nothing is done, all of their load, and a page after the other is read of all records."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.Barrier(plan.processes + 1)
+    loaded = context.Barrier(plan.processes + 1)
+    rig.tell(f"{plan.nodes:,} nodes begin")
+    workers, pipes = [], []
+    for at in range(plan.processes):
+        ours, theirs = context.Pipe(duplex=False)
+        workers.append(context.Process(target=work, args=(url, plan, at, begun, loaded, theirs), daemon=True))
+        workers[-1].start()
+        theirs.close()  # so that a worker that fails is heard of
+        pipes.append(ours)
+    begun.wait(BEGIN_TIMEOUT_S)
+    with pymongo.MongoClient[Any](url) as client:
+        idle, _ = cores(client, lambda: time.sleep(IDLE_S))
         rig.tell(f"{plan.seconds:g} seconds of {plan.rate:g} of their load")
-        deeds: list[dict[str, Any]] = []
-        busy = await cores(mongo, do_all(nodes, plan, deeds))
-    finally:
-        await mongo.close()
+        loaded.wait(BEGIN_TIMEOUT_S)
+        busy, results = cores(client, lambda: [pipe.recv() for pipe in pipes])
+        status = client.admin.command("serverStatus")
+        for worker in workers:
+            worker.join()
+        rig.tell("all records are read")
+        walking, walked = cores(client, lambda: asyncio.run(walk(url, plan)))
+    deeds = {name: Done() for name in per_second()}
+    for result in results:
+        for name, done in result.items():
+            deeds[name].add(done)
     return {
         "nodes": plan.nodes,
         "rate": plan.rate,
-        "deeds": deeds,
+        "processes": plan.processes,
+        "deeds": [figures(name, done, plan) for name, done in deeds.items()],
+        "late_p99_ms": percentile([each for done in deeds.values() for each in done.late], 0.99),
         "cores": busy,
         "idle_cores": idle,
         "cores_of_all": (busy - idle) / plan.rate,
+        "connections": status["connections"]["current"],
+        "resident_mib": status["mem"]["resident"],
+        "cache_mib": status["wiredTiger"]["cache"]["bytes currently in the cache"] / rig.MIB,
+        "walk": {"records_per_second": walked, "cores": walking},
         "collections": sizes(url),
+    }
+
+
+def figures(name: str, done: Done, plan: Plan) -> dict[str, Any]:
+    return {
+        "deed": name,
+        "offered_per_second": per_second()[name] * plan.nodes * plan.rate,
+        "reached_per_second": done.reached / plan.seconds,
+        "failed": done.failed,
+        "p50_ms": percentile(done.took, 0.5) if done.took else float("nan"),
+        "p99_ms": percentile(done.took, 0.99) if done.took else float("nan"),
     }
 
 
@@ -145,43 +125,92 @@ def with_options(url: str, options: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}{options}"
 
 
-async def cores(mongo: Mongo, work: Awaitable[object]) -> float:
-    """How many cores MongoDB's server keeps busy meanwhile."""
-    before, begun = await cpu_s(mongo), time.monotonic()
-    await work
-    return (await cpu_s(mongo) - before) / (time.monotonic() - begun)
+def cores(client: pymongo.MongoClient[Any], work: Callable[[], Any]) -> tuple[float, Any]:
+    """How many cores MongoDB's server keeps busy meanwhile, and the work's result."""
+    before, begun = cpu_s(client), time.monotonic()
+    result = work()
+    return (cpu_s(client) - before) / (time.monotonic() - begun), result
 
 
-async def cpu_s(mongo: Mongo) -> float:
-    said = (await mongo.call(mongo.client.admin.command("serverStatus")))["extra_info"]
+def cpu_s(client: pymongo.MongoClient[Any]) -> float:
+    said = client.admin.command("serverStatus")["extra_info"]
     return (said["user_time_us"] + said["system_time_us"]) / 1e6
 
 
-async def do_all(nodes: Nodes, plan: Plan, found: list[dict[str, Any]]) -> None:
-    asked = {name: rate * plan.nodes * plan.rate for name, rate in per_second().items()}
-    kinds = [do(name, deed, asked[name], plan.seconds) for name, deed in nodes.deeds().items()]
-    found += await asyncio.gather(*kinds)
+async def walk(url: str, plan: Plan) -> float:
+    """Records a second, as one node reads them to compare them with the store."""
+    mongo = Mongo(url)
+    inventory, records, after, begun = MongoInventory(mongo), 0, "", time.monotonic()
+    while time.monotonic() - begun < min(WALK_S, plan.seconds):
+        page = await inventory.records(after, WALKED)
+        records, after = records + len(page), (page[-1].key or "") if len(page) == WALKED else ""
+    seconds = time.monotonic() - begun
+    await mongo.close()
+    return records / seconds
 
 
-async def do(name: str, deed: Callable[[int], Awaitable[object]], rate: float, seconds: float) -> dict[str, Any]:
-    """Begins one after the other at their times, whether those before have ended or not."""
-    took: list[float] = []
-    begun = time.monotonic()
+# ---- in each of the processes
 
-    async def timed(number: int) -> None:
-        await asyncio.sleep(begun + number / rate - time.monotonic())
-        started = time.monotonic()
-        await deed(number)
-        took.append((time.monotonic() - started) * 1e3)
 
-    await asyncio.gather(*map(timed, range(max(1, round(rate * seconds)))))
-    return {
-        "deed": name,
-        "asked_per_second": rate,
-        "reached_per_second": len(took) / max(seconds, time.monotonic() - begun),
-        "p50_ms": percentile(took, 0.5),
-        "p99_ms": percentile(took, 0.99),
-    }
+def work(url: str, plan: Plan, at: int, begun: Barrier, loaded: Barrier, results: Connection) -> None:
+    try:
+        results.send(asyncio.run(load(url, plan, at, begun, loaded)))
+    except BaseException:  # the others do not wait for it
+        begun.abort()
+        loaded.abort()
+        raise
+
+
+async def load(url: str, plan: Plan, at: int, begun: Barrier, loaded: Barrier) -> dict[str, Done]:
+    """Every so many-th node is this process's."""
+    mongo = Mongo(with_options(url, f"maxPoolSize={CONNECTIONS}&waitQueueTimeoutMS=60000"))
+    try:
+        await prepare(mongo)
+        mine = range(at, plan.nodes, plan.processes)
+        nodes = Nodes(mongo, mine, plan.nodes, plan.files)
+        await nodes.begin()
+        begun.wait(BEGIN_TIMEOUT_S)
+        loaded.wait(BEGIN_TIMEOUT_S)
+        deeds = nodes.deeds()
+        rates = {name: each * len(mine) * plan.rate for name, each in per_second().items()}
+        done = await asyncio.gather(*(do(deeds[name], rates[name], plan.seconds) for name in rates))
+        return dict(zip(rates, done, strict=True))
+    finally:
+        await mongo.close()
+
+
+async def do(deed: Callable[[int], Awaitable[object]], rate: float, seconds: float) -> Done:
+    """Begins one after the other at their times, the first after half of the time between two; at least one."""
+    done, tasks, begun = Done(), set[asyncio.Task[None]](), time.monotonic()
+    first = min(0.5 / rate, seconds / 2)
+
+    async def timed(number: int, due: float) -> None:
+        try:
+            await deed(number)
+        except JournalError:  # MongoDB did not take it in time: a daemon would come again
+            done.failed += 1
+            return
+        now = time.monotonic()
+        done.took.append((now - due) * 1e3)
+        done.reached += now <= begun + seconds
+
+    for number in range(max(1, round(rate * seconds))):
+        due = begun + first + number / rate
+        await asyncio.sleep(due - time.monotonic())
+        done.late.append(max(0.0, time.monotonic() - due) * 1e3)
+        tasks.add(task := asyncio.create_task(timed(number, due)))
+        task.add_done_callback(tasks.discard)
+        if time.monotonic() - begun > seconds:  # begun too late, by who should have
+            break
+    if tasks:
+        _, left = await asyncio.wait(tasks, timeout=GRACE_S)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+    return done
+
+
+# ---- what it leaves, and the tables
 
 
 def sizes(url: str) -> list[dict[str, Any]]:
@@ -204,12 +233,15 @@ def sizes(url: str) -> list[dict[str, Any]]:
 
 def show_all(found: dict[str, Any]) -> None:
     print(found["machine"])
+    rates = ("offered_per_second", "reached_per_second")
     rig.show(
         f"{found['nodes']:,} nodes at {found['rate']:g} of their load, a second",
-        ["", "asked", "reached", "p50 ms", "p99 ms"],
+        ["", "offered", "reached", "p50 ms", "p99 ms", "failed"],
         [
             [each["deed"]]
-            + [f"{each[name]:.1f}" for name in ("asked_per_second", "reached_per_second", "p50_ms", "p99_ms")]
+            + [f"{each[name]:.2f}" for name in rates]
+            + [f"{each[name]:.1f}" for name in ("p50_ms", "p99_ms")]
+            + [str(each["failed"])]
             for each in found["deeds"]
         ],
     )
@@ -222,7 +254,11 @@ def show_all(found: dict[str, Any]) -> None:
             for each in found["collections"]
         ],
     )
+    walk = found["walk"]
     print(
-        f"MongoDB kept {found['cores']:.2f} cores busy ({found['idle_cores']:.2f} with no load): "
-        f"{found['cores_of_all']:.2f} for all of the load of {found['nodes']:,} nodes"
+        f"\nMongoDB kept {found['cores']:.2f} cores busy ({found['idle_cores']:.2f} with no load): "
+        f"{found['cores_of_all']:.2f} for all of the load of {found['nodes']:,} nodes. It had {found['connections']} "
+        f"connections, {found['resident_mib']:,} MiB of memory, {found['cache_mib']:,.0f} of them cache.\n"
+        f"One in a hundred began {found['late_p99_ms']:.0f} ms too late or more, for the clients' own sake.\n"
+        f"One node reads {walk['records_per_second']:,.0f} records a second to compare them: {walk['cores']:.2f} cores."
     )

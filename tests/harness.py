@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from botocore.exceptions import ClientError
+
 from ml_dash import Experiment
 from ml_dash.connection import Connection
 from ml_dash.messages import Status, StatusReport
@@ -121,7 +123,18 @@ class Bucket(StoreUnderTest):
 
     def open_uploads(self) -> list[str]:
         with self._client() as s3:
-            return [each["UploadId"] for each in s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
+            listed = s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])
+            return [each["UploadId"] for each in listed if self._knows(s3, each)]
+
+    def _knows(self, s3: Any, upload: dict[str, Any]) -> bool:
+        """Swift killed between an upload's end and its listing's lists it for ever, as nothing mends that here."""
+        try:
+            s3.list_parts(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        except ClientError as refused:
+            if refused.response["Error"]["Code"] != "NoSuchUpload":
+                raise
+            return False
+        return True
 
     def key_of(self, result: dict[str, Any]) -> str:
         parts = ("files", result["experimentId"], result["path"].strip("/"), result["id"], result["filename"])

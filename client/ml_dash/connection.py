@@ -34,8 +34,6 @@ INBOX_AFTER_S = 5.0
 """How long a daemon that went away is looked for before a file is left in its inbox: most restarts take less."""
 SILENT_S = 10.0
 """The same of one that is there and answers nobody: behind systemd's socket, one that is stopped."""
-KEEP_OPEN = 4
-"""Slots that are kept open for the next save; the least recently granted goes first."""
 
 _CONNECTIONS: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -75,15 +73,13 @@ class Connection:
         self.has_said_down = False
         self._lock = threading.RLock()
         self._channel: Channel | None = None
-        self._slots: dict[int, SlotFile] = {}
         self.background = Background(partial(Connection, endpoint, on_full))
         _CONNECTIONS.add(self)
 
     def forget(self) -> None:
-        """In a forked child: the socket and the slots are the parent's, and a lock may be held by a thread of its."""
+        """In a forked child: the socket is the parent's, and a lock may be held by a thread of its."""
         self._lock = threading.RLock()
         self._channel = None
-        self._slots = {}
         self._writing = 0
         self.background = Background(partial(Connection, self.endpoint, self.on_full))
 
@@ -279,20 +275,16 @@ class Connection:
             self._drop()
 
     def _grant(self, size: int) -> Lease:
+        """Its descriptor is kept no longer than the save: what nobody can write to, a local store may take as it is."""
+
         def ask(channel: Channel) -> Message:
-            held = tuple(self._slots)
-            return channel.ask(
-                lambda number: messages.RequestSlot(request=number, size_bytes=size, held=held), keep=True
-            )
+            return channel.ask(lambda number: messages.RequestSlot(request=number, size_bytes=size), keep=True)
 
         granted = expect(messages.SlotGranted, self._persist(lambda: self._ask(ask, self.silent_s), self.lost_s))
-        if self._channel is not None and (received := self._channel.take_received()):
-            self._slots[granted.slot] = SlotFile(received[0])
-        file = self._slots.pop(granted.slot)
-        self._slots[granted.slot] = file
-        while len(self._slots) > KEEP_OPEN:
-            del self._slots[next(iter(self._slots))]
-        return Lease(granted.slot, file, granted.capacity_bytes, self._channel)
+        received = self._channel.take_received() if self._channel is not None else []
+        if not received:
+            raise error(Code.PROTOCOL, f"slot {granted.slot} came without its descriptor")
+        return Lease(granted.slot, SlotFile(received[0]), granted.capacity_bytes, self._channel)
 
     def _persist(self, ask: Callable[[], R], lost_s: float | None = None) -> R:
         """Asks, and asks again while a daemon that was there is away for a moment: requests are idempotent."""
@@ -381,7 +373,6 @@ class Connection:
         if self._channel is not None:
             self._channel.close()
         self._channel = None
-        self._slots = {}
 
 
 def now_ms() -> int:

@@ -8,8 +8,8 @@ from typing import Any, Unpack
 
 from ml_dash import checkpoint, json_text, serialize
 from ml_dash.arguments import PathLike, Words, split_words, text
-from ml_dash.dispatch import saver_of
-from ml_dash.errors import Code, error
+from ml_dash.dispatch import saver_of, why_refused
+from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import HandOff
 from ml_dash.media import encoding, figure, image, video
 from ml_dash.result import FileResult
@@ -103,7 +103,10 @@ class Savers(HandOff):
         if to is None:
             raise error(Code.INVALID_PATH, "save() of an object needs to=", 'pass a name, such as to="config.json"')
         saver: Callable[..., FileResult] = getattr(self, saver_of(content, text(to, "to")))
-        return saver(content, to=to, **described)
+        try:
+            return saver(content, to=to, **described)
+        except MLDashError as refused:
+            raise why_refused(content, refused) from None
 
     def _save_path(self, content: PathLike, to: str | None, described: Words) -> FileResult:
         if isinstance(content, str) and not os.path.exists(content):  # noqa: PTH110

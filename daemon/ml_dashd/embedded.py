@@ -181,9 +181,10 @@ class EmbeddedService:
         """The reply, its errors by the names that a user knows."""
         changes: dict[str, Any] = {}
         for field in ("records", "blocked", "failed", "moving", "files"):
-            if records := getattr(reply, field, ()):
+            records = getattr(reply, field, ())
+            if records and isinstance(records, tuple):  # a comparison's are a number
                 changes[field] = tuple(self._told_of(record) for record in records)
-        for field in ("refused", "damaged"):
+        for field in ("refused", "damaged", "findings"):
             if refusals := getattr(reply, field, ()):
                 changes[field] = tuple(replace(each, message=self._embedded.named(each.message)) for each in refusals)
         if message := getattr(reply, "error_message", None):

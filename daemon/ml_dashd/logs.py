@@ -63,6 +63,7 @@ EVENTS = {
     "examination_stumbled": "a call that the daemon does without could not be tried",
     "file_blocked": "files wait until an operator has mended something (one line a cause)",
     "file_cancelled": "deleted, or superseded, before it was stored: nothing of it is left",
+    "file_adopted": "a local store has taken a source itself, or its blocks: nothing is copied",
     "file_copied": "a linked or held source has a copy in the spool: its owner may overwrite it",
     "file_failed": "given up; its owner is told why",
     "file_held_back": "the journal can't be written now; the file goes on later",

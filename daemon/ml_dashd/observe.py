@@ -1,4 +1,4 @@
-"""What the daemon says of itself to whoever asks from outside: is it alive, is it ready, what has it done.
+"""What the daemon says of itself to whoever asks from outside: is it alive, is it ready, what has it done, how it does.
 
 Every answer is bounded in time, and those who ask at once share one: a probe costs a commit, a scrape a look at every
 file on its way.
@@ -11,10 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.core.model import Backlog, Disk, Figures, Sending, Trouble
+from ml_dashd.core.figures import Backlog, Disk, Figures, Sending
+from ml_dashd.core.model import Trouble
+from ml_dashd.core.overview import Running, overview
 from ml_dashd.ports import Clock, Journal, JournalError, Meter, Pins, Threads
 
 T = TypeVar("T")
@@ -62,9 +64,10 @@ def _seen(call: asyncio.Task[T]) -> None:
 
 
 class Observer:
-    """Answers with health, readiness and metrics. `checks` are the reasons for which the daemon may not be ready.
+    """Answers with health, readiness, metrics and status. `checks` are why the daemon may not be ready.
 
-    `render` makes a page of what the meter has counted and of the figures of this moment. It may block for a while.
+    `render` makes Prometheus' page of what the meter has counted and of the figures of this moment. It may block for a
+    while. `counted` says what of it the status shows.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Observer:
         clock: Clock,
         meter: Meter,
         render: Callable[[Figures], bytes],
+        counted: Callable[[], Mapping[str, Mapping[str, int]]],
+        running: Running,
     ) -> None:
         self._backlog = backlog
         self._threads = threads
@@ -93,9 +98,13 @@ class Observer:
         self._clock = clock
         self._meter = meter
         self._render = render
+        self._counted = counted
+        self._running = running
         self._alive = Shared(lambda: journal.setting(ALIVE), clock)
         self._spool_bytes = Shared(lambda: threads.run(pins.spool_bytes), clock)
+        self._summary = Shared(journal.summary, clock)
         self._metrics = Shared(self._measure, clock)
+        self._status = Shared(self._overview, clock)
 
     async def watch_lag(self) -> None:
         """Measures how late the loop comes, until it is cancelled."""
@@ -124,6 +133,10 @@ class Observer:
         """All that was counted, and the figures of this moment."""
         return await self._metrics.ask()
 
+    async def status(self) -> Mapping[str, Any]:
+        """How it does at this moment, without a name of a file or a user."""
+        return await self._status.ask()
+
     async def _ask(self, name: str, check: Shared[Trouble | None]) -> Trouble | None:
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -135,6 +148,15 @@ class Observer:
             return Trouble(Code.INTERNAL, f"the check failed: {type(defect).__name__}", "see the daemon's log")
 
     async def _measure(self) -> bytes:
+        figures, _ = await self._look()
+        return await self._threads.run(self._render, figures)
+
+    async def _overview(self) -> Mapping[str, Any]:
+        (figures, troubles), summary = await asyncio.gather(self._look(), _or_none(self._summary.ask()))
+        return overview(self._running, figures, troubles, summary, self._counted(), self._clock.now_ms())
+
+    async def _look(self) -> tuple[Figures, Mapping[str, Trouble]]:
+        """The figures of this moment, and why it is not ready."""
         backlog, spool_bytes, disks, troubles = await asyncio.gather(
             _or_none(self._backlog.ask()), _or_none(self._spool_bytes.ask()), _or_none(self._disks()), self.ready()
         )
@@ -148,7 +170,7 @@ class Observer:
             circuits=self._circuits(),
             checks={name: name not in troubles for name in self._checks},
         )
-        return await self._threads.run(self._render, figures)
+        return figures, troubles
 
     def _age_s(self, backlog: Backlog) -> float:
         """The clock of the day may have been put back since."""

@@ -12,7 +12,8 @@ import pytest
 
 from ml_dashd.core import names
 from ml_dashd.core.model import EVERYBODY, Amendment, FileRecord, Scope, Selection
-from ml_dashd.core.reconcile import UNSAID, Round
+from ml_dashd.core.reconcile import UNSAID
+from ml_dashd.core.rounds import Round
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.mongo import Mongo

@@ -20,7 +20,7 @@ from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.s3 import S3Store
 from ml_dashd.edge.s3_client import S3Settings
 from ml_dashd.edge.system import NoFaults, Pool, SystemClock
-from ml_dashd.ports import Store
+from ml_dashd.ports import Offer, Store
 from tests.harness import Bucket
 
 PART = 5 * MIB
@@ -360,3 +360,21 @@ async def test_open_uploads_of_all_files_are_listed(store: Store) -> None:
     for each in found:
         await store.abort(Target(each.key, each.file_id or 0, 0, ""), each.upload_id)
     assert [page async for page in store.open_uploads()] == []
+
+
+async def test_a_file_that_is_adopted_is_listed_as_its_parts_and_nothing_else_is_changed(
+    store: Store, tmp_path: Path
+) -> None:
+    """Where a store adopts none, it says so, and the upload is as it was."""
+    pieces = [os.urandom(PART), os.urandom(10)]
+    (tmp_path / "source").write_bytes(b"".join(pieces))
+    target, algorithm = target_of(store, PART + 10), await store.prepare()
+    upload_id = await store.begin(target)
+    with (tmp_path / "source").open("rb") as file:
+        adopted = await store.adopt(target, upload_id, Offer(file.fileno(), itself=True))
+    assert adopted is (await store.device() is not None)
+    listed = await store.list_parts(target, upload_id, PART)
+    digests = [digest(memoryview(piece), algorithm) for piece in pieces] if adopted else []
+    assert [has_part(one, ours, None) for one, ours in zip(listed, digests, strict=True)] == [True] * len(digests)
+    await store.abort(target, upload_id)
+    assert (tmp_path / "source").read_bytes() == b"".join(pieces)

@@ -52,7 +52,9 @@ RECONCILE = ("reconcile.before_record", "reconcile.after_record")
 SUPERSEDE = ("supersede.before_drop", "supersede.after_drop")
 INBOX = ("inbox.adopted", "inbox.removed")
 """tests/scenario/test_inbox.py"""
-ELSEWHERE = (*INBOX, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *RECONCILE, *SUPERSEDE, *SETS)
+ADOPT = ("local.before_adopt", "local.linked", "local.adopted")
+"""tests/crash/test_kill_adoption.py"""
+ELSEWHERE = (*INBOX, *ADOPT, *DUPLICATE, *DUPLICATE_IN_PARTS, *PRUNE, *RECLAIM, *RECONCILE, *SUPERSEDE, *SETS)
 """What tests/crash/test_kill_changes.py kills it at."""
 RULES = {
     "rule 1": ("pin.before", "pin.after", "accept.pinned", "accept.journaled",

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,20 @@ class Saving:
         self._files = self._round * rounds
         self._begun = [threading.Semaphore(1) for _ in nodes]
         self._saved = threading.Semaphore(0)
-        self._pool = ThreadPoolExecutor(len(nodes))
-        self._ends = [self._pool.submit(self._save, daemon, at) for at, daemon in enumerate(nodes)]
+        self._ends = [self._begin(daemon, at) for at, daemon in enumerate(nodes)]
+
+    def _begin(self, daemon: DaemonProcess, at: int) -> Future[None]:
+        """In a thread that keeps no failed test from its end, though it may wait for a node for minutes."""
+        end: Future[None] = Future()
+
+        def save() -> None:
+            try:
+                end.set_result(self._save(daemon, at))
+            except BaseException as failure:  # noqa: BLE001 whoever asks for the end gets it
+                end.set_exception(failure)
+
+        threading.Thread(target=save, daemon=True).start()
+        return end
 
     def _save(self, daemon: DaemonProcess, at: int) -> None:
         with daemon.experiment(self._prefix, wait=False).run as exp:
@@ -71,7 +83,6 @@ class Saving:
         """Returns once all are listed."""
         for each in self._ends:
             each.result()
-        self._pool.shutdown()
         for daemon in self._nodes:
             daemon.experiment(self._prefix).run.start().files.flush(timeout=PATIENCE_S)
 
@@ -86,5 +97,6 @@ def assert_one_each(experiment: Experiment, store: StoreUnderTest, expected: dic
     assert {record["state"] for record in records} == {"DONE"}
     objects = store.contents(f"{experiment.prefix}/")
     assert objects == {store.key_of(record): record["checksum"] for record in records}
-    assert store.open_uploads() == []
+    left = store.open_uploads()
+    assert left == [], f"uploads are left open: {left}"
     return records

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import logging
 import socket
@@ -13,13 +15,16 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ml_dash.address import reachable
 from ml_dash.errors import Code, MLDashError
+from ml_dashd.core.figures import Figures, Sending
 from ml_dashd.core.listen import Listen
 from ml_dashd.core.model import Trouble
+from ml_dashd.core.overview import Running, overview
 from ml_dashd.edge import http
 from ml_dashd.edge.http import MAX_CONNECTIONS, MAX_REQUEST_BYTES, HttpServer
 
@@ -48,6 +53,11 @@ class Said:
 
     async def metrics(self) -> bytes:
         return b"up 1\n"
+
+    async def status(self) -> Mapping[str, Any]:
+        sending = Sending({}, 1, 0.0)
+        figures = Figures(None, None, None, [], 0, {}, sending, {})
+        return overview(Running("1", 0, 0), figures, self.troubles, None, {"retries": {}, "failures": {}}, 0)
 
 
 class Wire:
@@ -135,8 +145,25 @@ async def test_a_verdict_names_its_reasons_without_credentials(said: Said, path:
 async def test_only_get_is_answered_and_only_what_there_is(path: Path) -> None:
     for method in (b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"):
         assert (await asked(path, GET.replace(b"GET", method))).startswith(b"HTTP/1.1 405 ")
-    for route in (b"/", b"/metrics/", b"/healthz/x", b"//healthz", b"/../etc/passwd"):
+    for route in (b"/status", b"/metrics/", b"/healthz/x", b"//healthz", b"/../etc/passwd"):
         assert (await asked(path, GET.replace(b"/healthz", route))).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.usefixtures("server")
+async def test_the_page_of_status_runs_and_loads_nothing(said: Said, path: Path) -> None:
+    said.troubles = {"store": Trouble(Code.STORE_DENIED, "<script>alert(1)</script>", "ask the operator")}
+    head, _, page = (await asked(path, GET.replace(b"/healthz", b"/"))).decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200 ")
+    assert "Content-Type: text/html" in head
+    (policy,) = [line for line in head.splitlines() if line.startswith("Content-Security-Policy: ")]
+    assert "default-src 'none'" in policy
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy, "its own style alone"
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    said.troubles = {}
+    _, _, body = (await asked(path, GET.replace(b"/healthz", b"/status.json"))).partition(b"\r\n\r\n")
+    assert json.loads(body)["ready"] is True
 
 
 @pytest.mark.usefixtures("server")

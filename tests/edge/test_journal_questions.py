@@ -12,19 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import (
-    EVERYBODY,
-    Backlog,
-    Blocked,
-    Job,
-    Left,
-    PinKind,
-    Scope,
-    Selection,
-    SentPart,
-    StateCount,
-    Unsent,
-)
+from ml_dashd.core.figures import Backlog, Blocked, Left, StateCount, Unsent
+from ml_dashd.core.model import EVERYBODY, Job, PinKind, Scope, Selection, SentPart
 from ml_dashd.core.schedule import Lane, foremost, lane
 from ml_dashd.core.states import UNFINISHED, State
 from ml_dashd.edge import due, figures

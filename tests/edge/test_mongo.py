@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import trustme
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from ml_dash.errors import Code, MLDashError
+from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo, named, place
+from ml_dashd.edge.mongo_schema import prepare
 from ml_dashd.ports import JournalError
+from tests.servers.mongodb import MongoDB
 
 SECRET = "hunter%2F2"
 
@@ -27,6 +32,29 @@ async def test_a_server_that_is_away_is_named_without_its_password(monkeypatch: 
     assert "hunter" not in f"{refused.value} {trouble}"
     assert refused.value.__cause__ is None
     await mongo.close()
+
+
+@pytest.mark.slow
+async def test_by_tls_it_trusts_the_authority_that_the_url_names_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dashd.edge.mongo.SELECTION_MS", 2000)
+    own, other = trustme.CA(), trustme.CA()
+    own.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    own.cert_pem.write_to_path(tmp_path / "own.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    with MongoDB(tmp_path / "mongodb", certificate=tmp_path / "server.pem") as server:
+        trusting = Mongo(server.url("fleet", f"&tls=true&tlsCAFile={tmp_path}/own.pem"), prepare)
+        assert await MongoCatalog(trusting).get([1]) == []
+        met = (await trusting.call(trusting.client.admin.command("serverStatus")))["transportSecurity"]
+        assert sum(map(int, met.values())) > 0, "nobody came by TLS"
+        await trusting.close()
+        for options in (f"&tls=true&tlsCAFile={tmp_path}/other.pem", "&tls=true"):
+            doubting = Mongo(server.url("fleet", options), prepare)
+            with pytest.raises(JournalError, match="certificate verify failed") as refused:
+                await MongoCatalog(doubting).get([1])
+            assert refused.value.code is Code.CATALOG_UNREACHABLE
+            await doubting.close()
 
 
 async def test_what_was_begun_is_done_though_its_caller_is_cancelled(mongodb_url: str) -> None:

@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ml_dash.errors import Code
 from ml_dashd import observe
-from ml_dashd.core.model import Disk, FileRecord, Job, Pin, PinKind, Sending, Trouble
+from ml_dashd.core.figures import Disk, Sending
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Trouble
+from ml_dashd.core.overview import Running
 from ml_dashd.core.schedule import Lane
 from ml_dashd.edge import disk
 from ml_dashd.edge.journal import SqliteJournal
@@ -109,6 +111,8 @@ def observer(
         clock=clock,
         meter=meter,
         render=meter.render,
+        counted=meter.counted,
+        running=Running("1", 0, 0),
     )
 
 

@@ -11,13 +11,15 @@ import pytest
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, Target
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.core.rounds import Round
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.system import NoFaults, Pool
-from ml_dashd.flow.reclaim import Reclaim
-from ml_dashd.ports import Handed
+from ml_dashd.flow.reclaim import AT_ONCE, LEASE_MS, PAUSE_S, Reclaim
+from ml_dashd.flow.rounds import Alone
+from ml_dashd.ports import Handed, Rounds
 from tests.edge.journal_rig import SetClock, opened
 
 GRACE_S = 7 * 24 * 3600.0
@@ -62,13 +64,15 @@ class World:
         await self.catalog.commit([record])
         return record
 
-    def reclaim(self) -> Reclaim:
+    def reclaim(self, rounds: Rounds | None = None, holder: str = "me", store: Folder | None = None) -> Reclaim:
         return Reclaim(
             catalog=self.catalog,
             journal=self.journal,
-            store=self.store,
+            store=store or self.store,
             clock=self.clock,
             faults=NoFaults(),
+            rounds=rounds or Alone(),
+            holder=holder,
             grace_s=GRACE_S,
         )
 
@@ -134,7 +138,7 @@ async def test_a_store_that_refuses_one_is_asked_again(world: World) -> None:
     assert world.left() == []
 
 
-@pytest.mark.parametrize(("fault", "asked"), [(Fault.DENIED, 100), (Fault.TRANSIENT, 1)])
+@pytest.mark.parametrize(("fault", "asked"), [(Fault.DENIED, 100), (Fault.TRANSIENT, AT_ONCE)])
 async def test_a_store_that_refuses_all_is_not_asked_for_each(world: World, fault: Fault, asked: int) -> None:
     records = [
         FileRecord(number, 0, "a", "b", "c", "", "x", 1, "", 0, 0, sha256="0" * 64, key=f"{number}")
@@ -146,7 +150,7 @@ async def test_a_store_that_refuses_all_is_not_asked_for_each(world: World, faul
     world.store.refused, world.store.fault = frozenset(record.key or "" for record in records), fault
     with pytest.raises(StoreError):
         await world.reclaim().once()
-    assert world.store.asked == asked
+    assert world.store.asked <= asked
 
 
 async def test_who_dies_between_the_object_and_its_note_removes_it_again(world: World) -> None:
@@ -161,3 +165,80 @@ async def test_who_dies_between_the_object_and_its_note_removes_it_again(world: 
     await world.reclaim().once()
     assert await world.catalog.deleted(8 * DAY_MS, (0, 0), 9) == []
     assert world.left() == ["2.txt"]
+
+
+# ---- in a fleet
+
+
+async def deleted(world: World, *numbers: int) -> None:
+    for number in numbers:
+        await world.stored(number)
+    await world.catalog.delete(numbers, 0)
+    world.clock.now += 8 * DAY_MS
+
+
+async def test_one_node_of_a_fleet_asks_the_store_for_all(world: World) -> None:
+    rounds = world.catalog.inventory
+    one, two = world.reclaim(rounds, "one"), world.reclaim(rounds, "two")
+    await deleted(world, 1)
+    await one.once()
+    assert world.left() == []
+    await world.stored(2)
+    await world.catalog.delete([2], 0)
+    await two.once()
+    assert world.left() == ["2.txt"], "the next round is not due"
+    world.clock.now += int(PAUSE_S * 1000)
+    await two.once()
+    await one.once()
+    assert (world.left(), world.store.asked) == ([], 2)
+
+
+async def test_of_a_node_whose_store_is_away_another_takes_the_turn(world: World, tmp_path: Path) -> None:
+    class Away(Folder):
+        async def delete(self, key: str) -> None:
+            raise StoreError(Fault.UNREACHABLE, f"delete {key}")
+
+    threads = Pool(1, "away")
+    rounds = world.catalog.inventory
+    one, two = world.reclaim(rounds, "one", Away(tmp_path, threads, NoFaults())), world.reclaim(rounds, "two")
+    await deleted(world, 1)
+    with pytest.raises(StoreError):
+        await one.once()
+    world.clock.now += int(PAUSE_S * 1000)
+    await two.once()
+    assert world.left() == []
+    threads.close()
+
+
+async def test_of_a_node_that_died_another_takes_the_turn_after_a_while(world: World) -> None:
+    rounds = world.catalog.inventory
+    await deleted(world, 1)
+    world.store.crashes_after = (await world.catalog.get([1]))[0].key
+    with pytest.raises(Crash):
+        await world.reclaim(rounds, "one").once()
+    await world.reclaim(rounds, "two").once()
+    assert [each.id for each in await world.catalog.deleted(world.clock.now, (0, 0), 9)] == [1], "it may be at it still"
+    world.clock.now += LEASE_MS
+    await world.reclaim(rounds, "two").once()
+    assert await world.catalog.deleted(world.clock.now, (0, 0), 9) == []
+
+
+async def test_who_has_lost_the_turn_leaves_the_rest_to_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dashd.flow.reclaim.BATCH", 2)
+    rounds = world.catalog.inventory
+    await deleted(world, 1, 2, 3, 4)
+    delete = world.store.delete
+
+    async def slow(key: str) -> None:
+        """So slow that another node has begun."""
+        await delete(key)
+        if world.clock.now < 9 * DAY_MS:
+            world.clock.now += DAY_MS
+            assert await rounds.turn(await rounds.round(), Round("other", world.clock.now + LEASE_MS))
+
+    monkeypatch.setattr(world.store, "delete", slow)
+    await world.reclaim(rounds, "one").once()
+    assert world.left() == ["3.txt", "4.txt"]
+    assert (await rounds.round()).holder == "other"

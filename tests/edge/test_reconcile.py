@@ -21,7 +21,7 @@ from ml_dashd.core.access import Policy
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.ids import EPOCH_MS
 from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, Stored, Trouble
-from ml_dashd.core.reconcile import LEASE_MS, Outcome, Rule
+from ml_dashd.core.reconcile import Outcome, Rule
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sets import Share
 from ml_dashd.core.states import State
@@ -32,7 +32,7 @@ from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool
 from ml_dashd.flow import reconcile
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.findings import Findings
-from ml_dashd.flow.reconcile import FINDINGS, Reconcile, Step
+from ml_dashd.flow.reconcile import FINDINGS, LEASE_MS, Reconcile, Step
 from ml_dashd.flow.scratch import Scratch
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Handed, Session

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import api_page_checks
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -44,11 +45,14 @@ class Broken(MLDashWriter):
 
 
 def run_the_page() -> None:
-    """The first example of docs/frameworks.md, with the job's own state."""
+    """The first example of docs/frameworks.md, with the job's own state; those of docs/api, by one rank."""
     page = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
     names: dict[str, Any] = {"state": state(4)}
     exec(page.split("```python\n")[1].split("```")[0], names)  # noqa: S102 it is ours
     assert names["state"]["epoch"] == 4
+    if ranks == 1:
+        api_page_checks.check("dcp.MLDashWriter")
+        api_page_checks.check("dcp.MLDashReader")
 
 
 for hook in (MLDashWriter, MLDashReader):

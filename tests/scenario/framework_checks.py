@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import api_page_checks
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -76,6 +78,7 @@ def check_lightning(exp: Experiment) -> None:
     assert torch.allclose(again.layer.weight, model.layer.weight - 0.1 * 4)
     check_refused(lambda: MLDashCheckpointIO("checkpoints"), "files is str", 'exp.files("checkpoints")')
     run_the_page(2, model=Line(), data=data)
+    api_page_checks.check("lightning.MLDashCheckpointIO")
 
 
 def check_huggingface(exp: Experiment) -> None:
@@ -114,6 +117,8 @@ def check_huggingface(exp: Experiment) -> None:
     assert exp.params.get(flatten=True)["args.save_steps"] == 1
     check_refused(lambda: MLDashCallback(exp.files), "experiment is Files, not Experiment")
     run_the_page(3, model=Line(), data=[{"x": row} for row in torch.ones(8, 2)])
+    shutil.rmtree("out")
+    api_page_checks.check("huggingface.MLDashCallback")
 
 
 with Experiment("alice/torch/frameworks", wait=False).run as exp:

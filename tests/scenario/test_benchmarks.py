@@ -76,13 +76,23 @@ def test_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
 
 
 def test_the_load_of_a_fleet_gives_figures(tmp_path: Path, mongodb_url: str) -> None:
-    found = figures("fleet.py", tmp_path, "--url", mongodb_url, "--simulate", "40", "--rate", "0.5")
-    assert {each["deed"] for each in found["deeds"]} == {"commits", "rows", "renewals", "lists"}
-    assert all(each["reached_per_second"] > 0 for each in found["deeds"])
+    options = ("--simulate", "40", "--files", "50", "--rate", "0.5", "--processes", "2")
+    found = figures("fleet.py", tmp_path, "--url", mongodb_url, *options)
+    done = {each["deed"]: each for each in found["deeds"]}
+    assert done.keys() == importlib.import_module("fleet_nodes").per_second().keys()
+    assert all(0 < each["p50_ms"] <= each["p99_ms"] for each in done.values())
+    assert all(each["offered_per_second"] > 0 and each["failed"] == 0 for each in done.values())
     documents = {each["collection"]: each["documents"] for each in found["collections"]}
+    assert documents["files"] >= 40 * 50 + 100, "what is there, and what was listed late"
     assert documents["experiments"] == documents["metrics"] == 40
     assert documents["metric_rows"] >= 40 * 4, "four rows a node to begin with"
     assert found["cores_of_all"] > 0
+    assert found["walk"]["records_per_second"] > 0
+
+
+def test_the_connections_of_a_fleet_give_figures(tmp_path: Path, mongodb_url: str) -> None:
+    found = figures("fleet.py", tmp_path, "--url", mongodb_url, "--connect", "5")
+    assert found["connections"] == 15, "a node's own, and two by which it hears of the member"
 
 
 def test_catalog_gives_figures(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from ml_dash.cli import commands
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, build
 from tests.harness import PREFIX, eventually, file_sha256, make_file
-from tests.scenario.shell import RECORD, RUN, WITHOUT_RICH, Ended, Shell, closing_descriptor, put
+from tests.scenario.shell import RECORD, WITHOUT_RICH, Ended, Shell, closing_descriptor, put
 
 pytestmark = pytest.mark.slow
 
@@ -433,7 +433,7 @@ def test_a_full_disk_where_the_output_goes(shell: Shell) -> None:
     assert done.stderr.splitlines()[0] == "ml-dash: [Errno 28] No space left on device"
 
 
-# ---- help and completion
+# ---- help
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -463,56 +463,6 @@ def test_version_and_options_before_the_command(shell: Shell) -> None:
     assert re.fullmatch(r"ml-dash \d+\.\S+\n", shell("--version").out)
     before = Shell(shell.folder, [])
     assert before(*shell.where, "--json", "status", status=3).err.startswith('{"error": ')
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        (["ml-dash", ""], {*COMMANDS, "--json", "--socket", "--root", "--version", "--help", "-h"}),
-        (["ml-dash", "st"], {"status"}),
-        (["ml-dash", "--json", "pu"], {"put", "push"}),
-        (["ml-dash", "--json", "pr"], {"prune"}),
-        (["ml-dash", "put", "--d"], {"--description", "--durability", "--dry-run"}),
-        (["ml-dash", "put", "--durability", ""], {"disk", "memory"}),
-        (["ml-dash", "put", "mod"], {"model one.pt", "models"}),
-        (["ml-dash", "put", "--prefix", ""], set()),
-        (["ml-dash", "ls", "--root", "mod"], {"models"}),
-        (["ml-dash", "get", "-o", "mod"], {"model one.pt", "models"}),
-        (["ml-dash", "ls", "mod"], set()),
-        (["ml-dash", "push", "mod"], {"models"}),
-        (["ml-dash", "get", "--r"], {"--recursive", "--root"}),
-        (["ml-dash", "ls", "--l"], {"--latest"}),
-        (["ml-dash", "completion", ""], {"bash", "zsh", "fish"}),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bash_completion(tmp_path: Path, typed: list[str], offered: set[str]) -> None:
-    (tmp_path / "model one.pt").touch()
-    (tmp_path / "models").mkdir()
-    ask = (
-        f"source <({shlex.join(RUN)} completion bash); COMP_WORDS=({shlex.join(typed)}); "
-        f'COMP_CWORD={len(typed) - 1}; _ml_dash; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    )
-    done = subprocess.run(["bash", "-uc", ask], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    found = set(done.stdout.splitlines()) - {""}
-    assert {word for word in found if not (word.startswith("-") and typed[-1] == "")} == {
-        word for word in offered if not (word.startswith("-") and typed[-1] == "")
-    }
-    assert offered <= found
-
-
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
-def test_completion_knows_every_command_and_option(tmp_path: Path, name: str) -> None:
-    shell = Shell(tmp_path, [])
-    script = shell("completion", name).out
-    for command in COMMANDS:
-        assert command in script
-        for option in re.findall(r"--([a-z]+)", shell(command, "--help").out.partition("\nexamples:")[0]):
-            assert f"--{option}" in script or f"-l {option}" in script
-    if name == "zsh":  # which offers an option once, unless it is told that it may come again
-        assert "'*--tag[" in script
-        assert "'*--wait[" not in script
 
 
 # ---- where nothing is

@@ -98,6 +98,11 @@ def test_a_folder_there_and_back(shell: Shell, tree: Path) -> None:
     assert ended.out.splitlines()[-1] == f"{len(STORED)} files downloaded"
     for name in STORED:
         assert (shell.folder / "back/runs/1" / name).read_bytes() == (tree / name).read_bytes()
+    assert paths(shell, ".") == paths(shell, "./") == paths(shell)  # as the folder that the experiment stands for
+    again = shell("get", "-r", ".", "--prefix", PREFIX, "-o", "back")
+    assert again.out == f"0 files downloaded, {len(STORED)} skipped, there already\n"
+    for command in ("rm", "get"):  # what removes, or takes one file, is not told it by a dot
+        assert shell.refused(command, ".", "--prefix", PREFIX, status=2)["code"] == "INVALID_PATH"
 
 
 def test_a_download_that_goes_on(shell: Shell, tree: Path) -> None:

@@ -254,9 +254,21 @@ def test_where_experiments_go(local: DaemonProcess, make_root: Callable[..., Roo
     assert len(said["pushed"]) == 2
     shell("get", "a.txt", "--prefix", "team/vision/two", "-o", "two.txt")
     assert (tmp_path / "two.txt").read_text() == "alice/cv/two"
+    ended = shell("push", str(root.path), "--prefix", "alice/cv/*", "--target", "team/other", status=1)
+    assert ended.out == "0 files pushed, 2 failed\n"
+    for name in ("one", "two"):
+        what = f"its files are there already, in team/vision/{name}: there is nothing to push to team/other/{name}"
+        assert f"ml-dash: alice/cv/{name}: {what}\n" in ended.err
+    assert [each["experimentId"] for each in shell.json("experiments")] == ["team/vision/one", "team/vision/two"]
+    with root.experiment("alice/cv/one", wait=True).run as exp:
+        exp.files.save_text("new", to="b.txt")  # it alone can go there
+    shown = shell("push", str(root.path), "--prefix", "alice/cv/*", "--target", "team/other", "--json", status=1)
+    said = json.loads(shown.out)
+    assert (said["experiments"], len(said["pushed"])) == (["alice/cv/one"], 1)
+    assert [each["code"] for each in said["failed"]] == ["ID_TAKEN", "ID_TAKEN"]
     other = make_root("other")
     into = Shell(tmp_path, ["--root", str(other.path)])
-    assert len(into.json("push", str(root.path))["pushed"]) == 3
+    assert len(into.json("push", str(root.path))["pushed"]) == 4
     assert "files/" in other.files()[0]
 
 

@@ -7,6 +7,7 @@ is Swift, which keeps its objects when it is killed.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -22,12 +23,15 @@ import pytest
 from tests.doubles.fleets import NODES, Fleet
 from tests.doubles.network import Network
 from tests.doubles.nodes import PATIENCE_S, Saving, assert_one_each
-from tests.doubles.schedules import KINDS, drawn
+from tests.doubles.schedules import KINDS, Schedule, drawn
 from tests.scenario.shell import Shell
 from tests.servers.mongodb import MongoDB
 from tests.servers.swift import Swift
 
 pytestmark = pytest.mark.slow
+
+SEEDS = os.environ.get("ML_DASH_TEST_SEEDS", "")
+"""The schedules to run, as `37` or `37-71`, in place of all."""
 
 
 @pytest.fixture
@@ -74,12 +78,23 @@ def members(full_size: bool) -> int:
     return 3 if full_size else 1
 
 
-def test_nodes_and_servers_are_killed_at_random(fleet: Fleet, full_size: bool) -> None:
-    """Each schedule has an experiment of its own; at the end the bucket has what the experiments list, and no more."""
+@pytest.fixture
+def schedules(members: int, full_size: bool) -> list[Schedule]:
+    """All, or those that are asked for: a hundred take the better part of an hour."""
     files, blows, seeds = (100, 4, range(100)) if full_size else (12, 1, range(5))
-    members = len(fleet.mongodb.ports)
-    schedules = [drawn(seed, files=files, blows=blows, nodes=NODES, members=members) for seed in seeds]
+    if SEEDS:
+        first, _, last = SEEDS.partition("-")
+        seeds = range(int(first), int(last or first) + 1)
+    return [drawn(seed, files=files, blows=blows, nodes=NODES, members=members) for seed in seeds]
+
+
+@pytest.mark.skipif(bool(SEEDS), reason="some schedules alone")
+def test_the_schedules_strike_everything(schedules: list[Schedule]) -> None:
     assert {victim.kind for each in schedules for blow in each.blows for victim in blow.victims} == set(KINDS)
+
+
+def test_nodes_and_servers_are_killed_at_random(fleet: Fleet, schedules: list[Schedule]) -> None:
+    """Each schedule has an experiment of its own; at the end the bucket has what the experiments list, and no more."""
     listed = []
     for schedule in schedules:
         print(schedule)

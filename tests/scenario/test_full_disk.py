@@ -286,6 +286,18 @@ def test_a_journal_without_room_says_so_and_goes_on_by_itself(tmp_path: Path) ->
         assert_whole(daemon, exp, taken | {"last.txt": sha256(b"there is room again")})
 
 
+def test_a_save_of_which_the_disk_has_no_room_for_a_copy_is_stored(tmp_path: Path) -> None:
+    """Its slot becomes the object, though the trainer goes on; what it saves next gets another one."""
+    with tmpfs(tmp_path / "disk", 118 * MIB) as disk:
+        daemon = DaemonProcess(tmp_path / "daemon", Folder(disk / "store"), state=disk / "state")
+        with daemon, daemon.experiment().run as exp:
+            result = exp.files.save_blob(content(0, 60 * MIB), to="a.bin")
+            result.wait(60)
+            exp.files.save_blob(content(1, 2 * MIB), to="b.bin").wait(60)
+            expected = {"a.bin": sha256(content(0, 60 * MIB)), "b.bin": sha256(content(1, 2 * MIB))}
+            assert_whole(daemon, exp, expected)
+
+
 def test_a_daemon_starts_on_a_full_disk_and_finishes_what_it_has(tmp_path: Path) -> None:
     with small(tmp_path) as daemon:
         gate = tmp_path / "store" / ".ml-dash-tmp"

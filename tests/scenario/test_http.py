@@ -265,7 +265,7 @@ def test_a_sync_that_the_disk_refused_is_a_reason_until_the_next_start(daemon: D
 # ---- metrics
 
 
-def test_metrics_agree_with_the_journal(daemon: DaemonProcess, tmp_path: Path) -> None:
+def test_metrics_and_status_agree_with_the_journal(daemon: DaemonProcess, tmp_path: Path) -> None:
     client = asking(daemon)
     before = client.metrics()
     with daemon.experiment().run as exp, RawClient(daemon.socket).greet():
@@ -276,6 +276,7 @@ def test_metrics_agree_with_the_journal(daemon: DaemonProcess, tmp_path: Path) -
         exp.files.flush(timeout=30)
         hold_one_fail_one_and_take_one_back(daemon, tmp_path)
         assert agrees(daemon, client)
+        eventually(lambda: status_agrees(client))
         seen = client.metrics()
         assert seen["ml_dashd_connections"] == daemon.status().connections - 1  # its own
     assert seen["ml_dashd_stored_files_total"] == 4
@@ -336,6 +337,26 @@ def agrees(daemon: DaemonProcess, client: HttpClient) -> bool:
         return all(counted) and all(measured)
 
     return eventually(look)
+
+
+def status_agrees(client: HttpClient) -> bool:
+    """The page names what is wrong, how many wait for it, and what to do; neither file nor user."""
+    (_, page), (_, body) = client.get("/"), client.get("/status.json")
+    seen = json.loads(body)
+    assert "changed.bin" not in page + body
+    assert "stays.txt" not in page + body
+    assert "not ready" in page
+    assert seen["ready"] is False
+    assert [reason["check"] for reason in seen["reasons"]] == ["store"]
+    return (
+        [(each["code"], each["files"], bool(each["hint"])) for each in seen["blocked"]]
+        == [("STORE_NO_BUCKET", 1, True)]
+        and [(each["code"], each["id"] in page) for each in seen["failed"]] == [("SOURCE_CHANGED", True)]
+        and seen["files"]["DONE"] == {"files": 4, "bytes": 20 * MIB + 5 + 300}
+        and seen["queue"]["files"] == 1
+        and seen["retries"]["no_bucket"] >= 3
+        and seen["failures"] == {"SOURCE_CHANGED": 1}
+    )
 
 
 # ---- clients that mean no good

@@ -161,8 +161,7 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
     settings = f"part_size = {PART}\n[limits]\nmemory = {32 * MIB}\n[spool]\ncopy_below = {COPIED}\n"
     (tmp_path / "store").mkdir()
     daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), settings, PATIENCE)
-    daemon.environment |= GIVES_BACK | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    daemon.module = ["tests.doubles.collecting"]
+    daemon.environment |= GIVES_BACK
     with daemon:
         idle = measured(daemon).descriptors
         warm_up(daemon, tmp_path)

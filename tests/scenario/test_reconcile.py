@@ -19,8 +19,8 @@ from ml_dash.errors import Code
 from tests.doubles.forgetting import forget
 from tests.doubles.nodes import assert_one_each, node
 from tests.doubles.s3_double import S3Double
-from tests.harness import Bucket, DaemonProcess, Folder, eventually
-from tests.scenario.shell import Shell
+from tests.harness import PREFIX, Bucket, DaemonProcess, Folder, eventually
+from tests.scenario.shell import Shell, put
 
 pytestmark = pytest.mark.slow
 
@@ -156,6 +156,17 @@ def test_what_it_says_to_people(daemon: DaemonProcess, folder: Folder, tmp_path:
         assert "description, tags and metadata are lost" in done
         assert done.endswith("1 object and 1 record compared: 2 findings\n")
         assert shell("doctor", "--dry-run", status=2).err.startswith("usage:")
+
+
+def test_the_daemon_of_a_root(shell: Shell, tmp_path: Path) -> None:
+    kept, lost = (put(shell, name, b"abc", "--wait") for name in ("kept.txt", "lost.txt"))
+    assert shell("doctor", "--reconcile").out == "2 objects and 2 records compared: 0 findings\n"
+    (tmp_path / "root" / PREFIX / "files" / lost["id"] / "lost.txt").unlink()
+    found = json.loads(shell("doctor", "--reconcile", "--json", status=1).out)
+    assert (found["objects"], found["records"]) == (1, 2)
+    assert findings(found) == {"lost.txt": ("missing", "marked")}
+    assert "/proc/" not in found["findings"][0]["message"]
+    assert [each["id"] for each in shell.json("ls", "--prefix", PREFIX)] == [kept["id"], lost["id"]]
 
 
 def test_it_is_done_by_itself(daemon: DaemonProcess, folder: Folder) -> None:

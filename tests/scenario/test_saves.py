@@ -101,9 +101,13 @@ def test_save_of_tensors_by_name_names_the_saver(exp: Experiment) -> None:
     nested = {"model": {"weight": Tensor()}, "epoch": 3}
     circle: dict[str, Any] = {"models": (1, Module())}
     circle["self"] = circle
-    for content in ({"weight": Tensor(), "bias": Tensor()}, [Tensor()], nested, {"model": Module()}, circle):
+    late = [*range(300_000), Tensor()]
+    for content in ({"weight": Tensor(), "bias": Tensor()}, [Tensor()], nested, {"model": Module()}, circle, late):
         call = lambda content=content: exp.files.save(content, to="a.pt")  # noqa: E731
         refused(call, Code.UNSUPPORTED_TYPE, ValueError, "tensors", "save_torch()")
+    refused(lambda: exp.files.save([1, object()], to="a"), Code.INVALID_METADATA, TypeError, "content[1]")
+    refused(lambda: exp.files.save(b"", to="a", metadata=Tensor()), Code.INVALID_METADATA, TypeError, "metadata")
+    assert exp.files().list() == []
 
 
 def test_save_of_text_that_is_no_path(exp: Experiment, tmp_path: Path) -> None:

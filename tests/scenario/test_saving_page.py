@@ -9,6 +9,8 @@ import pytest
 
 from ml_dash import Experiment
 from ml_dash.media import encoding, image
+from tests.harness import DaemonProcess
+from tests.scenario import api_page_checks
 from tests.scenario.test_files import paths
 
 pytestmark = pytest.mark.slow
@@ -17,7 +19,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "saving.md"
 
 
 def test_every_example_runs(
-    exp: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    service: DaemonProcess,
+    exp: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -34,6 +40,8 @@ def test_every_example_runs(
         "samples/noise.png", "videos/exact.mp4", "videos/line.webm", "videos/rollout.mp4", "videos/small.mp4",
     ]  # fmt: skip
     assert [line for line in capsys.readouterr().out.splitlines() if line not in PAGE.read_text()] == []
+    monkeypatch.setenv("ML_DASH_SOCKET", str(service.socket))
+    api_page_checks.check("files.save_fig")
 
 
 def test_every_format_is_named() -> None:

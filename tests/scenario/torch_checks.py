@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import api_page_checks
 import torch
 from torch import nn
 
@@ -334,6 +335,11 @@ def check_a_run_of_the_spec(exp: Any) -> None:
     assert all(len(each["checksum"]) == 64 for each in versions)
     path = exp.files("models/best.pt").download(to=Path(sys.argv[-1]) / "best.pt")
     assert same(dict(torch.load(path, weights_only=True)), kept)
+
+
+def check_the_pages_of_its_calls(exp: Any) -> None:
+    api_page_checks.check("files.save_torch")
+    api_page_checks.check("BackgroundResult")
 
 
 def run_checks(names: dict[str, Any], project: str) -> None:

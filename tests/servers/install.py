@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.servers.ceph import ceph_commands
 from tests.servers.debian import NotInstallableError
 from tests.servers.environments import EnvironmentUnavailableError, frameworks_python, server_python
+from tests.servers.shells import SHELLS, shell_command
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -19,6 +20,9 @@ def main() -> None:
     for name in ("swift", "localstack", "mongodb"):
         with suppress(EnvironmentUnavailableError):
             server_python(name)
+    for shell in SHELLS:
+        with suppress(NotInstallableError):
+            shell_command(shell)
     with suppress(NotInstallableError):
         ceph_commands()
     with suppress(EnvironmentUnavailableError):

@@ -20,7 +20,8 @@ from tests.servers.environments import server_python
 from tests.servers.s3server import free_ports
 
 _GUARD = Path(__file__).with_name("guard.py")
-_READY_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 300.0
+"""One that has died is found out at once; a machine that others want, too, may take a minute to start one."""
 _POLL_S = 0.05
 _ALREADY_INITIALIZED = 23
 _TRANSACTION_S = 5
@@ -35,12 +36,16 @@ class MongoError(RuntimeError):
 class MongoDB:
     """A replica set whose members live below one directory; data outlive kill(). Ports stay the same.
 
-    `secured`: it asks for users, of whom the first may be made on loopback by anybody.
+    `secured`: it asks for users, of whom the first may be made on loopback by anybody. `certificate`: a file with a
+    key and a chain, by which it speaks TLS with whoever wants it.
     """
 
-    def __init__(self, state: Path, members: int = 1, *, secured: bool = False) -> None:
+    def __init__(
+        self, state: Path, members: int = 1, *, secured: bool = False, certificate: Path | None = None
+    ) -> None:
         self.state = state.resolve()
         self._secured = secured
+        self._certificate = certificate
         self.ports = free_ports(members)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._guards: dict[int, subprocess.Popen[bytes]] = {}
@@ -105,6 +110,8 @@ class MongoDB:
             "--setParameter", f"transactionLifetimeLimitSeconds={_TRANSACTION_S}",
             "--logpath", str(self.state / f"{port}.log"), "--logappend",
         ]  # fmt: skip
+        if self._certificate is not None:
+            command += ["--tlsMode", "allowTLS", "--tlsCertificateKeyFile", str(self._certificate)]
         if self._secured:
             key = self.state / "key"
             key.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 _GUARD = Path(__file__).with_name("guard.py")
-_READY_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 300.0
+"""One that has died is found out at once; a machine that others want, too, may take a minute to start one."""
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _LOG_TAIL_CHARS = 4000

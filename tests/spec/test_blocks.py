@@ -17,7 +17,9 @@ import pytest
 from ml_dash import Experiment
 from tests.doubles.s3_double import S3Double
 from tests.harness import Bucket, DaemonProcess
+from tests.scenario.api_page_checks import example
 from tests.scenario.embedded import Root
+from tests.unit.api_pages import calls
 
 pytestmark = pytest.mark.slow
 
@@ -223,10 +225,12 @@ WRONG = (
 """What a checker has to find; each is one line."""
 
 
-def test_the_blocks_pass_a_type_checker(tmp_path: Path) -> None:
+def test_the_blocks_and_the_examples_of_the_calls_pass_a_type_checker(tmp_path: Path) -> None:
     """By the annotations that are installed (py.typed), as a user's own checker sees them."""
     for number, (title, case) in enumerate(CASES.items()):
         (tmp_path / f"block_{number}.py").write_text(case.before + BLOCKS[title] + case.after)
+    for number, page in enumerate(calls()):
+        (tmp_path / f"page_{number}.py").write_text(example(page))
     one = 'with open(exp.files("model.pt").download()) as file:\n    print(file, exp.files("a.txt").delete()["ids"])\n'
     (tmp_path / "one.py").write_text(OPEN + one)  # of one file: a path, a receipt
     (tmp_path / "right.py").write_text(OPEN + "".join(f"exp.files.{call}\n" for call in RIGHT))

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ from ml_dashd.edge import connection, descriptors, slots
 from ml_dashd.edge.metrics import PrometheusMeter
 from ml_dashd.flow import audit, bell, browse, fetch, operations, pinning, prune, runs
 from tests.harness import SOURCE, fault_points
+from tests.unit import api_pages
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = re.compile(r"^# (\w+ = .*)$", re.MULTILINE)
@@ -280,36 +282,6 @@ def test_every_fault_point_is_named_once() -> None:
     assert sorted(named) == fault_points()
 
 
-WITHIN = {
-    "each_of", "writing", "place", "failed_in_run", "wait_all", "opened", "append"
-}  # fmt: skip
-"""What other modules of the library call."""
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        files.Files,
-        files.FileSet,
-        experiment.Experiment,
-        run.Run,
-        params.Params,
-        metrics.Metrics,
-        metrics.Metric,
-        result.FileResult,
-    ],
-)
-def test_every_public_call_stands_in_an_example(kind: type) -> None:
-    """The examples run: tests/scenario/test_pages.py, test_files_page.py, test_saving_page.py, test_torch.py."""
-    tested = ("files", "saving", "listing", "results", "experiments", "checkpoints")
-    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in tested]
-    block = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    examples = "\n".join(found for page in pages for found in block.findall(page))
-    homes = [home for home in kind.__mro__ if home.__module__.startswith("ml_dash")]
-    calls = {name for home in homes for name in vars(home) if not name.startswith("_")} - WITHIN
-    assert {name for name in calls if not re.search(rf"\.{name}\b", examples)} == set()
-
-
 def test_every_page_is_linked() -> None:
     text = (ROOT / "README.md").read_text()
     assert {page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text} == set()
@@ -317,7 +289,7 @@ def test_every_page_is_linked() -> None:
 
 def test_every_test_that_a_page_names_exists() -> None:
     """`tests/crash/test_kill_rows.py`, or with the name of a test: `tests/crash/test_kill_rows.py::test_…`."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     named = {name for page in pages for name in re.findall(r"tests/[\w/]*\w+(?:\.py(?:::\w+)?)?", page.read_text())}
     missing = set()
     for name in named:
@@ -334,8 +306,8 @@ def test_every_log_event_is_explained_and_none_that_is_gone() -> None:
 
 def test_every_route_is_explained() -> None:
     text = (ROOT / "docs/operations.md").read_text()
-    routes = re.findall(r'\("(/\w+)", self\._', (SOURCE / "edge/http_pages.py").read_text())
-    assert len(routes) == 3
+    routes = re.findall(r'\("(/[\w.]*)", self\._', (SOURCE / "edge/http_pages.py").read_text())
+    assert len(routes) == 5
     assert {route for route in routes if f"`{route}`" not in text} == set()
 
 
@@ -354,9 +326,20 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    lost = set()
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            there = page.parent / target if target else page
+            if not there.exists() or (heading and heading not in _anchors(there)):
+                lost.add(f"{page.name} links to {target}#{heading}")
+    assert lost == set()
+
+
+@cache
+def _anchors(page: Path) -> set[str]:
+    """What may stand behind the # of a link to a page: its headings, as GitHub writes them there."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_readme_names_every_command() -> None:
@@ -386,3 +369,4 @@ if __name__ == "__main__":
     for (page, name), make in MADE.items():
         path = ROOT / page
         path.write_text(_between(path.read_text(), name, make()))
+    api_pages.rewrite()

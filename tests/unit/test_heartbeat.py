@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Backlog, Blocked, StateCount, Trouble
+from ml_dashd.core.figures import Backlog, Blocked, StateCount
+from ml_dashd.core.model import Trouble
 from ml_dashd.core.states import State
 from ml_dashd.flow.heartbeat import summary
 

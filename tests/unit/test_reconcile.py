@@ -14,16 +14,11 @@ from ml_dashd.core.checksum import Digest, encode_crc
 from ml_dashd.core.ids import EPOCH_MS, time_of
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, Stored
 from ml_dashd.core.reconcile import (
-    LEASE_MS,
     UNSAID,
     Finding,
     Kind,
     Outcome,
-    Round,
     Rule,
-    claimed,
-    ended,
-    gone_on,
     is_damaged,
     of_object,
     of_record,
@@ -245,17 +240,3 @@ def test_a_record_tells_what_is_known_and_nothing_else() -> None:
 
 
 # ---- whose turn it is
-
-
-def test_a_round_goes_from_one_to_the_next() -> None:
-    mine = claimed(Round(), "me", NOW, DAY)
-    assert mine == Round("me", NOW + LEASE_MS)
-    assert claimed(mine, "other", NOW + LEASE_MS - 1, DAY) is None
-    assert claimed(mine, "me", NOW + 1, DAY) == Round("me", NOW + 1 + LEASE_MS)
-    further = gone_on(mine, "there", NOW + 5)
-    assert further == Round("me", NOW + 5 + LEASE_MS, "there")
-    taken = claimed(further, "other", NOW + 5 + LEASE_MS, DAY)
-    assert taken == Round("other", NOW + 5 + 2 * LEASE_MS, "there")
-    done = ended(NOW + 10)
-    assert claimed(done, "me", NOW + 9 + DAY, DAY) is None
-    assert claimed(done, "me", NOW + 10 + DAY, DAY) == Round("me", NOW + 10 + DAY + LEASE_MS, "", NOW + 10)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Unsent
+from ml_dashd.core.figures import Unsent
+from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
 from ml_dashd.core.schedule import COPY_DELAY_S, DRAIN_WIDTH, SPARE, WIDTH, Lane, copy_delay_s, foremost, lane, width
 from ml_dashd.core.states import State
 

@@ -70,10 +70,17 @@ def _bash(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
     yield from (
         f"# {PROGRAM} completion for bash",
         "_ml_dash() {",
-        '    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}" command="" word',
+        '    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD - 1]}"',
+        '    local command="" skip="" word',
         '    for word in "${COMP_WORDS[@]:1:COMP_CWORD - 1}"; do',
-        f'        case "$word" in {names.replace(" ", "|")}) command="$word"; break ;; esac',
+        '        if [[ "$word" == "=" ]]; then skip=yes  # readline makes three words of --root=DIR',
+        '        elif [[ -n "$skip" ]]; then skip=""',
+        f'        else case "$word" in {"|".join(_with_values(shared))}) skip=yes ;; -*) ;;',
+        '            *) command="$word"; break ;;',
+        "        esac; fi",
         "    done",
+        '    if [[ "$current" == "=" ]]; then current=""',
+        '    elif [[ "$previous" == "=" ]]; then previous="${COMP_WORDS[COMP_CWORD - 2]}"; fi',
         '    local complete="" words=""',
         '    case "$command $previous" in',
     )
@@ -113,6 +120,11 @@ def _flags(options: Sequence[Option]) -> str:
     return " ".join(flag for option in options for flag in option.flags)
 
 
+def _with_values(options: Sequence[Option]) -> list[str]:
+    """Behind which a word is no command, whatever it is called."""
+    return [flag for option in options if option.value for flag in option.flags]
+
+
 # ---- zsh
 
 
@@ -127,7 +139,7 @@ def _zsh(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]
     for command in commands:
         yield f"        {_quoted(f'{command.name}:{command.help}')}"
     yield "    )"
-    yield "    _arguments -C \\"
+    yield "    _arguments -C -A '-*' \\"
     yield from _zsh_options(shared)
     yield "        '1:command:->command' '*::argument:->rest'"
     yield '    case "$state" in'
@@ -156,23 +168,39 @@ def _zsh_options(options: Sequence[Option]) -> Iterator[str]:
         value = f":value:{action}" if option.value else ""
         again = "*" if option.repeats else ""
         for flag in option.flags:
-            yield f"        {_quoted(f'{again}{flag}[{text}]{value}')} \\"
+            joined = "=" if option.value and flag.startswith("--") else ""
+            yield f"        {_quoted(f'{again}{flag}{joined}[{text}]{value}')} \\"
 
 
 # ---- fish
 
 
 def _fish(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]:
-    names = " ".join(command.name for command in commands)
-    yield f"# {PROGRAM} completion for fish"
-    yield f"complete -c {PROGRAM} -f"
+    yield from (
+        f"# {PROGRAM} completion for fish",
+        "function __ml_dash_at -d 'whether the command is that one; without a name, whether there is none yet'",
+        "    set -l skip",
+        "    set -l command",
+        "    for word in (commandline -opc)[2..-1]",
+        '        if test -n "$skip"',
+        "            set skip",
+        f"        else if contains -- $word {' '.join(_with_values(shared))}",
+        "            set skip yes",
+        "        else if not string match -q -- '-*' $word",
+        "            set command $word",
+        "            break",
+        "        end",
+        "    end",
+        '    test "$command" = "$argv[1]"',
+        "end",
+        f"complete -c {PROGRAM} -f",
+    )
     for command in commands:
-        condition = f"not __fish_seen_subcommand_from {names}"
-        yield f"complete -c {PROGRAM} -n {_quoted(condition)} -a {command.name} -d {_quoted(command.help)}"
+        yield f"complete -c {PROGRAM} -n __ml_dash_at -a {command.name} -d {_quoted(command.help)}"
     for option in shared:
         yield f"complete -c {PROGRAM} {_fish_option(option)}"
     for command in commands:
-        seen = f"complete -c {PROGRAM} -n {_quoted(f'__fish_seen_subcommand_from {command.name}')}"
+        seen = f"complete -c {PROGRAM} -n '__ml_dash_at {command.name}'"
         for option in command.options:
             if option not in shared:
                 yield f"{seen} {_fish_option(option)}"

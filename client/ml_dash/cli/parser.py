@@ -21,7 +21,7 @@ EXAMPLES = {
     "status": """\
   ml-dash status                                   the daemon that a script here would use
   ml-dash status --root ./runs                     the one that serves a folder
-  ml-dash status --json | jq .files.QUEUED""",
+  ml-dash status --json | jq '.files.QUEUED.files // 0'""",
     "put": """\
   ml-dash put model.pt --prefix alice/cv/resnet
   ml-dash put model.pt --prefix alice/cv/resnet --to models/best.pt --tag best --wait
@@ -80,8 +80,8 @@ EXAMPLES = {
   ml-dash metrics train --prefix alice/cv/resnet --json | jq '.[-1].data.loss'""",
     "completion": """\
   source <(ml-dash completion bash)                now; put it into ~/.bashrc to keep it
-  ml-dash completion zsh > "${fpath[1]}/_ml-dash"
-  ml-dash completion fish > ~/.config/fish/completions/ml-dash.fish""",
+  source <(ml-dash completion zsh)                 in ~/.zshrc, below compinit
+  ml-dash completion fish | source                 in ~/.config/fish/config.fish""",
     **arguments.EXAMPLES,
 }
 
@@ -171,7 +171,8 @@ def _put(parser: Parser) -> None:
 
 
 def _ls(parser: Parser) -> None:
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help='a folder, a file or a glob, such as "**/*.json"')
+    text = 'a folder, a file or a glob, such as "**/*.json" (default: all, as .)'
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", help=text)
     add_prefix(parser)
     parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
     parser.add_argument("--pending", action="store_true", help="files of sets that are not complete, too")

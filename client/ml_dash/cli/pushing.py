@@ -66,6 +66,7 @@ class Push:
     service: Connection
     options: Namespace
     outcome: Pushed = field(default_factory=Pushed)
+    _passed_over: set[str] = field(default_factory=set)
 
     @cached_property
     def sets(self) -> PushedSets:
@@ -74,9 +75,9 @@ class Push:
 
     def files(self) -> None:
         """Hands over every stored file of the root that is not there; returns once they are stored there."""
-        for page in self._pages():
+        for page in self.pages():
             mine = [record for record in page.records if self.is_meant(_experiment(record))]
-            there = self._known([record.id for record in mine])
+            there = self.known([record.id for record in mine])
             for record in mine:
                 self._one(record, there.get(record.id))
         self._settle()
@@ -85,7 +86,13 @@ class Push:
 
     def is_meant(self, prefix: str) -> bool:
         """Whether an experiment is to be pushed."""
-        return self.options.prefix is None or covers(self.options.prefix, prefix)
+        named = self.options.prefix is None or covers(self.options.prefix, prefix)
+        return named and prefix not in self._passed_over
+
+    def pass_over(self, prefix: str, why: MLDashError) -> None:
+        """Leaves an experiment out, with its files."""
+        self._passed_over.add(prefix)
+        self.outcome.refuse_experiment(prefix, why, quiet=self.options.json)
 
     def target(self, place: m.Place) -> m.Place:
         """Where a place of the root is in the service: the same, or below --target."""
@@ -94,15 +101,15 @@ class Push:
             names = f"{self.options.target.strip('/')}/{place.experiment}".split("/", 2)
         return m.Place(namespace=names[0], project=names[1], experiment=names[2], prefix=place.prefix)
 
-    def _pages(self) -> Iterator[m.Page]:
+    def pages(self, place: m.Place | None = None) -> Iterator[m.Page]:
+        """The root's files: all that are stored, or those of one experiment."""
         nowhere = m.Place(namespace="", project="", experiment="")
+        asked = m.List(request=0, place=place or nowhere, everywhere=place is None)
         return pages(
-            lambda after: self.source.call(
-                m.Page, lambda number: m.List(request=number, place=nowhere, cursor=after, everywhere=True)
-            )
+            lambda after: self.source.call(m.Page, lambda number: replace(asked, request=number, cursor=after))
         )
 
-    def _known(self, ids: Sequence[int]) -> dict[int, m.Record]:
+    def known(self, ids: Sequence[int]) -> dict[int, m.Record]:
         """Those of these ids that the service has, as far as this user may read them."""
         left, known = tuple(ids), dict[int, m.Record]()
         while left:

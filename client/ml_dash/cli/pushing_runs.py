@@ -32,7 +32,7 @@ def runs(push: Push) -> None:
     """Sends every experiment that is meant; returns once they are on stable storage there."""
     last = ""
     for record in experiments(push.source, ""):
-        prefix = f"{record.namespace}/{record.project}/{record.experiment}"
+        prefix = _prefix(record)
         if prefix != last and push.is_meant(prefix):  # several users' come one after the other
             _one(push, prefix, record)
         last = prefix
@@ -43,9 +43,13 @@ def _one(push: Push, prefix: str, record: m.ExperimentRecord) -> None:
     there = push.target(here)
     outcome = push.outcome
     try:
-        about = details_of(push.source, here)
-        new = _bring_record(push, about, there)
-        rows = _bring_rows(push, about, here, there)
+        about, known = details_of(push.source, here), _known(push.service, there)
+        if known is None and (elsewhere := _elsewhere(push, here, there)) is not None:
+            what = f"its files are there already, in {elsewhere}: there is nothing to push to {_prefix(there)}"
+            push.pass_over(prefix, error(Code.ID_TAKEN, what, "push it to where they are"))
+            return
+        new = _bring_record(push, about, known, there)
+        rows = _bring_rows(push, about, known, here, there)
     except MLDashError as failure:
         if failure.code not in OF_AN_EXPERIMENT:
             raise
@@ -58,11 +62,29 @@ def _one(push: Push, prefix: str, record: m.ExperimentRecord) -> None:
             print(f"{about.experiments[0].status}  {prefix}")
 
 
-def _bring_record(push: Push, about: m.Experiments, there: m.Place) -> bool:
+def _elsewhere(push: Push, here: m.Place, there: m.Place) -> str | None:
+    """Another experiment in which the service has the files of this one; None where one of them may be pushed.
+
+    An id is one file's, in one place: of a push to another place nothing would come but an empty experiment.
+    """
+    prefix: str | None = None
+    for page in push.pages(here):
+        known = push.known([record.id for record in page.records])
+        for record in page.records:
+            prefix = _prefix(known[record.id]) if record.id in known else None
+            if prefix in (None, _prefix(there)):
+                return None
+    return prefix
+
+
+def _prefix(place: m.Place | m.Record | m.ExperimentRecord) -> str:
+    return f"{place.namespace}/{place.project}/{place.experiment}"
+
+
+def _bring_record(push: Push, about: m.Experiments, known: m.Experiments | None, there: m.Place) -> bool:
     """Whether something of it is new there; of a dry run, whether it would be."""
     run = replace(about.experiments[0], namespace=there.namespace, project=there.project, experiment=there.experiment)
     if push.options.dry_run:
-        known = _known(push.service, there)
         return known is None or known.experiments[0].updated_ms < run.updated_ms
     answer = push.service.call(
         m.Brought, lambda number: m.BringExperiment(request=number, run=run, params=about.params or "{}")
@@ -79,9 +101,8 @@ def _known(service: Connection, place: m.Place) -> m.Experiments | None:
         return None
 
 
-def _bring_rows(push: Push, about: m.Experiments, here: m.Place, there: m.Place) -> int:
+def _bring_rows(push: Push, about: m.Experiments, known: m.Experiments | None, here: m.Place, there: m.Place) -> int:
     """How many rows are new there; of a dry run, how many would be."""
-    known = _known(push.service, there)
     lengths = {} if known is None else {metric.name: metric.rows for metric in known.metrics}
     rows = (
         row

@@ -17,6 +17,9 @@ from ml_dash.reach import Endpoint, default_prefix, endpoint_of, is_there, which
 from ml_dash.result import FileResult
 from ml_dash.silence import SilentError
 
+HERE = (".", "./")
+"""As a shell's user names the folder that an experiment stands for."""
+
 
 def endpoint(options: Namespace) -> Endpoint:
     """What is typed goes before what the environment says."""
@@ -74,8 +77,8 @@ def chosen(options: Namespace, connection: Connection) -> FileSet:
 def listed(
     found: Files, pattern: str | None, *, latest: bool, pending: bool = False, tags: Sequence[str] = ()
 ) -> Iterator[FileResult]:
-    """A glob lists what fits it; a plain name what is at it and below."""
-    there, glob = below(found, pattern)
+    """A glob lists what fits it; a plain name what is at it and below, and "." all of the experiment."""
+    there, glob = below(found, None if pattern in HERE else pattern)
     return there.each(glob, latest=latest, pending=pending, tags=tags)
 
 

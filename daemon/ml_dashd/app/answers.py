@@ -106,7 +106,16 @@ def build_answers(parts: Parts, ids: Ids, policy: Policy, stop: Callable[[], Non
         stop=stop,
     )
     findings = Findings(reconcile=upkeep.reconcile, policy=policy, clock=clock)
-    prune = Prune(browse=browse, journal=journal, catalog=catalog, policy=policy, clock=clock, faults=base.faults)
+    prune = Prune(
+        browse=browse,
+        journal=journal,
+        catalog=catalog,
+        policy=policy,
+        clock=clock,
+        faults=base.faults,
+        rounds=storage.of_catalog.rounds("retention"),
+        holder=storage.of_catalog.here.token(),
+    )
     serve = Serve(
         identity=identity,
         sessions=sessions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Clock, Faults, Meter
 
 if TYPE_CHECKING:
-    from ml_dashd.core.model import Figures
+    from ml_dashd.core.figures import Figures
 
 QUICK_THREADS = 4
 """For pins and slots: a hand-off waits behind no read, hash or fsync."""
@@ -24,6 +24,10 @@ DISK_THREADS = 4
 """For fsyncs, copies and removals, which may take seconds each."""
 LEASE_THREADS = 2
 """For copies that a writer waits for, behind nobody else's."""
+
+
+Counted = Mapping[str, Mapping[str, int]]
+"""Retries by fault, failures by code."""
 
 
 class Base:
@@ -34,7 +38,7 @@ class Base:
         self.clock = clock
         plan = fault_plan()
         self.faults: Faults = NoFaults() if plan is None else TestFaults(*plan)
-        self.meter, self.render = _meter(config)
+        self.meter, self.render, self.counted = _meter(config)
         self.limits = limits_here(config)
         self.polite = Politeness(config.limits.nice, config.limits.io_class)
         self.threads = Pool(self.limits.threads, "work", self.polite)
@@ -57,11 +61,11 @@ def limits_here(config: Config) -> LimitsConfig:
     return replace(limits, threads=threads, memory=limits.memory or buffers_bytes(threads, part_bytes))
 
 
-def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes]]:
-    """What counts, and what makes a page of it where somebody can ask for one."""
+def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes], Callable[[], Counted]]:
+    """What counts; what makes Prometheus' page of it where somebody can ask for one; and what it has counted."""
     if not config.http.listen:
-        return NoMeter(), lambda _: b""
+        return NoMeter(), lambda _: b"", lambda: {"retries": {}, "failures": {}}
     from ml_dashd.edge.metrics import PrometheusMeter  # noqa: PLC0415 an embedded daemon does without
 
     meter = PrometheusMeter(version("ml-dash"))
-    return meter, meter.render
+    return meter, meter.render, meter.counted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ml_dashd.app.base import Base
 from ml_dashd.app.tasks import Tasks
@@ -14,7 +16,8 @@ from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.embedded import Embedded
 from ml_dashd.flow.forward import Forward
 from ml_dashd.flow.lease import NodeNumber
-from ml_dashd.ports import Catalog, Ids, Journal, Leases, Runs, ShownRuns
+from ml_dashd.flow.rounds import Alone
+from ml_dashd.ports import Catalog, Ids, Journal, Leases, Rounds, Runs, ShownRuns
 
 EMBEDDED_NODE = 0
 """The node number of a daemon that shares its catalog with nobody."""
@@ -34,6 +37,8 @@ class OpenCatalog:
     highest: int = 0
     leases: Leases | None = None
     number: NodeNumber | None = None
+    rounds: Callable[[str], Rounds] = lambda _: Alone()
+    """By the name of a chore, whose turn it is."""
 
     async def ids(self, journal: Journal) -> Ids:
         """Who makes ids from now on. The journal, which may be busy, is asked: health is to be answered before.
@@ -73,6 +78,7 @@ def _of_fleet(base: Base, journal: Journal, runs: SqliteRuns, here: Here, chores
     from ml_dashd.edge.leases_mongo import MongoLeases  # noqa: PLC0415
     from ml_dashd.edge.mongo import Mongo  # noqa: PLC0415
     from ml_dashd.edge.mongo_schema import prepare  # noqa: PLC0415
+    from ml_dashd.edge.rounds_mongo import MongoRounds  # noqa: PLC0415
     from ml_dashd.edge.runs_mongo import MongoRuns  # noqa: PLC0415
 
     mongo = Mongo(base.config.catalog.url, prepare)
@@ -80,4 +86,5 @@ def _of_fleet(base: Base, journal: Journal, runs: SqliteRuns, here: Here, chores
     chores.start(forward.run(), "forward")
     leases = MongoLeases(mongo)
     number = NodeNumber(leases, journal, here, base.clock)
-    return OpenCatalog(MongoCatalog(mongo), forward, runs, here, leases=leases, number=number)
+    rounds = partial(MongoRounds, mongo)
+    return OpenCatalog(MongoCatalog(mongo), forward, runs, here, leases=leases, number=number, rounds=rounds)

@@ -8,6 +8,7 @@ from typing import Any
 from ml_dashd.app.base import Base
 from ml_dashd.app.storage import Storage
 from ml_dashd.edge.system import BufferPool
+from ml_dashd.flow.adopt import Adopting
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.circuit import Breaker
@@ -16,6 +17,7 @@ from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.outbox import Outbox
 from ml_dashd.flow.pace import FairBuffers, Pace
 from ml_dashd.flow.scratch import Scratch
+from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.single import Single
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.flow.verify import Verify
@@ -36,7 +38,7 @@ class Sending:
     buffers: BufferPool
 
 
-def build_sending(base: Base, storage: Storage) -> Sending:
+def build_sending(base: Base, storage: Storage, settle: Settle) -> Sending:
     """Nothing is sent before its worker is started."""
     journal, store, clock, faults = storage.journal, storage.store, base.clock, base.faults
     limits, part_bytes = base.limits, base.config.store.part_size
@@ -66,7 +68,10 @@ def build_sending(base: Base, storage: Storage) -> Sending:
     }
     single = Single(journal=journal, store=store, pins=storage.pins, faults=faults, meter=base.meter, **sending)
     copier = Copier(journal=journal, store=store, faults=faults, verify=verify, pace=pace, **shared)
-    uploader = Uploader(copier=copier, single=single, part_bytes=part_bytes, **sending, **shared, **common)
+    adopting = Adopting(store, storage.pins, base.threads, settle)
+    uploader = Uploader(
+        copier=copier, adopting=adopting, single=single, part_bytes=part_bytes, **sending, **shared, **common
+    )
     batch = Batch(journal=journal, store=store, single=single, faults=faults, **shared)
     worker = Worker(
         journal, uploader, batch, finish, clock, base.meter, breaker=breaker, outbox=outbox, large=limits.threads

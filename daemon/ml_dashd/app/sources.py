@@ -20,6 +20,22 @@ from ml_dashd.flow.write_back import WriteBack
 
 
 @dataclass(frozen=True, slots=True)
+class Settling:
+    """What brings them to stable storage, and whether the disk can be trusted."""
+
+    health: Health
+    settle: Settle
+
+
+def build_settling(base: Base, storage: Storage) -> Settling:
+    """Nothing is asked of the disk here."""
+    health = Health(
+        storage.journal, storage.catalog, storage.runs, storage.of_catalog.number_trouble, storage.mount.trouble
+    )
+    return Settling(health, Settle(storage.pins, base.disk, health, base.faults))
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """What looks after them."""
 
@@ -37,11 +53,10 @@ class Sources:
         self.overwrites.look()
 
 
-def build_sources(base: Base, storage: Storage, sending: Sending) -> Sources:
+def build_sources(base: Base, storage: Storage, sending: Sending, settling: Settling) -> Sources:
     """Nothing is copied before `copies` runs."""
     config, journal, pins = base.config, storage.journal, storage.pins
-    health = Health(journal, storage.catalog, storage.runs, storage.of_catalog.number_trouble, storage.mount.trouble)
-    settle = Settle(pins, base.disk, health, base.faults)
+    health, settle = settling.health, settling.settle
     supersede = Supersede(
         journal=journal,
         rule=Rule(config.spool.supersede, frozenset(config.retention.keep_tags)),

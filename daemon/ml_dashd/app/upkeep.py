@@ -65,6 +65,8 @@ def build_upkeep(base: Base, storage: Storage, sending: Sending) -> Upkeep:
             store=storage.store,
             clock=clock,
             faults=base.faults,
+            rounds=storage.of_catalog.rounds("reclaim"),
+            holder=storage.of_catalog.here.token(),
             grace_s=config.store.delete_grace,
         ),
         reconcile=_reconcile(base, storage, sending),

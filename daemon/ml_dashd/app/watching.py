@@ -1,13 +1,15 @@
-"""Health, readiness and metrics by HTTP. A reason for which the daemon is not ready is a check, named here."""
+"""Health, readiness, metrics and status by HTTP. A reason for which the daemon is not ready is a check, named here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 
 from ml_dashd.app.parts import Parts
 from ml_dashd.app.tasks import Tasks
 from ml_dashd.core.listen import parse_listen
 from ml_dashd.core.model import Trouble
+from ml_dashd.core.overview import Running
 from ml_dashd.edge import disk
 from ml_dashd.edge.http import HttpServer
 from ml_dashd.edge.system import Pool
@@ -56,6 +58,8 @@ class Watching:
             clock=base.clock,
             meter=base.meter,
             render=base.render,
+            counted=base.counted,
+            running=Running(version("ml-dash"), base.clock.now_ms(), base.config.spool.quota),
         )
         http = base.config.http
         self._http = HttpServer(parse_listen(http.listen), int(http.socket_mode, 8), observer)

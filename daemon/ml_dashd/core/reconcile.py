@@ -16,11 +16,6 @@ from ml_dashd.core.ids import time_of
 from ml_dashd.core.model import Evidence, FileRecord, OpenUpload, Stored, missing
 from ml_dashd.core.names import content_type, id_of
 
-LEASE_MS = 6 * 3600 * 1000
-"""How long a node has the turn between two steps, of which one may read two hundred large objects.
-
-Two that look at once do each other's work, and no harm.
-"""
 UNSAID = -1
 """The revision of a record that was made from its object: whatever its own node says of the file later counts."""
 RESTORE = "restore the object there, or delete this version"
@@ -86,38 +81,6 @@ class Rule:
     age_ms: int
     grace_ms: int
     alone: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Whose turn it is to look, in the catalog that the nodes share.
-
-    `after` is where it goes on, `ended_ms` when one came to its end last.
-    """
-
-    holder: str = ""
-    until_ms: int = 0
-    after: str = ""
-    ended_ms: int = 0
-
-
-def claimed(now: Round, holder: str, now_ms: int, every_ms: int) -> Round | None:
-    """The round with this holder, who goes on where the last one stopped; None where it is not due, or another's."""
-    if now.until_ms > now_ms and now.holder != holder:
-        return None
-    if not now.holder and now.ended_ms + every_ms > now_ms:
-        return None
-    return replace(now, holder=holder, until_ms=now_ms + LEASE_MS)
-
-
-def gone_on(mine: Round, after: str, now_ms: int) -> Round:
-    """The round a step further."""
-    return replace(mine, after=after, until_ms=now_ms + LEASE_MS)
-
-
-def ended(now_ms: int) -> Round:
-    """There is nothing more to look at."""
-    return Round(ended_ms=now_ms)
 
 
 def suspect(stored: Stored | None, record: FileRecord | None) -> Kind | None:

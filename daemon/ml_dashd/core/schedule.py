@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from ml_dashd.core.model import Job, PinKind, Unsent
+from ml_dashd.core.figures import Unsent
+from ml_dashd.core.model import Job, PinKind
 from ml_dashd.core.plan import LEAST_AT_ONCE
 from ml_dashd.core.states import State
 

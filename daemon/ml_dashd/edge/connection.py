@@ -321,6 +321,7 @@ class Connection:
 
     def _close(self) -> None:
         self._ended = True
+        self._failure = None  # it was raised, so that it holds the frames that it passed, and they hold this
         self._pause()
         self._drop(self._decoder.take_descriptors())
         self._socket.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ml_dashd.core.model import Disk
+from ml_dashd.core.figures import Disk
 
 
 def look(folder: Path) -> Disk:

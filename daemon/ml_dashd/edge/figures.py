@@ -7,18 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import (
-    Backlog,
-    Blocked,
-    Job,
-    Left,
-    Scope,
-    Selection,
-    StateCount,
-    Summary,
-    Trouble,
-    Unsent,
-)
+from ml_dashd.core.figures import Backlog, Blocked, Left, StateCount, Summary, Unsent
+from ml_dashd.core.model import Job, Scope, Selection, Trouble
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.edge.due import DUE, LISTED

@@ -1,4 +1,4 @@
-"""Health, readiness and metrics over HTTP, for probes and scrapers on this machine. It only reads.
+"""Health, readiness, metrics and a page of status over HTTP, for probes and scrapers on this machine. It only reads.
 
 One small request a connection, in bounded time: a slow or hostile client costs one of few connections, and no more.
 What answers is loaded for the first who asks: a daemon that nobody watches does without.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.listen import Listen
@@ -46,9 +46,12 @@ class Observed(Protocol):
     async def metrics(self) -> bytes:
         """Prometheus' text format."""
 
+    async def status(self) -> Mapping[str, Any]:
+        """How it does, as core/overview.py says."""
+
 
 class HttpServer:
-    """Serves /healthz, /readyz and /metrics. `mode` is that of a Unix socket."""
+    """Serves /healthz, /readyz, /metrics, and how it does at / and /status.json. `mode` is that of a Unix socket."""
 
     def __init__(self, listen: Listen, mode: int, observed: Observed) -> None:
         self._listen = listen

@@ -12,7 +12,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ml_dashd.core.listen import is_loopback
 from ml_dashd.core.model import Trouble
-from ml_dashd.core.redact import redact
+from ml_dashd.core.overview import reasons
+from ml_dashd.edge import status_page
 from ml_dashd.edge.http import Observed
 
 log = logging.getLogger("ml_dashd.http")
@@ -51,6 +52,8 @@ class Pages:
             ("/healthz", self._healthz),
             ("/readyz", self._readyz),
             ("/metrics", self._metrics),
+            ("/status.json", self._status),
+            ("/", self._page),
         ):
             app.router.add_get(path, handler, allow_head=False)
         app.on_response_prepare.append(_add_headers)
@@ -86,13 +89,16 @@ class Pages:
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=await self._observed.metrics(), headers={"Content-Type": METRICS_TYPE})
 
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._observed.status())
+
+    async def _page(self, _: web.Request) -> web.Response:
+        page = status_page.as_html(await self._observed.status())
+        return web.Response(text=page, content_type="text/html", headers=status_page.HEADERS)
+
 
 def _verdict(troubles: Mapping[str, Trouble]) -> web.Response:
-    reasons = [
-        {"check": name, "code": trouble.code, "message": redact(trouble.message), "hint": redact(trouble.hint)}
-        for name, trouble in troubles.items()
-    ]
-    return web.json_response({"ok": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+    return web.json_response({"ok": not troubles, "reasons": reasons(troubles)}, status=503 if troubles else 200)
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from ml_dashd.core.model import FileRecord
-from ml_dashd.core.reconcile import Round
+from ml_dashd.core.rounds import Round
 from ml_dashd.edge.database import Database
 from ml_dashd.edge.rows import marks, read_record
 

@@ -13,22 +13,19 @@ from typing import Any
 
 from ml_dash.errors import Code, error
 from ml_dashd.core.circuit import Extent
+from ml_dashd.core.figures import Backlog, Left, Summary, Unsent
 from ml_dashd.core.model import (
     EVERYBODY,
     Amendment,
-    Backlog,
     Experiment,
     Fingerprint,
     Job,
-    Left,
     Pin,
     PinKind,
     Scope,
     Selection,
     SentPart,
-    Summary,
     Trouble,
-    Unsent,
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.sets import Delivery

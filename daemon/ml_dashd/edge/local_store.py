@@ -23,11 +23,21 @@ from ml_dashd.core.model import MAX_FILE_BYTES, Algorithm, Evidence, FileRecord,
 from ml_dashd.core.plan import PART_BYTES, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.bandwidth import Throttle
-from ml_dashd.edge.cloning import copy_some, share_blocks
-from ml_dashd.edge.local_listing import objects_below, uploads_in
+from ml_dashd.edge.cloning import share_blocks
+from ml_dashd.edge.local_listing import PUT, objects_below, uploads_in
+from ml_dashd.edge.object_files import (
+    about_of,
+    copy_next,
+    copy_range,
+    open_new,
+    read_into,
+    take_blocks,
+    take_name,
+    write_all,
+)
 from ml_dashd.edge.source import crc64_of_range
 from ml_dashd.edge.system import sync_content, sync_folder
-from ml_dashd.ports import Faults, NotMountedError, Threads
+from ml_dashd.ports import Faults, NotMountedError, Offer, Threads
 
 T = TypeVar("T")
 
@@ -35,8 +45,6 @@ TEMPORARY = ".ml-dash-tmp"
 """Beside the namespaces, on their file system; no user's name can be this (core/names.py)."""
 SCRATCH = ".ml-dash-probe"
 """Beside it: what is made only to see whether it can be."""
-ABOUT_ATTRIBUTE = "user.ml-dash.about"
-"""What an object says of itself (core/about.py)."""
 LIST_PAGE = 1000
 KEEP_SYNCED = 4096
 """Folders known to be synced: to sync one again costs a moment, to remember every experiment's costs memory."""
@@ -86,10 +94,10 @@ class LocalStore:
 
     async def put(self, target: Target, body: memoryview, digest: Digest) -> Evidence:
         def work(piece: memoryview, start: int) -> None:
-            path = self._new(f"{target.file_id}.put")
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if start else _open_new(path, self._mode, target)
+            path = self._new(f"{target.file_id}{PUT}")
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if start else open_new(path, self._mode, target)
             try:
-                _write(descriptor, piece, start)
+                write_all(descriptor, piece, start)
                 if start + len(piece) < len(body):
                     return
                 sync_content(descriptor)
@@ -103,12 +111,12 @@ class LocalStore:
 
     async def copy(self, source: str, target: Target) -> None:
         """A step at a time: no thread is held for all of it, and a stop waits for one step."""
-        size, name = target.size_bytes, f"{target.file_id}.put"
+        size, name = target.size_bytes, f"{target.file_id}{PUT}"
         opened: list[int] = []
 
         def begin() -> bool:
             opened.append(self._open_object(source))
-            opened.append(_open_new(self._new(name), self._mode, target))
+            opened.append(open_new(self._new(name), self._mode, target))
             return share_blocks(opened[0], opened[1])
 
         def end() -> None:
@@ -118,7 +126,7 @@ class LocalStore:
         try:
             done = size if await self._run(begin) else 0
             while done < size:
-                done += await self._run(partial(_copy_some, opened[0], opened[1], size, done, source))
+                done += await self._run(partial(copy_next, opened[0], opened[1], size, done, source))
             await self._run(partial(sync_content, opened[1]))
         finally:
             await self._threads.run(end)
@@ -130,7 +138,7 @@ class LocalStore:
             try:
                 descriptor = self._open_upload(upload_id)
                 try:
-                    _copy_range(original, descriptor, part, source)
+                    copy_range(original, descriptor, part, source)
                 finally:
                     os.close(descriptor)
             finally:
@@ -141,7 +149,7 @@ class LocalStore:
     async def begin(self, target: Target) -> str:
         def work() -> str:
             upload_id = str(target.file_id)
-            os.close(_open_new(self._new(upload_id), self._mode, target))
+            os.close(open_new(self._new(upload_id), self._mode, target))
             return upload_id
 
         return await self._run(work)
@@ -150,7 +158,8 @@ class LocalStore:
         def work(piece: memoryview, start: int) -> None:
             descriptor = self._open_upload(upload_id)
             try:
-                _write(descriptor, piece, part.offset + start)
+                if not _is_adopted(descriptor):
+                    write_all(descriptor, piece, part.offset + start)
             finally:
                 os.close(descriptor)
 
@@ -165,6 +174,32 @@ class LocalStore:
             piece = body[start : start + step]
             await self._throttle.take(len(piece))
             yield piece, start
+
+    async def device(self) -> int | None:
+        return await self._run(lambda: self._new("").stat().st_dev)
+
+    async def adopt(self, target: Target, upload_id: str, offer: Offer) -> bool:
+        def work() -> bool:
+            begun = self._open_upload(upload_id)
+            try:
+                if os.path.samestat(os.fstat(begun), os.fstat(offer.descriptor)):
+                    return True
+                itself = offer.itself and self._take_itself(offer.descriptor, begun, upload_id, target.size_bytes)
+                return itself or take_blocks(offer.descriptor, begun, target.size_bytes)
+            finally:
+                os.close(begun)
+
+        return await self._run(work)
+
+    def _take_itself(self, descriptor: int, begun: int, upload_id: str, size_bytes: int) -> bool:
+        self._faults.at("local.before_adopt")
+        aside = self._temporary(f"{upload_id}{PUT}")
+        if not take_name(descriptor, aside, begun, size_bytes):
+            return False
+        self._faults.at("local.linked")
+        aside.rename(self._temporary(upload_id))
+        self._faults.at("local.adopted")
+        return True
 
     async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
         def work() -> list[SentPart]:
@@ -190,12 +225,17 @@ class LocalStore:
                 _sync_parts(descriptor, target.key)
             finally:
                 os.close(descriptor)
+            self._temporary(f"{upload_id}{PUT}").unlink(missing_ok=True)  # of an adoption that was killed halfway
             self._publish(self._temporary(upload_id), target.key)
 
         await self._run(work)
 
     async def abort(self, target: Target, upload_id: str) -> None:
-        await self._run(lambda: self._temporary(upload_id).unlink(missing_ok=True))
+        def work() -> None:
+            for name in (upload_id, f"{upload_id}{PUT}"):
+                self._temporary(name).unlink(missing_ok=True)
+
+        await self._run(work)
 
     async def head(self, key: str, *, glance: bool = False) -> Evidence | None:
         def work() -> Evidence | None:
@@ -206,7 +246,7 @@ class LocalStore:
             try:
                 size = os.fstat(descriptor).st_size
                 checksum = None if glance else encode_crc(crc64_of_range(descriptor, 0, size), 8)
-                said = _said(descriptor)
+                said = about_of(descriptor)
             finally:
                 os.close(descriptor)
             if not glance:  # a daemon that died in between has left them to chance
@@ -219,7 +259,7 @@ class LocalStore:
         def work() -> None:
             descriptor = self._open_object(key)
             try:
-                _fill(descriptor, into, offset, key)
+                read_into(descriptor, into, offset, key)
             finally:
                 os.close(descriptor)
 
@@ -237,7 +277,7 @@ class LocalStore:
     async def delete(self, key: str) -> None:
         def work() -> None:
             path = self._root / key
-            self._temporary(f"{path.parent.name}.put").unlink(missing_ok=True)
+            self._temporary(f"{path.parent.name}{PUT}").unlink(missing_ok=True)
             with suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
             with suppress(OSError):  # the id's own folder; another's stays because it is not empty
@@ -328,42 +368,9 @@ class LocalStore:
             self._synced.add(folder)
 
 
-def _open_new(path: Path, mode: int, target: Target) -> int:
-    """A file that says of itself what it may, where the file system has attributes for it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    if target.about:
-        with suppress(OSError):
-            os.setxattr(descriptor, ABOUT_ATTRIBUTE, target.about.encode())
-    return descriptor
-
-
-def _said(descriptor: int) -> str | None:
-    try:
-        return os.getxattr(descriptor, ABOUT_ATTRIBUTE).decode(errors="replace")
-    except OSError:
-        return None
-
-
-def _write(descriptor: int, body: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(body):
-        done += os.pwrite(descriptor, body[done:], offset + done)
-
-
-def _copy_range(original: int, descriptor: int, part: Part, key: str) -> None:
-    """Within the kernel, by blocks where the file systems can."""
-    end = part.offset + part.size_bytes
-    at = part.offset
-    while at < end:
-        at += _copy_some(original, descriptor, end, at, key)
-
-
-def _copy_some(original: int, descriptor: int, end: int, at: int, key: str) -> int:
-    """The next bytes at `at`; returns how many."""
-    count = copy_some(original, descriptor, end - at, at)
-    if not count:
-        raise StoreError(Fault.CORRUPT, f"{key} ends after {at} bytes")
-    return count
+def _is_adopted(descriptor: int) -> bool:
+    """Whether an upload is a source's own file, which has its name in the spool until the object is in the catalog."""
+    return os.fstat(descriptor).st_nlink > 1
 
 
 def _sync_parts(descriptor: int, key: str) -> None:
@@ -372,15 +379,6 @@ def _sync_parts(descriptor: int, key: str) -> None:
         sync_content(descriptor)
     except OSError as failure:
         raise StoreError(Fault.CORRUPT, f"the store's disk did not keep the parts of {key}: {failure}") from failure
-
-
-def _fill(descriptor: int, into: memoryview, offset: int, key: str) -> None:
-    done = 0
-    while done < len(into):
-        count = os.preadv(descriptor, [into[done:]], offset + done)
-        if not count:
-            raise StoreError(Fault.CORRUPT, f"{key} ends after {offset + done} bytes")
-        done += count
 
 
 def _sorted(failure: OSError) -> StoreError:

@@ -18,7 +18,7 @@ from prometheus_client import (
 )
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Figures
+from ml_dashd.core.figures import Figures
 from ml_dashd.core.reconcile import Kind
 from ml_dashd.core.retry import Fault
 from ml_dashd.core.states import State
@@ -130,6 +130,10 @@ class PrometheusMeter:
     def lagged(self, seconds: float) -> None:
         self._lag.observe(seconds)
 
+    def counted(self) -> dict[str, dict[str, int]]:
+        """Retries by fault and failures by code since the start, as far as there were any."""
+        return {"retries": _values(self._retries), "failures": _values(self._failures)}
+
     def render(self, figures: Figures) -> bytes:
         """Prometheus' text format 0.0.4. What could not be measured is NaN, which no alert takes for zero."""
         backlog, unknown = figures.backlog, float("nan")
@@ -168,3 +172,9 @@ class PrometheusMeter:
     def _histogram(self, name: str, meaning: str, buckets: Sequence[float]) -> Histogram:
         self.described.append(Described(f"{PREFIX}_{name}", "histogram", (), meaning))
         return Histogram(f"{PREFIX}_{name}", meaning, buckets=buckets, registry=self._registry)
+
+
+def _values(counter: Counter) -> dict[str, int]:
+    """What a counter with one label has counted, by that."""
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    return {label: int(sample.value) for sample in samples for label in sample.labels.values() if sample.value}

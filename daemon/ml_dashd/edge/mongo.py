@@ -34,7 +34,7 @@ SOCKET_MS = 60_000
 WRITE_MS = 30_000
 """wtimeout: how long a write waits for the majority. The outcome is unknown then, and the write is repeated."""
 POOL = 16
-"""Connections of a daemon: with 1,000 nodes 16,000 at the very most; an idle node keeps two."""
+"""Connections of a daemon to the primary, besides the two by which it watches each member; an idle one keeps one."""
 IDLE_MS = 60_000
 MISSING_HINT = "pip install 'ml-dash[fleet]'"
 

@@ -22,7 +22,7 @@ from ml_dashd.core.states import State
 from ml_dashd.core.witness import Verdict
 from ml_dashd.edge.cloning import changed, link, reflink
 from ml_dashd.edge.descriptors import DescriptorBudget
-from ml_dashd.edge.file_leases import FileLeases
+from ml_dashd.edge.file_leases import FileLeases, has_writers
 from ml_dashd.edge.fingerprints import SETTLED_MS, fingerprint, fingerprint_of, look, read_small, rebased, retimed
 from ml_dashd.edge.handed import check, known_of, path_of
 from ml_dashd.edge.held import HeldSources
@@ -34,7 +34,7 @@ from ml_dashd.edge.spool_copies import SpoolCopies
 from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.edge.witness import Ask, Witness
-from ml_dashd.ports import Faults, NotAnArchiveError, Source
+from ml_dashd.ports import Faults, NotAnArchiveError, Offer, Source
 
 _OURS = re.compile(r"[0-9]+(\.copy|\.lease)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background, or for a writer who
@@ -286,6 +286,20 @@ class SpoolPins:
             source.close()
             raise
         return source
+
+    def offer(self, job: Job, device: int) -> Offer | None:
+        descriptor = self._open(job)
+        try:
+            slot = job.pin.kind is PinKind.SLOT
+            if os.fstat(descriptor).st_dev != device or (slot and not self._slots.give_up(job.pin.name)):
+                os.close(descriptor)
+                return None
+            # Who has it open to write, as a slot's client may, could do so when it is an object. Nobody comes later.
+            ours = job.pin.kind in (PinKind.SLOT, PinKind.COPY, PinKind.REFLINK)
+            return Offer(descriptor, itself=ours and not has_writers(descriptor))
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def sync(self, pin: Pin, file_id: int) -> None:
         if pin.kind is PinKind.INLINE:

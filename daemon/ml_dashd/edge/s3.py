@@ -27,6 +27,7 @@ from ml_dashd.edge.s3_examine import S3Examiner
 from ml_dashd.edge.s3_probe import S3Probe
 from ml_dashd.edge.s3_send import Sender
 from ml_dashd.edge.system import SystemClock
+from ml_dashd.ports import Offer
 
 T = TypeVar("T")
 
@@ -256,6 +257,12 @@ class S3Store:
             await self._sender.get(key, offset, into, arrived, what)
         except Exception as failure:
             raise self._failed(failure, what, generation) from failure
+
+    async def device(self) -> int | None:
+        return None
+
+    async def adopt(self, target: Target, upload_id: str, offer: Offer) -> bool:
+        return False  # what is here is elsewhere there
 
     async def share(self, key: str, descriptor: int) -> bool:
         return False

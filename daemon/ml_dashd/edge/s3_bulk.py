@@ -124,6 +124,7 @@ class BulkLine:
         if self._broken:
             self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         self._peer.close()
+        self._replies.end()
         self._lost(self)
 
     # ---- in the thread

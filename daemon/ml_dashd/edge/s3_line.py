@@ -99,11 +99,13 @@ class Line(asyncio.Protocol):
         try:
             return await answer
         except BaseException:
-            answer.cancel()  # nobody waits for it any more
             self._abort()
             raise
         finally:
             patience.cancel()
+            # Nobody waits for it any more, and a failure that is kept in it would hold itself by this frame.
+            self._answer = None
+            del answer
 
     def close(self) -> None:
         self._ended = True
@@ -129,8 +131,9 @@ class Line(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
         self._lost(self)
+        replies = self._replies.end()
         if exc is None:
-            self._answered(self._replies.end())
+            self._answered(replies)
         self._fail(exc or ConnectionError("the server has hung up"))
 
     def _answered(self, replies: list[Reply]) -> None:

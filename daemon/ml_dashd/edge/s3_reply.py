@@ -24,7 +24,8 @@ class Replies:
     """The answers on one connection. `content_bytes` is as much as is kept of a content."""
 
     def __init__(self, content_bytes: int) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        """None at the end: it holds what it tells."""
         self._content_bytes = content_bytes
         self._headers: dict[str, str] = {}
         self._content = b""
@@ -34,7 +35,9 @@ class Replies:
         """Whether the server takes another request on this connection."""
 
     def feed(self, data: bytes) -> list[Reply]:
-        """What is whole now. Raises ConnectionError where it is not HTTP."""
+        """What is whole now. Raises ConnectionError where it is not HTTP, or comes after the end."""
+        if self._parser is None:
+            raise ConnectionError("the connection has ended")
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as broken:
@@ -43,10 +46,11 @@ class Replies:
         return self._taken()
 
     def end(self) -> list[Reply]:
-        """What is whole because the server has hung up: an answer that does not say how long it is."""
+        """What is whole because the server has hung up: an answer that does not say how long it is. Idempotent."""
         self.more = False
         if self._unframed:
             self.on_message_complete()
+        self._parser = None
         return self._taken()
 
     def _taken(self) -> list[Reply]:
@@ -70,8 +74,7 @@ class Replies:
         self._content += body[: self._content_bytes - len(self._content)]
 
     def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < FIRST_FINAL:
+        if self._parser is None or (status := self._parser.get_status_code()) < FIRST_FINAL:
             return
         self._unframed = False
         self.more = self.more and self._parser.should_keep_alive()

@@ -169,6 +169,20 @@ class SlotFiles:
             raise error(Code.SOURCE_LOST, f"slot {name} was released") from None
         return other.name
 
+    def give_up(self, name: str) -> bool:
+        """Whether a committed slot is not granted again, so that a store may have its file. Idempotent.
+
+        It is not from now on, unless its release would keep it for the next save, and the disk has room for a copy.
+        """
+        with self._lock:
+            entry = self._entries.get(int(name))
+            if entry is None:
+                return True
+            given_up = not self._is_worth_keeping(entry)
+            if given_up:
+                self._forget(entry)
+            return given_up
+
     def release(self, name: str) -> None:
         """Lets a committed slot go once its content is stored."""
         with self._lock:
@@ -259,6 +273,16 @@ class SlotFiles:
             free = [one for one in self._entries.values() if one.use == "free" and one.connection == entry.connection]
             if len(free) > KEEP_FREE:
                 self._remove(min(free, key=lambda one: one.slot.capacity_bytes))
+
+    def _is_worth_keeping(self, entry: _Entry) -> bool:
+        """Whether `_free` would keep it if its content were stored now; not where there is no room to copy that."""
+        size = entry.slot.capacity_bytes
+        disk = os.statvfs(self._folder)
+        shared = os.fstat(entry.slot.descriptor).st_nlink > 1
+        if shared or disk.f_bavail * disk.f_frsize < size or self._warm() + size > self._most_warm():
+            return False
+        mine = [one for one in self._entries.values() if one.use in WAITING and one.connection == entry.connection]
+        return len(mine) < KEEP_FREE or any(one.slot.capacity_bytes < size for one in mine)
 
     def _warm(self) -> int:
         """What is kept for saves to come, of whatever connection."""

@@ -124,7 +124,8 @@ async def breathe() -> None:
 async def unhurried(future: asyncio.Future[T], hurry: Callable[[], None] = lambda: None) -> T:
     """Its result. A caller that is cancelled, even twice, still waits: buffers and descriptors stay.
 
-    `hurry` is called then, once.
+    `hurry` is called then, once. Nobody whom its failure passes keeps the future: a failure holds the frames that it
+    passed, and so itself, and all that they have, until garbage is collected.
     """
     try:
         return await asyncio.shield(future)
@@ -135,6 +136,8 @@ async def unhurried(future: asyncio.Future[T], hurry: Callable[[], None] = lambd
                 await asyncio.wait([future])
         future.exception()  # it was cancelled: nobody is left to be told
         raise
+    finally:
+        del future
 
 
 class Pool:
@@ -153,10 +156,7 @@ class Pool:
 
     async def run(self, work: Callable[..., T], *args: Any) -> T:
         """What it returns. A caller that is cancelled still waits."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._put((loop, future, work, args))
-        return await unhurried(future)
+        return await unhurried(self._submit(work, args))
 
     def strand(self) -> Strand:
         """Work that is done in order: the loop, which may be late, is not asked between one and the next."""
@@ -169,6 +169,12 @@ class Pool:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
+
+    def _submit(self, work: Callable[..., T], args: tuple[Any, ...]) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._put((loop, future, work, args))
+        return future
 
     def _put(self, task: _Task | Strand) -> None:
         if self._closed:
@@ -229,6 +235,7 @@ def _do(task: _Task) -> None:
         failure = raised
     if not loop.is_closed():
         loop.call_soon_threadsafe(_settle, future, outcome, failure)
+    del task, future, failure  # see unhurried()
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any, failure: BaseException | None) -> None:

@@ -118,10 +118,21 @@ class Batch:
         stumbled: list[Stumble],
     ) -> None:
         for job in left:
-            try:
-                proved.append((job, await self._put(job, contents)))
-            except Exception as failure:  # noqa: BLE001 one file's; what follows is the worker's to decide
-                stumbled.append((job, failure))
+            outcome = await self._outcome(job, contents)
+            if isinstance(outcome, Exception):
+                stumbled.append((job, outcome))
+            else:
+                proved.append((job, outcome))
+
+    async def _outcome(self, job: Job, contents: Mapping[int, bytes]) -> dict[str, Any] | Exception:
+        """What the journal is to note of one file, or its failure; what follows then is the worker's to decide.
+
+        It is no part of `_send`: a failure holds the frames that it passed, and would hold the list that it is in.
+        """
+        try:
+            return await self._put(job, contents)
+        except Exception as failure:  # noqa: BLE001 whatever it is
+            return failure
 
     async def _put(self, job: Job, contents: Mapping[int, bytes]) -> dict[str, Any]:
         """Stores one file and returns what the journal is to note of it."""

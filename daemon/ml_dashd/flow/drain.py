@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ml_dashd.core.model import Left, Unsent
+from ml_dashd.core.figures import Left, Unsent
 from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.worker import Worker

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ml_dashd.core.model import Backlog, Trouble
+from ml_dashd.core.figures import Backlog
+from ml_dashd.core.model import Trouble
 from ml_dashd.flow.health import Health, waits
 from ml_dashd.ports import Clock, Journal, Supervisor
 

@@ -9,7 +9,7 @@ from typing import Any
 from ml_dash import messages as m
 from ml_dash.errors import Code, error
 from ml_dashd.core.access import Policy
-from ml_dashd.core.model import Sending
+from ml_dashd.core.figures import Sending
 from ml_dashd.flow.again import Again
 from ml_dashd.flow.audit import Audit, Audited
 from ml_dashd.flow.browse import Browse

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ml_dashd.core.fair import Claim, Shares
-from ml_dashd.core.model import Job, Sending
+from ml_dashd.core.figures import Sending
+from ml_dashd.core.model import Job
 from ml_dashd.core.pace import REQUEST_BYTES, Limit, deadline_s
 from ml_dashd.core.plan import SMALL_BYTES
 from ml_dashd.core.retry import Fault, StoreError

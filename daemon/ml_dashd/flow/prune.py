@@ -2,6 +2,8 @@
 
 The catalog lists what is stored and nothing else, so what is on its way counts for nothing. A version is deleted only
 as it was read: one that is tagged in this moment stays. Files of sets are left to flow/prune_sets.py.
+
+[retention] looks through all that is listed, which one node does for a fleet.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from ml_dashd.core.retention import Rule, Sieve
 from ml_dashd.core.sets import SetSelection, SetState
 from ml_dashd.flow.browse import PAGE_BYTES, Browse, answer_bytes
 from ml_dashd.flow.prune_sets import PruneSets, Wanted, is_of_sets
+from ml_dashd.flow.rounds import Turn, take
 from ml_dashd.flow.turns import Turns
-from ml_dashd.ports import Catalog, Clock, Faults, Journal, Session
+from ml_dashd.ports import Catalog, Clock, Faults, Journal, Rounds, Session
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -30,6 +33,8 @@ PRUNES = (1, 8)
 """Steps at once, of one user and of all: each may look through a whole experiment."""
 PAUSE_S = 3600.0
 """Between two looks of [retention] at everything that is listed: what is one too many costs space, and no more."""
+LEASE_MS = 15 * 60_000
+"""Whose turn it is has lost it when it is not heard of for so long; a page takes moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,16 @@ class Prune:
     """Deletes versions, softly: their bytes stay for store.delete_grace."""
 
     def __init__(
-        self, *, browse: Browse, journal: Journal, catalog: Catalog, policy: Policy, clock: Clock, faults: Faults
+        self,
+        *,
+        browse: Browse,
+        journal: Journal,
+        catalog: Catalog,
+        policy: Policy,
+        clock: Clock,
+        faults: Faults,
+        rounds: Rounds,
+        holder: str,
     ) -> None:
         self._browse = browse
         self._journal = journal
@@ -52,6 +66,8 @@ class Prune:
         self._policy = policy
         self._clock = clock
         self._faults = faults
+        self._rounds = rounds
+        self._holder = holder
         self._sets = PruneSets(catalog=catalog, clock=clock, faults=faults)
         self._turns = Turns(*PRUNES)
 
@@ -98,21 +114,39 @@ class Prune:
         """Applies a rule to everything that is listed and fits the pattern, every hour. Never ends."""
         while True:
             try:
-                for experiment in await self._catalog.experiments():
-                    await self._retain(Selection(*experiment, limit=PAGE), rule, pattern)
+                await self.retain_once(rule, pattern)
             except Exception:
                 log.exception("retention_failed")
             await self._clock.sleep(PAUSE_S)
 
-    async def _retain(self, selection: Selection, rule: Rule, pattern: str) -> None:
+    async def retain_once(self, rule: Rule, pattern: str) -> None:
+        """Applies it, from where the last one has stopped; nothing while it is another node's turn."""
+        every_ms = int(PAUSE_S * 900)  # a little less than a pause: else a look could come a moment too early
+        turn = await take(self._rounds, self._holder, self._clock, every_ms=every_ms, lease_ms=LEASE_MS)
+        if turn is None:
+            return
+        left = sorted(await self._catalog.experiments())
+        if turn.after:
+            left = [each for each in left if each >= cursors.read(turn.after, str, str, str)]
+        for experiment in left:
+            if not await self._retain(Selection(*experiment, limit=PAGE), rule, pattern, turn):
+                return
+        await turn.end()
+
+    async def _retain(self, selection: Selection, rule: Rule, pattern: str, turn: Turn) -> bool:
+        """Whether it is this node's turn still."""
         sieve = Sieve(rule)
+        place = cursors.write(selection.namespace, selection.project, selection.experiment)
         await self._sets.run(_sets(selection, rule, pattern))
         while batch := await self._catalog.select(selection):
+            if not await turn.keep(place):
+                return False
             selection = replace(selection, cursor=(batch[-1].path, batch[-1].id))
             withdrawn = await self._withdrawn(batch)
             single = [record for record in batch if record.share is None and record.id not in withdrawn]
             counted = [record for record in single if names.matches(record.path, "", pattern)]
             await self._delete([record for record in counted if sieve.is_surplus(record)])
+        return True
 
     async def _withdrawn(self, records: Sequence[FileRecord]) -> set[int]:
         """Those that were deleted while they were listed, which the catalog may not know yet."""

@@ -28,9 +28,6 @@ from ml_dashd.core.reconcile import (
     Kind,
     Outcome,
     Rule,
-    claimed,
-    ended,
-    gone_on,
     is_damaged,
     of_object,
     of_record,
@@ -41,6 +38,7 @@ from ml_dashd.core.reconcile import (
 )
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.flow.checksums import Checksums
+from ml_dashd.flow.rounds import take
 from ml_dashd.flow.verify import Verify
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, JournalError, Meter, Store, TakenError
 
@@ -55,6 +53,11 @@ LOGGED = 100
 """Lines of a round: an emptied bucket would write one for each of its files. The command tells of all."""
 LOOK_S = 3600.0
 """Between looks at whose turn it is."""
+LEASE_MS = 6 * 3600 * 1000
+"""How long a node has the turn between two steps, of which one may read two hundred large objects.
+
+Two that look at once do each other's work, and no harm.
+"""
 FIRST_S = 60.0
 """After the start, which has other things to do."""
 OBJECTS, UPLOADS = "objects", "uploads"
@@ -129,12 +132,12 @@ class Reconcile:
         if (trouble := self._obstacle()) is not None:
             log.info("reconcile_postponed", extra={"error": trouble.message})
             return
-        inventory = self._catalog.inventory
-        was = await inventory.round()
-        mine = claimed(was, self._holder, self._clock.now_ms(), int(self._every_s * 1000))
-        if mine is None or not await inventory.turn(was, mine):
+        turn = await take(
+            self._catalog.inventory, self._holder, self._clock, every_ms=int(self._every_s * 1000), lease_ms=LEASE_MS
+        )
+        if turn is None:
             return
-        cursor, counts, seen = mine.after or None, Counter[str](), Step()
+        cursor, counts, seen = turn.after or None, Counter[str](), Step()
         while True:
             step = await self.step(cursor, mend=True)
             for finding in step.findings[: max(0, LOGGED - counts.total())]:
@@ -144,10 +147,9 @@ class Reconcile:
             seen.waiting += step.waiting
             if (cursor := step.cursor) is None:
                 break
-            was, mine = mine, gone_on(mine, cursor, self._clock.now_ms())
-            if not await inventory.turn(was, mine):
+            if not await turn.go_on(cursor):
                 return
-        await inventory.turn(mine, ended(self._clock.now_ms()))
+        await turn.end()
         event = {
             "objects": seen.objects,
             "records": seen.records,

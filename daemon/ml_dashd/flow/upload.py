@@ -19,6 +19,7 @@ from ml_dashd.core.plan import Part, part_size, parts
 from ml_dashd.core.retry import Fault, Next, StoreError, decide
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
+from ml_dashd.flow.adopt import Adopting
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.copying import Copier
@@ -54,6 +55,7 @@ class Uploader:
         verify: Verify,
         single: Single,
         copier: Copier,
+        adopting: Adopting,
         bell: Bell,
         clock: Clock,
         faults: Faults,
@@ -71,6 +73,7 @@ class Uploader:
         self._verifier = verify
         self._single = single
         self._copier = copier
+        self._adopting = adopting
         self._bell = bell
         self._clock = clock
         self._faults = faults
@@ -145,6 +148,8 @@ class Uploader:
     async def _send_parts(self, job: Job, source: Source, *, fresh: bool) -> Job:
         """Reads the source once, in order, and sends each part that the store does not list with our bytes.
 
+        A store on the source's file system adopts it instead, where it can (flow/adopt.py), before it or midway.
+
         Three things go on at once, each with parts of its own: reading, the whole file's SHA-256 (it takes as long as
         all the rest), and sending.
         """
@@ -155,6 +160,7 @@ class Uploader:
             journaled = _by_number(await self._journal.parts(job))
         sha256, hashing = hashlib.sha256(), self._threads.strand()
         digests: list[Digest] = []
+        adoption = await self._adopting.begin(job)
         turn, unhashed = asyncio.Semaphore(PARTS_AT_ONCE), asyncio.Semaphore(UNHASHED_AT_ONCE)
         self._bell.sent[job.id] = 0
         try:
@@ -162,10 +168,11 @@ class Uploader:
                 for part in parts(source.size_bytes, job.part_size):
                     await turn.acquire()
                     await unhashed.acquire()
+                    adopted = await adoption.attempt()
                     buffer = await self._buffers.take(part.size_bytes, Claim.of(Lane.LARGE, job))
                     digest = await self._read(job, source, part, buffer, journaled.get(part.number))
                     digests.append(digest)
-                    there = has_part(listed.get(part.number), digest, journaled.get(part.number))
+                    there = adopted or has_part(listed.get(part.number), digest, journaled.get(part.number))
                     hashed = hashing.submit(sha256.update, buffer)
                     hashed.add_done_callback(lambda _: unhashed.release())
                     task = sending.create_task(self._take_part(job, part, buffer, digest, hashed, there=there))
@@ -174,6 +181,7 @@ class Uploader:
             raise _first(failures) from None
         whole = checksum.combine(digests, job.algorithm)
         await self._settle_source(job, source, whole, sha256.hexdigest())
+        await adoption.settle()
         job = await self._evidence_parts(job, digests, whole, sha256.hexdigest())
         self._pins.done_reading(job.id)
         return job

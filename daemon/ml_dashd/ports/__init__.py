@@ -3,12 +3,12 @@
 The stores and the catalogs have contract suites in tests/contract, which every implementation passes.
 """
 
-from ml_dashd.ports.catalog import Catalog, Inventory, TakenError, gone_of
+from ml_dashd.ports.catalog import Catalog, Inventory, Rounds, TakenError, gone_of
 from ml_dashd.ports.inbox import Dropped, Inbox
 from ml_dashd.ports.journal import Handed, Journal, JournalError, Superseded
 from ml_dashd.ports.nodes import Ids, Leases, Whereabouts
 from ml_dashd.ports.operations import Machine, Manifest, Meter, Supervisor
-from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Pins, Source, SyncRefusedError
+from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Offer, Pins, Source, SyncRefusedError
 from ml_dashd.ports.runs import Runs, ShownRuns, Tree
 from ml_dashd.ports.service import Send, Service, Session
 from ml_dashd.ports.sets import Sets
@@ -37,8 +37,10 @@ __all__ = [
     "Meter",
     "NotAnArchiveError",
     "NotMountedError",
+    "Offer",
     "Pins",
     "Prober",
+    "Rounds",
     "Runs",
     "Send",
     "Service",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
-from ml_dashd.core.reconcile import Round
+from ml_dashd.core.rounds import Round
 from ml_dashd.ports.sets import Sets
 
 
@@ -35,7 +35,17 @@ def gone_of(records: Sequence[FileRecord], there: Sequence[FileRecord]) -> list[
     return gone
 
 
-class Inventory(Protocol):
+class Rounds(Protocol):
+    """Whose turn it is at a chore that one daemon does for all that share the catalog (core/rounds.py)."""
+
+    async def round(self) -> Round:
+        """The round that was noted last."""
+
+    async def turn(self, was: Round, now: Round) -> bool:
+        """Notes a round in the place of the one that was read; False, and nothing done, where it is another by now."""
+
+
+class Inventory(Rounds, Protocol):
     """What the catalog says of the store's objects, and whose turn it is to compare both (core/reconcile.py)."""
 
     async def records(self, after: str, limit: int) -> list[FileRecord]:
@@ -49,12 +59,6 @@ class Inventory(Protocol):
 
         Deleted ones are left as they are.
         """
-
-    async def round(self) -> Round:
-        """The round that was noted last."""
-
-    async def turn(self, was: Round, now: Round) -> bool:
-        """Notes a round in the place of the one that was read; False, and nothing done, where it is another by now."""
 
 
 class Catalog(Protocol):

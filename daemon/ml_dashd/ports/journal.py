@@ -8,21 +8,18 @@ from typing import Any, Protocol
 
 from ml_dash.errors import Code
 from ml_dashd.core.circuit import Extent
+from ml_dashd.core.figures import Backlog, Left, Summary, Unsent
 from ml_dashd.core.model import (
     EVERYBODY,
     Amendment,
-    Backlog,
     Experiment,
     Fingerprint,
     Job,
-    Left,
     Pin,
     Scope,
     Selection,
     SentPart,
-    Summary,
     Trouble,
-    Unsent,
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.sets import Delivery

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ml_dashd.core.model import Fingerprint, Job, Pin, Protection
@@ -39,6 +40,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An open source, for its taker to close, that a store on its file system may have without a copy.
+
+    `itself`: the very file, which is the spool's own and never written to again; else its blocks alone.
+    """
+
+    descriptor: int
+    itself: bool
 
 
 class Pins(Protocol):
@@ -112,6 +124,13 @@ class Pins(Protocol):
 
         Raises SOURCE_LOST where it was let go. It may have been for a moment, and a slot be used again: whoever calls
         looks at the job once more.
+        """
+
+    def offer(self, job: Job, device: int) -> Offer | None:
+        """A source that lies on the file system of that number; None where it has to be copied.
+
+        That is so on another one, and of a slot which the next save is to find warm. One that is offered is not granted
+        again. The pin stays until it is released. Raises SOURCE_LOST.
         """
 
     def open(self, job: Job, content: bytes) -> Source:

@@ -11,6 +11,7 @@ from ml_dashd.core.checkup import Reach
 from ml_dashd.core.model import Algorithm, Evidence, FileRecord, OpenUpload, SentPart, Stored, Target
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import StoreError
+from ml_dashd.ports.pins import Offer
 
 
 class Store(Protocol):
@@ -51,6 +52,17 @@ class Store(Protocol):
 
     async def send_part(self, target: Target, upload_id: str, part: Part, body: memoryview, digest: Digest) -> SentPart:
         """Sends one part. Idempotent: a part that comes again replaces itself."""
+
+    async def device(self) -> int | None:
+        """The number of the file system whose files `adopt` may take; None where it takes none."""
+
+    async def adopt(self, target: Target, upload_id: str, offer: Offer) -> bool:
+        """Makes an upload of an open file without a copy: of itself, or of its blocks. Idempotent.
+
+        False, and the upload as it was, where that can't be. Parts that are sent to it later, or just now, are left out
+        where it is the file itself. Its outcome is not evidence: ask `list_parts`. Raises Fault.GONE where there is no
+        such upload.
+        """
 
     async def list_parts(self, target: Target, upload_id: str, part_size: int) -> list[SentPart]:
         """The parts that the store has, by number. Raises Fault.GONE when it has no such upload."""
