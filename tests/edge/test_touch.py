@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from ml_dash.errors import Code
-from ml_dashd.core.model import Job, Protection
+from ml_dashd.core.model import Job, PinKind, Protection
 from ml_dashd.core.states import State
 from ml_dashd.edge import cloning, spool_copies
-from ml_dashd.edge.descriptors import FOR_LEASES, FOR_PINS, DescriptorBudget
+from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
 from ml_dashd.edge.file_leases import FileLeases
+from ml_dashd.edge.system import ignore_lease_signals
+from ml_dashd.edge.witness import Witness
 from tests.edge.pin_rig import (
     MIB,
     SIZE,
@@ -172,18 +174,27 @@ def test_without_a_lease_it_is_an_alarm(tmp_path: Path, path: Path, monkeypatch:
         assert spool.read(next_one) == content()
 
 
-def test_leases_are_the_first_to_go_without_descriptors(waiting: Spool, path: Path) -> None:
-    """A source that is held open is worth more, and gets along with half of what may be held."""
+def test_leases_are_the_first_to_go_without_descriptors(
+    tmp_path: Path, path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that is held open is worth more: where there is no room for it, all of them are given back."""
+    monkeypatch.setattr(cloning, "FICLONE", 0)
+    ignore_lease_signals()
     budget, held = DescriptorBudget(), [0]
     budget.count(lambda: held[0])
-    leases = FileLeases(budget, part=FOR_LEASES)
-    descriptor = os.open(written(path), os.O_RDONLY)
-    assert leases.take(descriptor, 1) is None
-    leases.let_go(1)
-    held[0] = budget.left() // 2 - 1
-    assert leases.take(descriptor, 1) is not None
-    assert budget.left(FOR_PINS) > 0
-    os.close(descriptor)
+    witness = Witness(leases=FileLeases(budget, spare=True))
+    spool = Spool(tmp_path / "spool", witness=witness, budget=budget)
+    leased = pinned(spool, path)
+    assert leases(path) == ["ACTIVE"]
+    held[0] += budget.left(FOR_PINS)
+    unleased = pinned(spool, elsewhere / "best.pt")
+    assert unleased.pin.kind is PinKind.FD
+    assert leases(path) == leases(elsewhere / "best.pt") == []
+    refused(Code.RETRY_LATER, lambda: spool.take(elsewhere / "best.pt"))
+    os.utime(path)
+    assert spool.read(leased) == content()
+    spool.pins.close()
+    spool.slots.close()
 
 
 def test_nobody_waits_for_what_needs_no_source(waiting: Spool, path: Path) -> None:

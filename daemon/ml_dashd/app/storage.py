@@ -10,7 +10,7 @@ from ml_dashd.app.catalog import OpenCatalog, open_catalog
 from ml_dashd.app.store import OpenStore, open_store
 from ml_dashd.app.tasks import Tasks
 from ml_dashd.core.schedule import lane
-from ml_dashd.edge.descriptors import FOR_LEASES, DescriptorBudget
+from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.pin import SpoolPins
@@ -67,7 +67,7 @@ async def open_storage(base: Base, systemd: Systemd, embedded: Embedded | None, 
     room, descriptors = Room(config.spool.quota), DescriptorBudget()
     slots = SlotFiles(spools[0], room, descriptors, config.spool.warm_bytes)
     uncached_from = config.limits.uncached_from
-    leases = FileLeases(descriptors, config.spool.touch_leases, FOR_LEASES)
+    leases = FileLeases(descriptors, config.spool.touch_leases, spare=True)
     witness = Witness(leases=leases, leased_above=config.spool.copy_below)
     pins = SpoolPins(
         spools, slots, base.faults, room, systemd, descriptors, witness=witness, uncached_from=uncached_from

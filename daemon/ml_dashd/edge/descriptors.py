@@ -17,7 +17,7 @@ FOR_PINS = 1 / 2
 is away, and connections go before them."""
 
 FOR_LEASES = 1 / 4
-"""The part up to which leases are kept that nobody asked for (edge/witness.py): pins go before them."""
+"""The part up to which leases are taken that nobody asked for (edge/witness.py); they go where a pin needs room."""
 
 
 class DescriptorBudget:
@@ -28,10 +28,18 @@ class DescriptorBudget:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = limit - min(own, limit // 2)
         self._holders: list[Callable[[], int]] = []
+        self._spare: list[Callable[[], None]] = []
 
-    def count(self, holder: Callable[[], int]) -> None:
-        """Adds somebody who holds descriptors, and says how many."""
+    def count(self, holder: Callable[[], int], give_up: Callable[[], None] | None = None) -> None:
+        """Adds somebody who holds descriptors, and says how many; `give_up` closes them, where he can do without."""
         self._holders.append(holder)
+        if give_up is not None:
+            self._spare.append(give_up)
+
+    def make_room(self) -> None:
+        """Has everything closed that can be done without."""
+        for give_up in self._spare:
+            give_up()
 
     def left(self, part: float = 1.0) -> int:
         """How many more may be held by whom this part of the budget is for; below 0 where others went further."""

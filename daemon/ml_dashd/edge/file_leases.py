@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 
 from ml_dash.filesystems import FUSE, NETWORK
-from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
+from ml_dashd.edge.descriptors import FOR_LEASES, FOR_PINS, DescriptorBudget
 from ml_dashd.edge.handed import file_system
 
 BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
@@ -70,16 +70,16 @@ def break_time_s(path: Path = BREAK_TIME) -> float:
 class FileLeases:
     """The leases that are held, by the file's id. Calls come from several threads.
 
-    So many at most, and as part of the budget of descriptors no more than that.
+    So many at most. `spare`: nobody asked for them, and they are the first to go where descriptors run short.
     """
 
-    def __init__(self, budget: DescriptorBudget, most: int = MOST, part: float = FOR_PINS) -> None:
+    def __init__(self, budget: DescriptorBudget, most: int = MOST, *, spare: bool = False) -> None:
         self._most = most
-        self._part = part
+        self._part = FOR_LEASES if spare else FOR_PINS
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
         self._budget = budget
-        budget.count(lambda: len(self._held))
+        budget.count(lambda: len(self._held), self.close if spare else None)
 
     def take(self, descriptor: int, file_id: int) -> str | None:
         """Takes one on an open file; why not, where that can't be, else None."""

@@ -29,6 +29,8 @@ class HeldSources:
     def hold(self, file_id: int, descriptor: int, source: str) -> None:
         """Holds another descriptor of an open file. Raises RETRY_LATER where there are as many as may be."""
         if self._budget.left(FOR_PINS) <= 0:
+            self._budget.make_room()
+        if self._budget.left(FOR_PINS) <= 0:
             raise error(Code.RETRY_LATER, f"as many sources are held open as may be, so {source} can't be")
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         self._keeper.keep(file_id, self._held[file_id])
