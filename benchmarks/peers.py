@@ -79,8 +79,12 @@ WORKLOADS = {
         Workload("tls", 1, 4 * GIB, tls=True),
         Workload("medium", 2_000, MIB),
         Workload("small", 10_000, 4 * KIB),
+        Workload("shards", 8, GIB),
+        Workload("shards-tls", 8, GIB, tls=True),
     )
 }
+USUAL = ("http", "tls", "medium", "small")
+"""The others are for machines of many cores: what the ranks of a job save at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +237,10 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = rig.parser("Files to a null S3 server: the daemon beside its peers.")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="of the workloads")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=USUAL, help=f"default: {', '.join(USUAL)}")
     parser.add_argument("--profile", action="store_true", help="where the daemon's CPU goes, beside the least there is")
     parser.add_argument("--picture", type=Path, help="draw the figures into this SVG file")
-    parser.add_argument("--size", type=rig.size_of, help="of the one file (default: 4GiB)")
+    parser.add_argument("--size", type=rig.size_of, help="of a large file (default: 4GiB, of shards 1GiB)")
     parser.add_argument("--files", type=int, help="so many small ones (default: 2,000 of 1 MiB, 10,000 of 4 KiB)")
     parser.add_argument("--rounds", type=int, help="that are counted (default: 5)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="of the order of the clients")
@@ -247,7 +251,7 @@ def parse() -> argparse.Namespace:
     files = options.files or (200 if options.quick else None)
     options.rounds = options.rounds or (1 if options.quick else 5)
     options.workloads = [
-        replace(each, size=size or each.size) if each.count == 1 else replace(each, count=files or each.count)
+        replace(each, size=size or each.size) if each.size >= GIB else replace(each, count=files or each.count)
         for each in (WORKLOADS[name] for name in options.only)
     ]
     return options
