@@ -40,8 +40,10 @@ def share(processes: int, serve: Callable[[AskedStore], None], begun: Callable[[
         ours, theirs = Pipe()
         if os.fork() == 0:
             ours.close()
-            serve(AskedStore(theirs))
-            os._exit(0)
+            try:
+                serve(AskedStore(theirs))
+            finally:
+                os._exit(0)  # whatever ended it: what follows is the parent's
         theirs.close()
         pipes.append(ours)
     for pipe in pipes:

@@ -96,7 +96,8 @@ class Savers(HandOff):
     def save(self, content: Any, *, to: str | None = None, **described: Unpack[Words]) -> FileResult:
         """Saves by content: a path is uploaded, bytes become a blob, a dict or list JSON, pixels an image.
 
-        Pixels are an array of numpy or a PIL image. Raises ValueError for anything else, and names the saver to call.
+        Pixels are an array of numpy or a PIL image. Raises ValueError for anything else, and names the saver to call;
+        TypeError for a dict or a list with something in it that JSON can't hold.
         """
         if isinstance(content, str | os.PathLike):
             return self._save_path(content, to, described)
@@ -106,7 +107,10 @@ class Savers(HandOff):
         try:
             return saver(content, to=to, **described)
         except MLDashError as refused:
-            raise why_refused(content, refused) from None
+            better = why_refused(content, refused)
+            if better is refused:
+                raise
+            raise better from None
 
     def _save_path(self, content: PathLike, to: str | None, described: Words) -> FileResult:
         if isinstance(content, str) and not os.path.exists(content):  # noqa: PTH110

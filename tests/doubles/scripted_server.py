@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from ml_dashd.edge.s3_client import Origin
 
 OK = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n'
-BULK = bytes(range(256)) * 32 * 1024
-"""8 MiB: more than the buffers of both ends hold."""
+BULK = bytes(range(256)) * 64 * 1024
+"""16 MiB: more than the buffers of both ends hold."""
 Say = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 

@@ -227,21 +227,26 @@ async def test_whoever_gives_up_a_body_that_nobody_takes_has_it_back(
         assert let_go.is_set()
 
 
-async def test_a_body_that_nobody_takes_is_given_up(lines: Lines[BulkLine], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "tls"])
+async def test_a_body_that_nobody_takes_is_given_up(
+    lines: Lines[BulkLine], authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, secure: bool
+) -> None:
     async def take_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         reader._transport.pause_reading()  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(s3_bulk, "LOOK_S", 0.05)
     monkeypatch.setattr(s3_bulk, "STALL_S", 0.1)
-    async with peer_that(take_nothing) as origin:
+    async with peer_that(take_nothing, certified(authority) if secure else None) as there:
         with pytest.raises(ConnectionError, match="took nothing"):
-            await ask(lines, origin)
+            await ask(lines, there._replace(tls=trusting(authority) if secure else None))
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "tls"])
 async def test_a_silent_server_is_given_up_and_not_asked_again(
-    server: Server, lines: Lines[BulkLine], monkeypatch: pytest.MonkeyPatch
+    server: Server, lines: Lines[BulkLine], authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, secure: bool
 ) -> None:
-    origin = await server.start()
+    origin = await (
+        server.start(certified=certified(authority), trusting=trusting(authority)) if secure else server.start()
+    )
     monkeypatch.setattr(s3_bulk, "DATA_READ_TIMEOUT_S", 0.5)
     server.says = [OK, b""]
     await ask(lines, origin)
@@ -249,6 +254,45 @@ async def test_a_silent_server_is_given_up_and_not_asked_again(
         await ask(lines, origin)
     await server.ended.wait()
     assert len(server.asked) == 2
+
+
+async def test_what_is_said_to_nobody_is_no_answer(server: Server, lines: Lines[BulkLine]) -> None:
+    """As a proxy's 408 to a connection that waits: the next request goes on another one."""
+    said = asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await writer.drain()
+        await said.wait()
+        writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+
+    origin = await server.start()
+    server.says = [late, OK]
+    await ask(lines, origin)
+    said.set()
+    while not lines._idle[0]._readable.poll(0):  # noqa: ASYNC110 nobody tells of it
+        await asyncio.sleep(0)
+    assert (await ask(lines, origin)).status == 200
+    assert server.connections == 2
+    lines.close()
+
+
+async def test_whoever_gives_up_while_a_slice_waits_for_its_share_leaves_no_connection(
+    server: Server, lines: Lines[BulkLine]
+) -> None:
+    class Full(Throttle):
+        async def take(self, size_bytes: int) -> None:
+            waiting.set()
+            await asyncio.Event().wait()
+
+    waiting = asyncio.Event()
+    origin = await server.start()
+    asking = asyncio.create_task(lines.ask(origin, lambda line: line.ask(HEAD, memoryview(BULK), Full(65_536))))
+    await waiting.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not lines._all
 
 
 async def test_closing_ends_what_is_under_way(server: Server, lines: Lines[BulkLine]) -> None:

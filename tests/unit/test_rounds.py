@@ -19,3 +19,12 @@ def test_a_round_goes_from_one_to_the_next() -> None:
     done = ended(NOW + 10)
     assert claimed(done, "me", NOW + 9 + DAY, DAY, LEASE_MS) is None
     assert claimed(done, "me", NOW + 10 + DAY, DAY, LEASE_MS) == Round("me", NOW + 10 + DAY + LEASE_MS, "", NOW + 10)
+
+
+def test_what_a_wrong_clock_has_noted_stops_nobody() -> None:
+    """A node whose clock was a year ahead has ended a round, or has died in one."""
+    year = 365 * DAY
+    assert claimed(ended(NOW + year), "me", NOW, DAY, LEASE_MS) is not None
+    assert claimed(Round("other", NOW + year), "me", NOW, DAY, LEASE_MS) is not None
+    assert claimed(ended(NOW + LEASE_MS), "me", NOW, DAY, LEASE_MS) is None
+    assert claimed(Round("other", NOW + 2 * LEASE_MS), "me", NOW, DAY, LEASE_MS) is None

@@ -26,7 +26,7 @@ def test_every_lane_moves():
     assert all(width > 0 for width in (*WIDTH.values(), *DRAIN_WIDTH.values()))
 
 
-@pytest.mark.parametrize(("large", "usual", "draining"), [(1, 4, 2), (4, 4, 2), (7, 4, 2), (8, 8, 4), (64, 64, 32)])
+@pytest.mark.parametrize(("large", "usual", "draining"), [(1, 4, 2), (4, 4, 2), (7, 7, 3), (8, 8, 4), (64, 64, 32)])
 def test_more_large_files_are_under_way_where_more_can_be_hashed(large: int, usual: int, draining: int):
     assert (width(Lane.LARGE, large), width(Lane.LARGE, large, drain=True)) == (usual, draining)
     assert width(Lane.SMALL, large) == WIDTH[Lane.SMALL]

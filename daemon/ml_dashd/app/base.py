@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ml_dashd.config import Config, LimitsConfig, fault_plan
-from ml_dashd.core.plan import at_once, buffers_bytes
+from ml_dashd.core.plan import at_once, buffers_bytes, fitting
 from ml_dashd.edge.allowance import cores, memory_bytes
 from ml_dashd.edge.politeness import Politeness
 from ml_dashd.edge.system import NoFaults, NoMeter, Pool, TestFaults
@@ -57,8 +57,10 @@ class Base:
 def limits_here(config: Config) -> LimitsConfig:
     """The settings' limits, with what they leave to the machine."""
     limits, part_bytes = config.limits, config.store.part_size
-    threads = limits.threads or at_once(cores(), memory_bytes(), part_bytes)
-    return replace(limits, threads=threads, memory=limits.memory or buffers_bytes(threads, part_bytes))
+    allowed = memory_bytes()
+    threads = limits.threads or at_once(cores(), allowed, part_bytes)
+    files = min(threads, fitting(allowed, part_bytes))
+    return replace(limits, threads=threads, memory=limits.memory or buffers_bytes(files, part_bytes))
 
 
 def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes], Callable[[], Counted]]:

@@ -115,6 +115,7 @@ class Daemon:
     async def _recover(self) -> Recovered:
         """Compares journal and spool, and goes on with what was under way."""
         parts = self._parts
+        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, parts.sources.give_way)  # it takes leases at once
         left = await recover(parts.storage.journal, parts.storage.pins, parts.base.threads)
         for job in left.jobs:
             parts.sources.copies.add(job)
@@ -134,8 +135,6 @@ class Daemon:
         if (number := parts.storage.of_catalog.number) is not None:
             self._chores.start(number.run(), "node number")
         answers = build_answers(parts, ids, policy, self._asked_to_stop.set)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGIO, parts.sources.give_way)
-        parts.sources.give_way()  # what was asked for before
         self._lasting.start(answers.experiments.keep(), "rows")  # a drain takes rows, too
         await parts.upkeep.deliver.load()
         self._lasting.start(parts.upkeep.deliver.run(), "sets")

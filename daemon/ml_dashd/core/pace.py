@@ -93,7 +93,7 @@ class Limit:
 def deadline_s(size_bytes: int, bandwidth: int, at_once: int) -> float:
     """How long a request with so many bytes may take in all, of `at_once` that share `bandwidth` (bytes/s, 0: no cap).
 
-    One that moves at all is left alone for long: that one which does not is seen by the watchdog (edge/s3_send.py).
+    One that moves at all is left alone for long: that one which does not is seen by the watchdog (edge/s3_bulk.py).
     """
     slowest = min(SLOWEST, bandwidth / (CAP_SHARE * at_once)) if bandwidth else SLOWEST
     return DEADLINE_S + size_bytes / slowest

@@ -19,20 +19,22 @@ The SHA-256 of a file is one core's work (1.4 GB/s), so that more cores bring mo
 CORES_EACH = 2
 """Of a machine's cores, half are left to others."""
 BUFFERS_SHARE = 4
-"""Of the memory that a control group allows, a quarter goes into buffers at most."""
+"""Of the memory that a control group allows, a quarter goes into buffers, but for the least number of parts."""
 SMALL_BYTES = 8 * MIB
 """Memory that large files leave to small ones: these need not wait until a part of a large one is sent."""
 
 
-def at_once(cores: int, memory_bytes: int | None, part_bytes: int) -> int:
-    """How many large files are under way at once where the settings do not say: as the machine has cores and memory.
+def fitting(memory_bytes: int | None, part_bytes: int) -> int:
+    """How many large files there is memory for. `memory_bytes` is what a control group allows, None for no limit."""
+    if memory_bytes is None:
+        return MOST_AT_ONCE
+    most = (memory_bytes // BUFFERS_SHARE - SMALL_BYTES) // part_bytes
+    return max(LEAST_AT_ONCE, min(MOST_AT_ONCE, most))
 
-    `memory_bytes` is what a control group allows, None for no limit.
-    """
-    most = MOST_AT_ONCE
-    if memory_bytes is not None:
-        most = min(most, (memory_bytes // BUFFERS_SHARE - SMALL_BYTES) // part_bytes)
-    return max(LEAST_AT_ONCE, min(most, cores // CORES_EACH))
+
+def at_once(cores: int, memory_bytes: int | None, part_bytes: int) -> int:
+    """How many large files are under way at once where the settings do not say: as the machine has cores and memory."""
+    return max(LEAST_AT_ONCE, min(fitting(memory_bytes, part_bytes), cores // CORES_EACH))
 
 
 def buffers_bytes(files: int, part_bytes: int) -> int:

@@ -23,10 +23,13 @@ class Round:
 
 
 def claimed(now: Round, holder: str, now_ms: int, every_ms: int, lease_ms: int) -> Round | None:
-    """The round with this holder, who goes on where the last one stopped; None where it is not due, or another's."""
-    if now.until_ms > now_ms and now.holder != holder:
+    """The round with this holder, who goes on where the last one stopped; None where it is not due, or another's.
+
+    What lies further ahead than a lease can be was noted by a clock that was wrong, and counts for nothing.
+    """
+    if now_ms < now.until_ms <= now_ms + 2 * lease_ms and now.holder != holder:
         return None
-    if not now.holder and now.ended_ms + every_ms > now_ms:
+    if not now.holder and now_ms - every_ms < now.ended_ms <= now_ms + lease_ms:
         return None
     return replace(now, holder=holder, until_ms=now_ms + lease_ms)
 

@@ -42,8 +42,8 @@ it begins to sync and send what came first: each of them blocks the trainer for 
 
 def width(lane: Lane, large: int, *, drain: bool = False) -> int:
     """How many files of a lane are under way at once, on a machine that hashes `large` files at once."""
-    more = max(1, large // LEAST_AT_ONCE) if lane is Lane.LARGE else 1
-    return more * (DRAIN_WIDTH if drain else WIDTH)[lane]
+    usual = (DRAIN_WIDTH if drain else WIDTH)[lane]
+    return max(usual, large * usual // LEAST_AT_ONCE) if lane is Lane.LARGE else usual
 
 
 def lane(kind: PinKind, size_bytes: int, single_bytes: int) -> Lane:

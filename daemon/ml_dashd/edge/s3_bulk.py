@@ -27,11 +27,9 @@ T = TypeVar("T")
 STALL_S = 60.0
 """A body of which nothing could be sent for this long is given up."""
 PIECE = 1024 * 1024
-LOOK_S = 1.0
-"""After so much, or when for so long nothing could be sent, it is looked whether the server has answered already."""
+"""After so much it is looked whether the server has answered already."""
 RECEIVE = 64 * 1024
-_NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""What a blocking socket raises when its time is up (SO_SNDTIMEO, SO_RCVTIMEO of socket(7)), and one that does not."""
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _AT_ONCE = struct.pack("ii", 1, 0)
 """SO_LINGER: what waits to be sent is thrown away with the connection."""
 
@@ -44,8 +42,9 @@ class BulkLine:
         self._thread = threads.strand()
         self._lost = lost
         self._replies = Replies(content_bytes)
-        self._readable = select.poll()
+        self._readable, self._either = select.poll(), select.poll()
         self._readable.register(peer, select.POLLIN)
+        self._either.register(peer, select.POLLIN | select.POLLOUT)
         self._busy = False
         self._ended = False
         self._broken = False
@@ -57,15 +56,12 @@ class BulkLine:
     async def begin(
         cls, content_bytes: int, threads: Pool, peer: socket.socket, origin: Origin, lost: Lost[BulkLine]
     ) -> Self:
-        """On a socket that is connected. Raises OSError."""
-        peer.setblocking(True)
-        _limit(peer, socket.SO_SNDTIMEO, LOOK_S)
+        """On a socket that is connected and does not block. Raises OSError."""
         if origin.tls is not None:
             peer = origin.tls.wrap_socket(peer, server_hostname=origin.host, do_handshake_on_connect=False)
         line = cls(peer, content_bytes, threads, lost)
         if isinstance(peer, ssl.SSLSocket):
-            await line._run(peer.do_handshake)
-        _limit(peer, socket.SO_RCVTIMEO, DATA_READ_TIMEOUT_S)
+            await line._run(line._shake_hands, peer)
         return line
 
     @property
@@ -79,15 +75,19 @@ class BulkLine:
         """
         self.silent = True
         step = throttle.slice_bytes if throttle.capped else len(body)
-        reply: Reply | None = None
-        for start in range(0, len(body), step):
-            piece = body[start : start + step]
-            if throttle.capped:
-                await throttle.take(len(piece))
-            last = start + step >= len(body)
-            reply = await self._run(self._exchange, b"" if start else head, piece, last)
-            if reply is not None:
-                return reply
+        try:
+            for start in range(0, len(body), step):
+                piece = body[start : start + step]
+                if throttle.capped:
+                    await throttle.take(len(piece))
+                last = start + step >= len(body)
+                reply = await self._run(self._exchange, b"" if start else head, piece, last)
+                if reply is not None:
+                    return reply
+        except BaseException:
+            self._broken = True
+            self.close()
+            raise
         raise AssertionError("the last piece has an answer")
 
     def close(self) -> None:
@@ -129,60 +129,62 @@ class BulkLine:
 
     # ---- in the thread
 
+    def _shake_hands(self, peer: ssl.SSLSocket) -> None:
+        """Its time is the caller's."""
+        while True:
+            try:
+                return peer.do_handshake()
+            except ssl.SSLWantReadError:
+                self._readable.poll()
+            except ssl.SSLWantWriteError:
+                self._either.poll()
+
     def _exchange(self, head: bytes, body: memoryview, last: bool) -> Reply | None:
         """Sends some of a body; the answer, where this is the last of it, or one that came before."""
-        try:
-            early = self._send(memoryview(head)) or self._send(body)
-        except OSError as failure:
-            early = self._heard()
-            if early is None:
-                raise ConnectionError(str(failure)) from failure
+        if head and self._heard() is not None:
+            self.silent = True
+            raise ConnectionError("the server has answered before it was asked")
+        early = self._send(memoryview(head)) or self._send(body)
         if early is not None:
             return self._early(early)
         return self._answer() if last else None
 
     def _send(self, data: memoryview) -> Reply | None:
         """Gives bytes to the kernel; an answer that is there before the last of them."""
-        at = look_at = 0
-        stalled_s = 0.0
+        at, look_at = 0, PIECE
         while at < len(data):
-            if at >= look_at:
-                look_at = at + PIECE
-                if self._readable.poll(0) and (early := self._heard()) is not None:
-                    return early
             try:
                 at += self._peer.send(data[at : at + PIECE])
-                stalled_s = 0.0
-            except _NOTHING_YET:
-                look_at = at
-                stalled_s += LOOK_S
-                if stalled_s >= STALL_S:
+            except _NOT_NOW:
+                if not self._either.poll(STALL_S * 1000):
                     self.silent = False
                     raise ConnectionError(f"the server took nothing for {STALL_S:g} s") from None
+                look_at = at
+            except OSError as failure:
+                if (early := self._heard()) is None:
+                    raise ConnectionError(str(failure)) from failure
+                return early
+            if at >= look_at:
+                look_at = at + PIECE
+                if (early := self._heard()) is not None:
+                    return early
         return None
 
     def _answer(self) -> Reply:
-        while True:
-            try:
-                reply = self._receive()
-            except _NOTHING_YET:
+        while (reply := self._heard()) is None:
+            if not self._readable.poll(DATA_READ_TIMEOUT_S * 1000):
                 self.silent = False
-                raise ConnectionError(f"no answer within {DATA_READ_TIMEOUT_S} s") from None
-            if reply is not None:
-                return reply
+                raise ConnectionError(f"no answer within {DATA_READ_TIMEOUT_S} s")
+        return reply
 
     def _heard(self) -> Reply | None:
         """An answer that is there already. What else the server has said (100 Continue, TLS tickets) is taken in."""
-        self._peer.setblocking(False)
         try:
             while (reply := self._receive()) is None:
                 pass
-        except _NOTHING_YET:
+        except _NOT_NOW:
             return None
-        else:
-            return reply
-        finally:
-            self._peer.setblocking(True)
+        return reply
 
     def _receive(self) -> Reply | None:
         """Takes what comes next; an answer once it is whole. Raises ConnectionError at the connection's end."""
@@ -201,8 +203,3 @@ class BulkLine:
         if reply.status == HTTPStatus.OK:
             raise ConnectionError(EARLY)
         return reply
-
-
-def _limit(peer: socket.socket, which: int, seconds: float) -> None:
-    """How long the kernel waits at most: Python's own timeouts ask the kernel once more before each call."""
-    peer.setsockopt(socket.SOL_SOCKET, which, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))

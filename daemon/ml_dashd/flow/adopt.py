@@ -13,7 +13,7 @@ import os
 from ml_dashd.core.model import Job, PinKind
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.flow.settle import Settle
-from ml_dashd.ports import Pins, Store, Threads
+from ml_dashd.ports import Offer, Pins, Store, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -58,13 +58,16 @@ class Adoption:
         """
         if self._device is None:
             return self._done
-        offer = await self._threads.run(self._pins.offer, self._job, self._device)
-        if offer is None:
-            return False
+        device, offers = self._device, list[Offer | None]()
         try:
+            await self._threads.run(lambda: offers.append(self._pins.offer(self._job, device)))
+            if (offer := offers[0]) is None:
+                return False
             self._done = await self._store.adopt(self._job.target, self._job.upload_id or "", offer)
         finally:
-            os.close(offer.descriptor)
+            for made in offers:  # one that came too late for whoever asked, too
+                if made is not None:
+                    os.close(made.descriptor)
         self._device = None
         if self._done:
             event = {"id": self._job.id, "bytes": self._job.record.size_bytes, "pin": self._job.pin.kind}

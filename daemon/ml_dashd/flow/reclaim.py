@@ -59,13 +59,15 @@ class Reclaim:
     async def run(self) -> None:
         """Now, and then every ten minutes; with a short grace as often as that."""
         while True:
+            pause_s = self._pause_s
             try:
                 await self.once()
             except (StoreError, JournalError) as failure:
                 log.info("reclaim_postponed", extra={"error": failure})
+                pause_s *= 2  # another node, which the store may let do it, is the next
             except Exception:
                 log.exception("reclaim_failed")
-            await self._clock.sleep(self._pause_s)
+            await self._clock.sleep(pause_s)
 
     async def once(self) -> None:
         """Removes what was deleted longer ago than the grace, but for what a duplicate is still to be made of.

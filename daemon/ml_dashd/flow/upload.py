@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -176,7 +177,7 @@ class Uploader:
                     hashed = hashing.submit(sha256.update, buffer)
                     hashed.add_done_callback(lambda _: unhashed.release())
                     task = sending.create_task(self._take_part(job, part, buffer, digest, hashed, there=there))
-                    task.add_done_callback(lambda _: turn.release())
+                    task.add_done_callback(partial(self._part_ended, turn, buffer))
         except ExceptionGroup as failures:
             raise _first(failures) from None
         whole = checksum.combine(digests, job.algorithm)
@@ -188,16 +189,18 @@ class Uploader:
 
     async def _take_part(
         self, job: Job, part: Part, buffer: memoryview, digest: Digest, hashed: asyncio.Future[None], *, there: bool
-    ) -> None:
-        """Sends a part, unless it is there, while it is hashed. Its buffer is free when both are done."""
-        clean = False
-        try:
-            unheld = there or await self._send_part(job, part, buffer, digest)
-            await hashed
-            clean = unheld
-            self._bell.sent[job.id] += part.size_bytes
-        finally:
-            self._buffers.give_back(buffer, clean=clean)
+    ) -> bool:
+        """Sends a part, unless it is there, while it is hashed. False where something may still hold its buffer."""
+        unheld = there or await self._send_part(job, part, buffer, digest)
+        await hashed
+        self._bell.sent[job.id] += part.size_bytes
+        return unheld
+
+    def _part_ended(self, turn: asyncio.Semaphore, buffer: memoryview, task: asyncio.Task[bool]) -> None:
+        """A task that is cancelled before its first step gives nothing back itself."""
+        clean = not task.cancelled() and task.exception() is None and task.result()
+        self._buffers.give_back(buffer, clean=clean)
+        turn.release()
 
     async def _send_part(self, job: Job, part: Part, buffer: memoryview, digest: Digest) -> bool:
         """Sends a part and journals it. False where a connection that broke may still hold the buffer."""
