@@ -7,18 +7,29 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
+from ml_dashd.core.checksum import Digest, digest
+from ml_dashd.core.fair import Claim
+from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, SentPart
+from ml_dashd.core.plan import MIB, Part
+from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.core.schedule import Lane
 from ml_dashd.edge import local_store
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.system import BufferPool, NoFaults, Pool
+from ml_dashd.flow.adopt import Adopting
+from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.pace import FairBuffers
 from ml_dashd.flow.sources import open_source
 from ml_dashd.flow.turns import Turns
+from ml_dashd.flow.upload import Uploader
+from ml_dashd.ports import Offer, Source
 
 
 def open_descriptors() -> int:
@@ -157,3 +168,65 @@ async def test_who_gives_up_waiting_gives_up_its_turn() -> None:
     await asyncio.gather(first, second, third, return_exceptions=True)
     assert work.working == [1, 2]
     assert (turns._of, turns._asking) == ({}, {})
+
+
+async def test_an_offer_that_comes_too_late_is_closed(tmp_path: Path) -> None:
+    """Its source may be a deleted file by then, whose room would be taken until the daemon ends."""
+    threads = Pool(1, "test")
+    await threads.run(os.getpid)
+    before = open_descriptors()
+    door = Door(lambda *_: Offer(os.open(tmp_path, os.O_RDONLY), itself=True))
+    adopting = Adopting(Beside(), SimpleNamespace(offer=door), threads, None)  # type: ignore[arg-type]
+    job = Job(FileRecord(7, 0, "a", "b", "c", "", "best.pt", 7, "", 0, 0), Pin(PinKind.COPY, "7"))
+    adoption = await adopting.begin(job)
+    await door.cancel(asyncio.create_task(adoption.attempt()))
+    assert open_descriptors() == before
+    threads.close()
+
+
+class Beside:
+    """A store on the source's file system."""
+
+    async def device(self) -> int:
+        return 1
+
+
+class Stumbling(Uploader):
+    """Its first part fails just before its second is begun, whose task is cancelled before it has run at all."""
+
+    def __init__(self, threads: Pool, buffers: FairBuffers) -> None:
+        self._threads = threads
+        self._buffers = buffers
+        self._bell = Bell()
+        self._adopting = SimpleNamespace(begin=self._nothing)  # type: ignore[assignment]
+        self._fail = asyncio.Event()
+
+    async def _nothing(self, _: Job) -> Any:
+        async def attempt() -> bool:
+            return False
+
+        return SimpleNamespace(attempt=attempt)
+
+    async def _read(self, job: Job, source: Source, part: Part, buffer: memoryview, earlier: SentPart | None) -> Digest:
+        if part.number == 2:
+            self._fail.set()
+            await asyncio.sleep(0)  # the first has failed, and its group learns of it next
+        return digest(buffer, Algorithm.NONE)
+
+    async def _send_part(self, *_: Any) -> bool:
+        await self._fail.wait()
+        raise StoreError(Fault.REFUSED, "no")
+
+
+async def test_a_part_that_is_cancelled_before_it_begins_gives_its_memory_back() -> None:
+    threads = Pool(1, "test")
+    buffers = FairBuffers(BufferPool(2 * MIB, MIB), 2 * MIB, MIB)
+    record = FileRecord(7, 0, "a", "b", "c", "", "best.pt", 2 * MIB, "", 0, 0)
+    job = Job(record, Pin(PinKind.COPY, "7"), part_size=MIB, upload_id="u")
+    source: Any = SimpleNamespace(size_bytes=2 * MIB)
+    with pytest.raises(StoreError, match="no"):
+        await Stumbling(threads, buffers)._send_parts(job, source, fresh=True)
+    async with asyncio.timeout(20):
+        for _ in range(2):
+            await buffers.take(MIB, Claim.of(Lane.LARGE, job))
+    threads.close()
