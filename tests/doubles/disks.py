@@ -152,6 +152,8 @@ def _mounted(arguments: list[str], folder: Path) -> Iterator[None]:
 
 def pages_in_memory(path: Path) -> tuple[int, int]:
     """How many pages of a file are in memory, and of how many."""
+    if not path.stat().st_size:
+        return 0, 0
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
         count = len(mapping) // mmap.PAGESIZE
         there = (ctypes.c_ubyte * count)()

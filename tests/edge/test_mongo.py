@@ -35,6 +35,7 @@ async def test_a_server_that_is_away_is_named_without_its_password(monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")  # pymongo leaves what TLS refused to the collector
 async def test_by_tls_it_trusts_the_authority_that_the_url_names_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

