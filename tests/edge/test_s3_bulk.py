@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -77,6 +78,39 @@ async def test_a_body_arrives_whole_at_a_server_that_takes_its_time(server: Serv
     assert server.connections == 1
     lines.close()
     await server.ended.wait()
+
+
+class Prompt:
+    """Stands for a socket whose server answers in the very moment in which it has the whole body."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._pipe = os.pipe()
+
+    def fileno(self) -> int:
+        return self._pipe[0]
+
+    def close(self) -> None:
+        for descriptor in self._pipe:
+            os.close(descriptor)
+
+    def send(self, data: memoryview) -> int:
+        self._left -= len(data)
+        return len(data)
+
+    def recv(self, _: int) -> bytes:
+        if self._left:
+            raise BlockingIOError
+        return OK
+
+
+@pytest.mark.parametrize("size", [1, s3_bulk.PIECE, 3 * s3_bulk.PIECE + 1, 16 * s3_bulk.PIECE])
+def test_an_answer_at_once_is_none_that_came_too_early(threads: Pool, size: int) -> None:
+    line = BulkLine(Prompt(len(HEAD) + size), 100, threads, lambda _: None)  # type: ignore[arg-type]
+    reply = line._exchange(HEAD, memoryview(bytes(size)), last=True)
+    assert reply is not None
+    assert (reply.status, line.usable) == (200, True)
+    line.close()
 
 
 async def test_over_tls_it_arrives_whole_and_the_connection_is_kept(

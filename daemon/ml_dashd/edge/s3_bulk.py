@@ -153,6 +153,10 @@ class BulkLine:
         """Gives bytes to the kernel; an answer that is there before the last of them."""
         at, look_at = 0, PIECE
         while at < len(data):
+            if at >= look_at:
+                look_at = at + PIECE
+                if (early := self._heard()) is not None:
+                    return early
             try:
                 at += self._peer.send(data[at : at + PIECE])
             except _NOT_NOW:
@@ -164,10 +168,6 @@ class BulkLine:
                 if (early := self._heard()) is None:
                     raise ConnectionError(str(failure)) from failure
                 return early
-            if at >= look_at:
-                look_at = at + PIECE
-                if (early := self._heard()) is not None:
-                    return early
         return None
 
     def _answer(self) -> Reply:
