@@ -13,13 +13,12 @@ import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any, Self, TypeVar
 
 from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.s3_client import DATA_READ_TIMEOUT_S, Origin
-from ml_dashd.edge.s3_line import EARLY, Lost
-from ml_dashd.edge.s3_reply import Replies, Reply
+from ml_dashd.edge.s3_line import Lost
+from ml_dashd.edge.s3_reply import Replies, Reply, early
 from ml_dashd.edge.system import Pool, unhurried
 
 T = TypeVar("T")
@@ -144,9 +143,9 @@ class BulkLine:
         if head and self._heard() is not None:
             self.silent = True
             raise ConnectionError("the server has answered before it was asked")
-        early = self._send(memoryview(head)) or self._send(body)
-        if early is not None:
-            return self._early(early)
+        first = self._send(memoryview(head)) or self._send(body)
+        if first is not None:
+            return self._early(first)
         return self._answer() if last else None
 
     def _send(self, data: memoryview) -> Reply | None:
@@ -155,8 +154,8 @@ class BulkLine:
         while at < len(data):
             if at >= look_at:
                 look_at = at + PIECE
-                if (early := self._heard()) is not None:
-                    return early
+                if (first := self._heard()) is not None:
+                    return first
             try:
                 at += self._peer.send(data[at : at + PIECE])
             except _NOT_NOW:
@@ -165,9 +164,9 @@ class BulkLine:
                     raise ConnectionError(f"the server took nothing for {STALL_S:g} s") from None
                 look_at = at
             except OSError as failure:
-                if (early := self._heard()) is None:
+                if (first := self._heard()) is None:
                     raise ConnectionError(str(failure)) from failure
-                return early
+                return first
         return None
 
     def _answer(self) -> Reply:
@@ -198,8 +197,6 @@ class BulkLine:
         return replies[0] if replies else None
 
     def _early(self, reply: Reply) -> Reply:
-        """An answer that comes first is a refusal, or nothing. The rest of the body would be the next request."""
+        """The rest of the body would be the next request."""
         self._ended = self._broken = True
-        if reply.status == HTTPStatus.OK:
-            raise ConnectionError(EARLY)
-        return reply
+        return early(reply)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from socket import socket
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -18,13 +17,12 @@ import aiohappyeyeballs
 
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge.s3_client import CONNECT_TIMEOUT_S, DATA_READ_TIMEOUT_S, Origin, make_socket
-from ml_dashd.edge.s3_reply import Replies, Reply
+from ml_dashd.edge.s3_reply import Replies, Reply, early
 
 IDLE_S = 15.0
 """A connection that nobody used for so long is ended, as aiohttp does: most servers do it after 20 s to 60 s."""
 
 NOTHING = memoryview(b"")
-EARLY = "the server has answered before it had the whole body"
 
 
 def request(method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
@@ -146,12 +144,12 @@ class Line(asyncio.Protocol):
                 self._answer.set_result(reply)
 
     def _early(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
-        """An answer that comes first is a refusal, or nothing. The rest of the body would be the next request."""
+        """The rest of the body would be the next request."""
         self._abort()
-        if reply.status == HTTPStatus.OK:
-            self._fail(ConnectionError(EARLY))
-        else:
-            answer.set_result(reply)
+        try:
+            answer.set_result(early(reply))
+        except ConnectionError as nothing:
+            self._fail(nothing)
 
     def _give_up(self) -> None:
         self.silent = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import NamedTuple
 
 import httptools
@@ -18,6 +19,13 @@ class Reply(NamedTuple):
     status: int
     headers: dict[str, str]
     content: bytes
+
+
+def early(reply: Reply) -> Reply:
+    """An answer that came before the whole body: a refusal. Raises ConnectionError where it is none: it is nothing."""
+    if reply.status == HTTPStatus.OK:
+        raise ConnectionError("the server has answered before it had the whole body")
+    return reply
 
 
 class Replies:
