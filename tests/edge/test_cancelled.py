@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,18 +18,21 @@ from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, SentPa
 from ml_dashd.core.plan import MIB, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.schedule import Lane
+from ml_dashd.core.states import State
 from ml_dashd.edge import local_store
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import BufferPool, NoFaults, Pool
+from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock
 from ml_dashd.flow.adopt import Adopting
 from ml_dashd.flow.bell import Bell
+from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.pace import FairBuffers
 from ml_dashd.flow.sources import open_source
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.upload import Uploader
-from ml_dashd.ports import Offer, Source
+from ml_dashd.ports import Handed, Offer, Source
+from tests.edge.journal_rig import opened
 
 
 def open_descriptors() -> int:
@@ -181,6 +184,38 @@ async def test_an_offer_that_comes_too_late_is_closed(tmp_path: Path) -> None:
     adoption = await adopting.begin(job)
     await door.cancel(asyncio.create_task(adoption.attempt()))
     assert open_descriptors() == before
+    threads.close()
+
+
+class CancelledAt(NoFaults):
+    """Cancels whoever comes to a point of its way."""
+
+    def __init__(self, point: str) -> None:
+        self.point = point
+
+    def at(self, point: str) -> None:
+        if point == self.point and (task := asyncio.current_task()) is not None:
+            task.cancel()
+
+
+async def test_a_deleted_file_that_steps_back_in_its_last_step_keeps_no_room(tmp_path: Path) -> None:
+    """In a drain: it was among the foremost until the journal had it as cancelled. No later step would look for it."""
+    threads, unused = Pool(1, "test"), cast("Any", None)
+    pins = SpoolPins([tmp_path / "spool"], SlotFiles(tmp_path / "spool"), NoFaults())
+    (tmp_path / "spool" / "7").write_bytes(b"weights")
+    record = FileRecord(7, 0, "a", "b", "c", "", "best.pt", 7, "", 1, 1)
+    async with opened(tmp_path / "journal.sqlite") as journal:
+        await journal.accept_all([Handed(Job(record, Pin(PinKind.COPY, "7"), on_disk=True), bytes(16))])
+        await journal.cancel([7])
+        (job,) = await journal.get([7])
+        finish = Finish(
+            journal=journal, store=unused, catalog=unused, pins=pins, threads=threads, bell=Bell(),
+            clock=SystemClock(), faults=CancelledAt("finish.before_cancelled"), meter=unused, outbox=unused,
+        )  # fmt: skip
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(finish.discard(job))
+        assert [each.state for each in await journal.get([7])] == [State.CANCELLED]
+    assert not (tmp_path / "spool" / "7").exists()
     threads.close()
 
 

@@ -183,7 +183,7 @@ def test_nothing_is_left_open_and_memory_stays_flat(tmp_path: Path, full_size: b
         assert {each.threads for each in seen} == {seen[0].threads}
         assert growth([each.rss_bytes for each in seen]) <= SLOPE
         assert "Traceback" not in daemon.log()
-        assert daemon.spool() == []
+        eventually(lambda: daemon.spool() == [])  # a source is let go in the step after the one that the journal has
 
 
 def growth(sizes: Sequence[int]) -> float:

@@ -214,14 +214,19 @@ class Finish:
                 await self.abort_all(job)
             await self._store.delete(job.record.key)
         self._faults.at("finish.before_cancelled")
-        job = await self._journal.advance(job, State.CANCELLED, deleted_ms=now, trouble=None)
-        await self._release([job])
+        job = await _whole(self._cancel(job, now))
         if job.superseded_by is None:
             self._meter.cancelled()
         else:
             self._meter.superseded()
         log.info("file_cancelled", extra={"id": job.id, "path": job.record.path})
         self._bell.ring()
+
+    async def _cancel(self, job: Job, now_ms: int) -> Job:
+        """In a drain a file that is no longer among the foremost steps back, as this one does by this very step."""
+        cancelled = await self._journal.advance(job, State.CANCELLED, deleted_ms=now_ms, trouble=None)
+        await self._release([cancelled])
+        return cancelled
 
     async def _unlist(self, job: Job, now_ms: int) -> None:
         """Not the file of another, which has its id."""
