@@ -16,9 +16,9 @@ from ml_dashd.core.reconcile import UNSAID
 from ml_dashd.core.rounds import Round
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import prepare
-from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Catalog, TakenError
 
 EXPERIMENT = ("alice", "cv", "resnet")

@@ -13,11 +13,11 @@ from ml_dash.errors import Code, MLDashError
 from ml_dash.messages import METRICS
 from ml_dashd.core.model import EVERYBODY, Scope
 from ml_dashd.core.runs import BroughtRow, MetricLength, NewRow, Opened, Row, Run, RunKey, RunStatus
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import prepare
 from ml_dashd.edge.runs_mongo import MongoRuns
 from ml_dashd.edge.runs_sqlite import SqliteRuns
-from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Runs
 
 KEY = RunKey("alice", "cv", "resnet", 1000)

@@ -16,10 +16,12 @@ from ml_dashd.core.checksum import Digest, combine, digest, has_part, proves
 from ml_dashd.core.model import Algorithm, FileRecord, Stored, Target
 from ml_dashd.core.plan import MIB, Part, parts
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.s3 import S3Store
 from ml_dashd.edge.s3_client import S3Settings
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.ports import Offer, Store
 from tests.harness import Bucket
 

@@ -23,8 +23,8 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import lane
 from ml_dashd.core.states import TRANSITIONS, State
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Handed
 
 MIB = 1 << 20

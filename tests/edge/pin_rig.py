@@ -15,10 +15,11 @@ from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import FileRecord, Job, Protection
 from ml_dashd.edge import cloning
 from ml_dashd.edge.descriptors import DescriptorBudget
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import NoFaults, ignore_lease_signals
+from ml_dashd.edge.system import ignore_lease_signals
 from ml_dashd.edge.witness import Witness
 
 MIB = 1 << 20

@@ -17,8 +17,9 @@ from ml_dashd.core.checksum import combine, digest, has_part
 from ml_dashd.core.model import Algorithm, FileRecord, Job, PinKind, Protection
 from ml_dashd.core.plan import Part, parts
 from ml_dashd.core.retry import StoreError
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import TEMPORARY, LocalStore
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.adopt import Adopting, Adoption
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle

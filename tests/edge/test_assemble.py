@@ -14,7 +14,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.plan import MIB, Part, parts
-from ml_dashd.edge.system import Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow import assemble
 from ml_dashd.flow.assemble import Assembly, Spans, resize
 

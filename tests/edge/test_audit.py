@@ -12,8 +12,11 @@ import pytest
 from ml_dash.errors import Code
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
 from ml_dashd.core.states import State
+from ml_dashd.edge.buffers import BufferPool
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import LocalStore
-from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.audit import Audit, Audited
 from ml_dashd.ports import Session
 

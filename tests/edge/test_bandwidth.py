@@ -13,10 +13,12 @@ from ml_dashd.core.model import Algorithm, Target
 from ml_dashd.core.plan import MIB, Part
 from ml_dashd.edge import s3_send
 from ml_dashd.edge.bandwidth import Throttle
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.s3 import S3Store
 from ml_dashd.edge.s3_client import S3Settings
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from tests.doubles.moody_store import MoodyStore
 
 BANDWIDTH = 4_000_000

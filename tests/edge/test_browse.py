@@ -14,8 +14,9 @@ from ml_dashd.core.model import Amendment, FileRecord, Job, Pin, PinKind, Select
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.browse import Browse
 from ml_dashd.ports import Handed, Session

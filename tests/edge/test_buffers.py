@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ml_dashd.edge.system import BufferPool
+from ml_dashd.edge.buffers import BufferPool
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -20,10 +20,13 @@ from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.edge import local_store
+from ml_dashd.edge.buffers import BufferPool
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import BufferPool, NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.adopt import Adopting
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.finish import Finish

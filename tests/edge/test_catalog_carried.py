@@ -11,7 +11,7 @@ import pytest
 
 from ml_dashd.core.model import Amendment, FileRecord, Selection
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
-from ml_dashd.edge.system import NoFaults
+from ml_dashd.edge.faults import NoFaults
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 

@@ -13,9 +13,10 @@ from ml_dashd.core.capabilities import RENEW_MS, Capabilities, Trial
 from ml_dashd.core.checksum import digest
 from ml_dashd.core.model import Algorithm, Target
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.checksums import LOOK_S, Checksums
 from ml_dashd.flow.scratch import Scratch
 from tests.edge.journal_rig import SetClock, opened

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
 from ml_dashd.core.overwrite import CopySpeed
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.faults import NoFaults
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
 

@@ -16,8 +16,9 @@ from ml_dash.errors import TABLE, Code
 from ml_dashd.core.model import EVERYBODY, FileRecord, Job, Pin, PinKind, Trouble
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.outbox import Outbox

@@ -11,8 +11,9 @@ from pathlib import Path
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, SentPart
 from ml_dashd.core.schedule import DRAIN_WIDTH, WIDTH, Lane, lane
 from ml_dashd.core.states import State
+from ml_dashd.edge.faults import NoFaults, NoMeter
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.edge.system import NoFaults, NoMeter, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.circuit import Breaker
 from ml_dashd.flow.outbox import Outbox

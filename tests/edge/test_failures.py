@@ -19,11 +19,12 @@ from ml_dash.messages import Failed
 from ml_dashd.core.model import Algorithm, Job
 from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.connection import Connection
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.s3_bulk import BulkLine
 from ml_dashd.edge.s3_client import Origin
 from ml_dashd.edge.s3_line import Line, Lines, request
 from ml_dashd.edge.s3_reply import Reply
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.batch import Batch
 from tests.edge.connection_rig import Rig, soon
 from tests.edge.journal_rig import job

@@ -12,8 +12,9 @@ import pytest
 from ml_dash.errors import TABLE, Code, MLDashError, error
 from ml_dashd.core.model import EVERYBODY, Trouble
 from ml_dashd.core.runs import BroughtRow, NewRow, Opened, RunKey, RunStatus
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.runs_sqlite import SqliteRuns
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow import forward as under_test
 from ml_dashd.flow.forward import Forward
 from ml_dashd.ports import JournalError

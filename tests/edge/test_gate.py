@@ -14,7 +14,8 @@ from ml_dashd.core.pace import DEADLINE_S, START
 from ml_dashd.core.plan import MIB
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.schedule import Lane
-from ml_dashd.edge.system import BufferPool, SystemClock
+from ml_dashd.edge.buffers import BufferPool
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow.gate import Gate
 from ml_dashd.flow.pace import SMALL_BYTES, FairBuffers, Pace
 

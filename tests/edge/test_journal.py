@@ -28,8 +28,8 @@ from ml_dashd.core.model import (
 )
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import UNFINISHED, State, allows
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.edge.system import NoFaults
 from ml_dashd.ports import Superseded
 from tests.edge.journal_rig import (
     EXPERIMENT,

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ml_dashd.core import names, narrow
 from ml_dashd.core.model import EVERYBODY, FileRecord, Scope, Selection
 from ml_dashd.edge.catalog_sqlite import MIGRATIONS, SqliteCatalog
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.listing import ENDING, read_selection
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, record_values
-from ml_dashd.edge.system import NoFaults
 
 EXPERIMENT = ("alice", "cv", "resnet")
 LISTED = "deleted_ms IS NULL"

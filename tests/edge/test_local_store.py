@@ -18,8 +18,9 @@ from ml_dashd.core.model import Algorithm, Target
 from ml_dashd.core.plan import Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.edge import cloning, local_store
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import LocalStore
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.ports import Faults
 
 BODY = b"weights" * 1000

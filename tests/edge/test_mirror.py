@@ -13,8 +13,10 @@ import pytest
 from ml_dash.errors import Code
 from ml_dashd.core.model import Scope
 from ml_dashd.core.runs import MetricLength, NewRow, Opened, Run, RunKey
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.runs_sqlite import SqliteRuns
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.edge.tree import FolderTree
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.ports import JournalError

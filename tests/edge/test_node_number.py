@@ -16,9 +16,10 @@ import pytest
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.ids import MAX_NODE, node_of, time_of
 from ml_dashd.core.lease import ALIVE_MS, LEASE_MS, MARGIN_MS, Claim, Node, Place
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.place import Here
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow import lease as flow
 from ml_dashd.flow.lease import NodeNumber
 from ml_dashd.ports import JournalError

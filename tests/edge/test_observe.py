@@ -19,11 +19,13 @@ from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Trouble
 from ml_dashd.core.overview import Running
 from ml_dashd.core.schedule import Lane
 from ml_dashd.edge import disk
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.metrics import PrometheusMeter
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.observe import HOLD_S, Check, Observer, Shared, disks_of, journal_check, spool_check, store_check
 from ml_dashd.ports import Handed
 

@@ -15,8 +15,9 @@ from ml_dash.errors import TABLE, Code
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Trouble
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow import outbox as under_test
 from ml_dashd.flow.outbox import Outbox
 from ml_dashd.ports import Catalog, Handed, JournalError

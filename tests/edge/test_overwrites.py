@@ -18,9 +18,11 @@ from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, Protection
 from ml_dashd.core.overwrite import CopySpeed
 from ml_dashd.core.states import State
 from ml_dashd.edge import cloning
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.overwrites import Overwrites
 from ml_dashd.ports import Superseded

@@ -10,7 +10,7 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Pin, PinKind, Protection
-from ml_dashd.edge.system import Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.pinning import Opened, Pinning
 from ml_dashd.ports import Pins
 

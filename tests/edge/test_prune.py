@@ -15,7 +15,7 @@ from ml_dashd.core.retention import Rule
 from ml_dashd.core.rounds import Round
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
-from ml_dashd.edge.system import NoFaults
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.flow.prune import LEASE_MS, PAUSE_S, Prune
 from ml_dashd.flow.rounds import Alone
 from ml_dashd.ports import Handed

@@ -15,7 +15,8 @@ import pytest
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
 from ml_dashd.core.states import State
-from ml_dashd.edge.system import BufferPool, SystemClock
+from ml_dashd.edge.buffers import BufferPool
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow.audit import Audit, Audited
 from ml_dashd.ports import Session
 from tests.edge.test_reconcile import MIB, OLD_MS, World, world

@@ -14,9 +14,10 @@ from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.rounds import Round
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.reclaim import AT_ONCE, LEASE_MS, PAUSE_S, Reclaim
 from ml_dashd.flow.rounds import Alone
 from ml_dashd.ports import Handed, Rounds

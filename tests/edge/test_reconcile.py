@@ -25,10 +25,12 @@ from ml_dashd.core.reconcile import Outcome, Rule
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.sets import Share
 from ml_dashd.core.states import State
+from ml_dashd.edge.buffers import BufferPool
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.faults import NoFaults, NoMeter
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
-from ml_dashd.edge.system import BufferPool, NoFaults, NoMeter, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow import reconcile
 from ml_dashd.flow.checksums import Checksums
 from ml_dashd.flow.findings import Findings

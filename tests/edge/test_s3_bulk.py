@@ -20,7 +20,7 @@ from ml_dashd.edge.s3_bulk import BulkLine
 from ml_dashd.edge.s3_client import Origin
 from ml_dashd.edge.s3_line import Lines, request
 from ml_dashd.edge.s3_reply import Reply
-from ml_dashd.edge.system import Pool
+from ml_dashd.edge.threads import Pool
 from tests.doubles.scripted_server import BULK, OK, Server, ending_with, hang_up, peer_that
 
 HEAD = request("PUT", "/b/k", {"host": "h", "content-length": str(len(BULK))})

@@ -12,9 +12,10 @@ from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.database import Database
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.listing import FEW
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.ports import Handed
 
 pytestmark = pytest.mark.slow

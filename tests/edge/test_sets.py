@@ -21,10 +21,11 @@ from ml_dashd.core.sets import SetSelection, SetState
 from ml_dashd.core.states import State
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_schema import prepare
-from ml_dashd.edge.system import NoFaults, SystemClock
+from ml_dashd.edge.system import SystemClock
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.deliver import Deliver
 from ml_dashd.flow.sets import FileSets

@@ -12,9 +12,10 @@ import pytest
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.core.model import Pin, Protection
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.health import Health
 from ml_dashd.flow.settle import Settle
 from ml_dashd.ports import Catalog, Journal, Runs, SyncRefusedError

@@ -15,9 +15,11 @@ import pytest
 from ml_dash.errors import Code
 from ml_dashd.core.model import Trouble
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.store_folder import MARKER, StoreFolder
-from ml_dashd.edge.system import NoFaults, Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.edge.tree import FolderTree
 from ml_dashd.flow.mount import Mount
 from ml_dashd.ports import Catalog, Journal, JournalError, NotMountedError

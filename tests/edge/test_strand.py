@@ -9,7 +9,7 @@ from threading import Event, current_thread
 import pytest
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.edge.system import Pool
+from ml_dashd.edge.threads import Pool
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any, cast
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.states import State
-from ml_dashd.edge.system import NoFaults, Pool
+from ml_dashd.edge.faults import NoFaults
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.finish import Finish
 from ml_dashd.flow.sweep import Sweep

@@ -14,7 +14,8 @@ import pytest
 
 from ml_dashd.core.model import Fingerprint, Job
 from ml_dashd.edge import cloning
-from ml_dashd.edge.system import Pool, SystemClock
+from ml_dashd.edge.system import SystemClock
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow import touched as flow
 from ml_dashd.flow.touched import Touched
 from ml_dashd.ports import JournalError

@@ -70,7 +70,7 @@ def test_a_folder_there_and_back(shell: Shell, tree: Path) -> None:
         listener.bind(str(tree / "socket"))
         refused = [(name, code) for name, code, _ in spoil(tree)] + [("socket", "NOT_A_FILE")]
         ended = shell("put", "-r", "run", "--prefix", PREFIX, "--to", "runs/1", "--wait", status=1)
-    assert ended.out.splitlines()[-1] == f"{len(STORED)} files handed over, {len(refused)} failed"
+    assert ended.out.splitlines()[-1] == f"{len(STORED)} files stored, {len(refused)} failed"
     assert paths(shell) == [f"runs/1/{name}" for name in STORED]
     for name in STORED:
         (stored,) = (shell.folder.parent / "root" / PREFIX / "files/runs/1" / Path(name).parent).glob(
@@ -91,7 +91,7 @@ def test_a_folder_there_and_back(shell: Shell, tree: Path) -> None:
         (tree / extra).unlink()
     Path(os.fsdecode(os.fsencode(tree) + b"/\xff.txt")).unlink()
     again = shell.json("put", "-r", "run", "--prefix", PREFIX, "--to", "runs/1", "--wait")
-    assert [each["filename"] for each in again["uploaded"]] == ["a.txt"]
+    assert [(each["filename"], each["state"]) for each in again["uploaded"]] == [("a.txt", "DONE")]
     assert paths(shell, "runs/1/a.txt") == ["runs/1/a.txt"] * 2
 
     ended = shell("get", "-r", "runs", "--prefix", PREFIX, "-o", "back")
@@ -259,7 +259,7 @@ def test_several_files_as_a_shell_names_them(shell: Shell) -> None:
         ["logs/a.txt", "QUEUED"],
         ["logs/b.txt", "QUEUED"],
     ]
-    assert done.out.splitlines()[-1] == "2 files handed over, 2 failed"
+    assert done.out.splitlines()[-1] == "2 files stored, 2 failed"
     assert "ml-dash: c.txt is a folder\nhint: with -r, folders are handed over, too\n" in done.err
     assert "d.txt" in done.err
     again = shell.json("put", "a.txt", "b.txt", "--prefix", PREFIX, "--to", "logs", "--tag", "x")

@@ -19,7 +19,7 @@ from ml_dash.messages import Retried, Retry
 from ml_dash.reach import Endpoint
 from ml_dashd.core.model import EVERYBODY, FileRecord
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
-from ml_dashd.edge.system import NoFaults
+from ml_dashd.edge.faults import NoFaults
 from tests.contract.test_catalog import record
 from tests.doubles.http_client import HttpClient
 from tests.doubles.nodes import assert_one_each, node

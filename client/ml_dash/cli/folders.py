@@ -20,7 +20,7 @@ from ml_dash.connection import Connection
 from ml_dash.download import Downloads, way_out
 from ml_dash.errors import TABLE, Code, MLDashError, error
 from ml_dash.files import FileSet
-from ml_dash.result import FileResult
+from ml_dash.result import FileResult, records_of, to_dict
 
 
 def refuse_options(options: Namespace) -> None:
@@ -48,6 +48,13 @@ class Outcome:
         self.files.append(facts if self._as_json else {})
         if not self._as_json:
             print(line)
+
+    def ended(self, done: str, files: list[dict[str, Any]]) -> None:
+        """What was said of the files before is over: they were waited for."""
+        if self._as_json:
+            self.files = files
+        else:
+            self._done = done
 
     def leave_out(self, folder: LeftOut) -> None:
         """A folder is not meant, though nobody has said so."""
@@ -97,6 +104,7 @@ def put(options: Namespace) -> int:
         if options.wait and handed:
             ids = [int(file["id"]) for file in handed]
             waiting.show_until_stored(waiting.at_ids(connection, ids), None, "bytes", wording.files(len(ids)))
+            outcome.ended("stored", [to_dict(record) for record in records_of(connection, ids)])
     return outcome.tell()
 
 

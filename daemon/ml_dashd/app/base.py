@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from ml_dashd.config import Config, LimitsConfig, fault_plan
 from ml_dashd.core.plan import at_once, buffers_bytes, fitting
 from ml_dashd.edge.allowance import cores, memory_bytes
+from ml_dashd.edge.faults import NoFaults, NoMeter, TestFaults
 from ml_dashd.edge.politeness import Politeness
-from ml_dashd.edge.system import NoFaults, NoMeter, Pool, TestFaults
+from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.bell import Bell
 from ml_dashd.ports import Clock, Faults, Meter
 

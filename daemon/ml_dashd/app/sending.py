@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_dashd.app.base import Base
 from ml_dashd.app.storage import Storage
-from ml_dashd.edge.system import BufferPool
+from ml_dashd.edge.buffers import BufferPool
 from ml_dashd.flow.adopt import Adopting
 from ml_dashd.flow.batch import Batch
 from ml_dashd.flow.checksums import Checksums

@@ -12,7 +12,7 @@ from ml_dashd.core.model import Trouble
 from ml_dashd.core.overview import Running
 from ml_dashd.edge import disk
 from ml_dashd.edge.http import HttpServer
-from ml_dashd.edge.system import Pool
+from ml_dashd.edge.threads import Pool
 from ml_dashd.observe import Observer, Shared, catalog_check, disks_of, journal_check, spool_check, store_check
 
 WATCH_THREADS = 3

@@ -38,7 +38,7 @@ from ml_dashd.edge.rows import (
 )
 from ml_dashd.edge.share_rows import end_share
 from ml_dashd.edge.superseding import supersede
-from ml_dashd.edge.system import unhurried
+from ml_dashd.edge.threads import unhurried
 from ml_dashd.ports import Clock, Faults, Handed, Superseded
 
 MIGRATIONS = re.split(

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
@@ -27,14 +26,14 @@ from ml_dashd.edge.fingerprints import SETTLED_MS, fingerprint, fingerprint_of, 
 from ml_dashd.edge.handed import check, known_of, path_of
 from ml_dashd.edge.held import HeldSources
 from ml_dashd.edge.room import Room, bytes_of
-from ml_dashd.edge.seal import seal
+from ml_dashd.edge.slot_archives import SlotArchives
 from ml_dashd.edge.slots import SLOT_FOLDER, SlotFiles
-from ml_dashd.edge.source import FileSource, InlineSource
+from ml_dashd.edge.source import FileSource, InlineSource, lost
 from ml_dashd.edge.spool_copies import SpoolCopies
 from ml_dashd.edge.system import asking_for_a_sync, sync_content, sync_folder
 from ml_dashd.edge.systemd import Systemd
 from ml_dashd.edge.witness import Ask, Witness
-from ml_dashd.ports import Faults, NotAnArchiveError, Offer, Source
+from ml_dashd.ports import Faults, Offer, Source
 
 _OURS = re.compile(r"[0-9]+(\.copy|\.lease)?")
 """The names that pins have in the spool: a file's id, and what was copied of it in the background, or for a writer who
@@ -71,8 +70,7 @@ class SpoolPins:
         self._copies = SpoolCopies(self._pools[0], self._room)
         self._faults = faults
         self._no_reflink: set[int] = set()
-        self._sealed: set[int] = set()
-        """Files whose archives are right. Nothing is noted of it in the journal: another daemon looks again."""
+        self._archives = SlotArchives(slots, faults)
         for pool in self._pools:
             pool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._by_device = {pool.stat().st_dev: pool for pool in reversed(self._pools)}
@@ -236,38 +234,7 @@ class SpoolPins:
     # ---- afterwards
 
     def sealing(self, job: Job) -> Iterator[bool]:
-        if job.id in self._sealed:
-            return
-        try:
-            descriptor = os.open(self._path(job.pin), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise self._lost(job) from None
-        try:
-            for wrote in seal(descriptor, job.record.size_bytes, partial(self._still_its_own, job)):
-                if wrote:
-                    self._faults.at("seal.written")
-                yield wrote
-            self._faults.at("seal.done")
-        except NotAnArchiveError:
-            self._note_sealed(job, descriptor)  # nor will it be one the next time
-            raise
-        else:
-            self._note_sealed(job, descriptor)
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _still_its_own(self, job: Job) -> Iterator[None]:
-        """A late reader's job may have ended: its slot is another save's by then, neither to be read nor written to."""
-        with self._slots.kept_for(job.pin.name, job.id) as still:
-            if not still:
-                raise self._lost(job)
-            yield
-
-    def _note_sealed(self, job: Job, descriptor: int) -> None:
-        with self._still_its_own(job):
-            if os.fstat(descriptor).st_nlink:
-                self._sealed.add(job.id)
+        yield from self._archives.seal(job, self._path(job.pin))
 
     def open(self, job: Job, content: bytes) -> Source:
         if job.pin.kind is PinKind.INLINE:
@@ -280,7 +247,7 @@ class SpoolPins:
         try:
             source.check()
             if job.pin.kind is PinKind.SLOT:
-                with self._still_its_own(job):
+                with self._archives.still_its_own(job):
                     return source
         except MLDashError:
             source.close()
@@ -334,7 +301,7 @@ class SpoolPins:
         if pin.kind is PinKind.SLOT:
             self._room.note(self._path(pin), failed=False)  # it may be kept, for the next save
             self._slots.release(pin.name)
-            self._sealed.discard(file_id)
+            self._archives.forget(file_id)
         elif pin.kind is PinKind.FD:
             self._held.let_go(file_id)
         elif pin.name:
@@ -408,7 +375,4 @@ class SpoolPins:
         try:
             return os.open(self._path(job.pin), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise self._lost(job) from None
-
-    def _lost(self, job: Job) -> MLDashError:
-        return error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})")
+            raise lost(job) from None

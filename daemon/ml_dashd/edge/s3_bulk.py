@@ -19,7 +19,7 @@ from ml_dashd.edge.bandwidth import Throttle
 from ml_dashd.edge.s3_client import DATA_READ_TIMEOUT_S, Origin
 from ml_dashd.edge.s3_line import Lost
 from ml_dashd.edge.s3_reply import Replies, Reply, early
-from ml_dashd.edge.system import Pool, unhurried
+from ml_dashd.edge.threads import Pool, unhurried
 
 T = TypeVar("T")
 

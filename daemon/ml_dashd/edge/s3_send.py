@@ -36,7 +36,8 @@ from ml_dashd.edge.s3_client import (
 from ml_dashd.edge.s3_errors import clock_difference, fault_of, sorted_error
 from ml_dashd.edge.s3_line import Line, Lines, Lost, request
 from ml_dashd.edge.s3_reply import Reply
-from ml_dashd.edge.system import Pool, breathe
+from ml_dashd.edge.system import breathe
+from ml_dashd.edge.threads import Pool
 
 DIRECT_BYTES = 1024 * 1024
 """Up to here a body is given to the loop's transport at once: to have a thread send 1 MiB takes a tenth more CPU."""

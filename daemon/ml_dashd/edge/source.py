@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from awscrt import checksums as crt
 
-from ml_dash.errors import Code, error
+from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import Job, PinKind
 from ml_dashd.core.witness import Verdict
 from ml_dashd.edge.file_leases import has_writers
@@ -84,6 +84,11 @@ class FileSource:
             if count == 0:
                 raise error(Code.SOURCE_CHANGED, f"{self._name} became shorter while it was on its way")
             done += count
+
+
+def lost(job: Job) -> MLDashError:
+    """SOURCE_LOST, of what the spool had."""
+    return error(Code.SOURCE_LOST, f"the spool no longer has {job.record.path} (file {job.id})")
 
 
 def tells_of_writes(descriptor: int, kind: PinKind) -> bool:
