@@ -16,7 +16,8 @@ from ml_dash.messages import Branch, Branched, Hello, Message, Welcome
 
 M = TypeVar("M", bound=Message)
 
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
+"""Longer than a request may ask the daemon to wait: on a busy machine an answer comes when it can."""
 
 
 class RawClient:

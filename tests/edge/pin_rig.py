@@ -94,10 +94,10 @@ def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
     made.slots.close()
 
 
-def leasing(most: int = 16, leased_above: int = 0) -> Witness:
+def leasing(most: int = 16, small: int = 0) -> Witness:
     """A witness that keeps leases. The tests ask for themselves whether somebody waits."""
     ignore_lease_signals()
-    return Witness(leases=FileLeases(DescriptorBudget(), most), leased_above=leased_above)
+    return Witness(leases=FileLeases(DescriptorBudget(), most), small=small)
 
 
 @contextmanager
@@ -111,9 +111,10 @@ def later_spool(folder: Path, witness: Witness) -> Iterator[Spool]:
 
 def leases(path: Path) -> list[str]:
     """What the kernel says of leases on a file: ACTIVE, or BREAKING while somebody asks for it."""
-    inode = str(path.stat().st_ino)
+    status = path.stat()
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     rows = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-    return [row[2] for row in rows if row[1] == "LEASE" and row[5].endswith(f":{inode}")]
+    return [row[2] for row in rows if row[1] == "LEASE" and row[5] == place]
 
 
 @pytest.fixture

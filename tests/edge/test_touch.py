@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import threading
@@ -21,6 +22,7 @@ from ml_dashd.edge.descriptors import FOR_PINS, DescriptorBudget
 from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.system import ignore_lease_signals
 from ml_dashd.edge.witness import Witness
+from tests.doubles.disks import ext4
 from tests.edge.pin_rig import (
     MIB,
     SIZE,
@@ -90,18 +92,20 @@ def test_the_command_is_no_false_alarm(waiting: Spool, tmp_path: Path, kind: str
 
 
 def test_it_may_be_touched_again_and_again(waiting: Spool, path: Path) -> None:
-    """A touch costs it its lease, and a look gives it another, unless somebody has opened it to write meanwhile."""
+    """One behind the other, too: who gives way to touch has another lease at once, unless somebody writes."""
     job = pinned(waiting, path)
     for _ in range(3):
         touch(path)
         assert leases(path) == ["BREAKING"]
+        touch(path)  # before anybody has looked
         assert waiting.pins.give_way()
         assert not waiting.pins.give_way()
-        assert leases(path) == []
-        assert waiting.pins.touched() == [job.id]
-        assert waiting.pins.retimed(job, LATER_MS) is not None
         assert leases(path) == ["ACTIVE"]
-    assert waiting.read(job) == content()
+        touch(path)
+        assert waiting.read(job) == content()
+        assert leases(path) == ["ACTIVE"]
+    assert waiting.pins.touched() == [job.id]
+    assert waiting.pins.retimed(job, LATER_MS) is not None
     with at_the_door(waiting, lambda: path.open("r+b").close()):
         pass
     os.utime(path)
@@ -139,6 +143,55 @@ def test_who_writes_is_let_in_and_found(
         refused(Code.SOURCE_CHANGED, lambda: waiting.read(job))
 
 
+def test_a_touch_that_shows_late_is_known_all_the_same(waiting: Spool, path: Path) -> None:
+    """Who is let in before it has set the times: touch is let out of the processor by whom it has woken."""
+    job = pinned(waiting, path)
+    with pytest.raises(BlockingIOError):
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK)
+    assert waiting.pins.give_way()
+    assert leases(path) == []
+    waiting.pins.lease_touched()
+    assert leases(path) == []
+    os.utime(path)
+    waiting.pins.lease_touched()
+    assert leases(path) == ["ACTIVE"]
+    touch(path)
+    assert waiting.read(job) == content()
+    before = open_descriptors()
+    with at_the_door(waiting, lambda: path.open("r+b").close()):
+        pass
+    waiting.pins.lease_touched(last=True)
+    assert leases(path) == []
+    assert open_descriptors() < before
+
+
+def test_who_writes_after_a_touch_waits_no_longer(waiting: Spool, path: Path) -> None:
+    """The lease that the next touch was to find is his: it is asked for once more, and not given again."""
+    job = pinned(waiting, path)
+    os.utime(path)
+    with at_the_door(waiting, lambda: meddled(path, WRITES["by mmap"])):
+        while leases(path) != ["BREAKING"]:
+            time.sleep(0.001)
+        assert waiting.pins.give_way()
+    assert path.read_bytes() != content()
+    os.utime(path)
+    assert leases(path) == []
+    refused(Code.SOURCE_CHANGED, lambda: waiting.read(job))
+
+
+def test_small_files_leave_leases_to_large_ones(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied soon, and there may be many."""
+    monkeypatch.setattr(cloning, "FICLONE", 0)
+    with later_spool(tmp_path / "spool", leasing(most=4, small=MIB)) as spool:
+        small = [written(path.with_name(f"{number}.pt"), MIB) for number in range(3)]
+        jobs = [spool.take(each) for each in small]
+        assert [leases(each) for each in small] == [["ACTIVE"], ["ACTIVE"], []]
+        touch(small[0])
+        assert spool.read(jobs[0]) == content(MIB)
+        pinned(spool, path)
+        assert leases(path) == ["ACTIVE"]
+
+
 def test_who_waits_for_nothing_is_refused_once(waiting: Spool, path: Path) -> None:
     """O_NONBLOCK: the next time there is no lease, and what he writes is found."""
     job = pinned(waiting, path)
@@ -154,11 +207,10 @@ def test_who_waits_for_nothing_is_refused_once(waiting: Spool, path: Path) -> No
 
 
 def test_without_a_lease_it_is_an_alarm(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More files than may be leased, a small one that is copied soon, one that somebody has open: safe, as ever."""
+    """More files than may be leased, or one that somebody has open: safe, as ever."""
     monkeypatch.setattr(cloning, "FICLONE", 0)
-    with later_spool(tmp_path / "spool", leasing(most=1, leased_above=MIB)) as spool:
-        small = written(path.with_name("small.pt"), MIB)
-        unleased = [spool.take(small)]
+    with later_spool(tmp_path / "spool", leasing(most=1)) as spool:
+        unleased = list[Job]()
         with written(path.with_name("open.pt")).open("r+b") as file:
             unleased.append(spool.take(Path(file.name)))
         leased = spool.take(written(path))
@@ -172,6 +224,22 @@ def test_without_a_lease_it_is_an_alarm(tmp_path: Path, path: Path, monkeypatch:
         next_one = spool.take(written(path.with_name("next.pt")))
         touch(Path(next_one.pin.source))
         assert spool.read(next_one) == content()
+
+
+def test_a_lease_that_the_kernel_took_is_not_taken_for_a_file_on_another_disk(tmp_path: Path) -> None:
+    """The first files of two disks have one inode number, and the list of locks names files by both."""
+    ignore_lease_signals()
+    kept = FileLeases(DescriptorBudget())
+    with ext4(tmp_path / "one") as one, ext4(tmp_path / "two") as two:
+        paths = [written(disk / "best.pt", MIB) for disk in (one, two)]
+        assert paths[0].stat().st_ino == paths[1].stat().st_ino
+        for file_id, path in enumerate(paths):
+            with path.open("rb") as file:
+                assert kept.take(file.fileno(), file_id) is None
+        assert kept.stands(0)
+        fcntl.fcntl(kept._held[0], fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        assert [kept.stands(file_id) for file_id in (0, 1)] == [False, True]
+        kept.close()
 
 
 def test_leases_are_the_first_to_go_without_descriptors(
@@ -258,6 +326,26 @@ def test_the_next_daemon_watches_what_it_finds_as_it_was(spool: Spool, path: Pat
             pass
         os.utime(path)
         refused(Code.SOURCE_CHANGED, lambda: later.read(job))
+
+
+def test_the_next_daemon_holds_what_the_last_one_held(spool: Spool, elsewhere: Path) -> None:
+    """It is opened by its path once, soon after the start, and neither removed from then on nor touched in vain."""
+    gone, kept = pinned(spool, elsewhere / "gone.pt"), pinned(spool, elsewhere / "kept.pt")
+    assert (gone.pin.kind, kept.pin.kind) == (PinKind.FD, PinKind.FD)
+    spool.pins.close()
+    (elsewhere / "gone.pt").unlink()
+    before = open_descriptors()
+    with later_spool(spool.folder, leasing()) as later:
+        later.pins.sweep([gone, kept])
+        for job in (gone, kept, kept):
+            later.pins.hold_again(job)
+        assert leases(elsewhere / "kept.pt") == ["ACTIVE"]
+        touch(elsewhere / "kept.pt")
+        (elsewhere / "kept.pt").unlink()
+        assert later.read(kept) == content()
+        refused(Code.SOURCE_LOST, lambda: later.read(gone))
+        later.pins.release(kept.pin, kept.id)
+    assert open_descriptors() <= before
 
 
 def test_the_next_daemon_vouches_for_nothing_that_came_before_it(spool: Spool, path: Path) -> None:

@@ -30,7 +30,7 @@ from ml_dashd.edge.systemd import Systemd
 from ml_dashd.embedded import Embedded, EmbeddedService
 from ml_dashd.flow.heartbeat import Heartbeat
 from ml_dashd.flow.inbox import InboxFirst
-from ml_dashd.flow.recover import Recovered, recover
+from ml_dashd.flow.recover import Recovered, hold_again, recover
 from ml_dashd.ports import Service
 
 log = logging.getLogger("ml_dashd")
@@ -126,6 +126,8 @@ class Daemon:
         parts.sending.worker.start()
         self._lasting.start(parts.sources.copies.run(), "copies")
         self._lasting.start(parts.sources.touched.run(), "touched")
+        held = hold_again(left.jobs, parts.storage.journal, parts.storage.pins, parts.base.disk)
+        self._chores.start(held, "held sources")
         self._lasting.start(parts.upkeep.mirror.run(), "mirror")
         return left
 

@@ -68,7 +68,7 @@ async def open_storage(base: Base, systemd: Systemd, embedded: Embedded | None, 
     slots = SlotFiles(spools[0], room, descriptors, config.spool.warm_bytes)
     uncached_from = config.limits.uncached_from
     leases = FileLeases(descriptors, config.spool.touch_leases, spare=True)
-    witness = Witness(leases=leases, leased_above=config.spool.copy_below)
+    witness = Witness(leases=leases, small=config.spool.copy_below)
     pins = SpoolPins(
         spools, slots, base.faults, room, systemd, descriptors, witness=witness, uncached_from=uncached_from
     )

@@ -25,6 +25,8 @@ BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 MOST = 4096
 """Leases that are held at once: each is looked at when the kernel asks for one, half a microsecond each."""
 _LOCKS = Path("/proc/locks")
+_BTRFS = 0x9123683E
+"""f_type of linux/magic.h: a subvolume has a device number of its own, and the list of locks has the whole disk's."""
 _WHY = {
     errno.EAGAIN: "somebody has it open to write",
     errno.EACCES: "it belongs to another user",
@@ -74,16 +76,22 @@ class FileLeases:
     """
 
     def __init__(self, budget: DescriptorBudget, most: int = MOST, *, spare: bool = False) -> None:
-        self._most = most
+        self.most = most
         self._part = FOR_LEASES if spare else FOR_PINS
         self._held: dict[int, int] = {}
+        self._paused: dict[int, int] = {}
+        """Descriptors by which there was one, and may be again."""
         self._lock = threading.Lock()
         self._budget = budget
-        budget.count(lambda: len(self._held), self.close if spare else None)
+        budget.count(lambda: len(self._held) + len(self._paused), self.close if spare else None)
+
+    def left(self) -> int:
+        """How many more may be taken."""
+        return self.most - len(self._held) - len(self._paused)
 
     def take(self, descriptor: int, file_id: int) -> str | None:
         """Takes one on an open file; why not, where that can't be, else None."""
-        if len(self._held) >= self._most or self._budget.left(self._part) <= 0:
+        if self.left() <= 0 or self._budget.left(self._part) <= 0:
             return "as many leases are held as may be"
         kind = file_system(descriptor)
         if kind == FUSE or kind in NETWORK:
@@ -93,7 +101,9 @@ class FileLeases:
         except OSError as refused:
             return _WHY.get(refused.errno or 0, os.strerror(refused.errno or 0))
         with self._lock:
-            self._held[file_id] = kept
+            older, self._held[file_id] = self._held.get(file_id), kept
+        if older is not None:
+            os.close(older)
         return None
 
     def holds(self, file_id: int) -> bool:
@@ -116,22 +126,46 @@ class FileLeases:
             held = self._held.get(file_id)
             if held is None:
                 return False
-            process, inode = str(os.getpid()), str(os.fstat(held).st_ino)
+            process, status = str(os.getpid()), os.fstat(held)
+            disk = "" if file_system(held) == _BTRFS else f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        ours = (f"{disk}:{status.st_ino}", process)
         for line in _LOCKS.read_text().splitlines():
             _, kind, *_, owner, place, _, _ = line.split()
-            if (kind, owner, place.rpartition(":")[2]) == ("LEASE", process, inode):
+            if kind == "LEASE" and (place if disk else place[place.rindex(":") :], owner) == ours:
                 return True
         return False
+
+    def pause(self, file_id: int) -> bool:
+        """Gives it back until it is resumed or let go: whoever waits goes on. Whether there was one."""
+        with self._lock:
+            if (held := self._held.pop(file_id, None)) is None:
+                return False
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            self._paused[file_id] = held
+            return True
+
+    def resume(self, file_id: int) -> None:
+        """Takes it once more, or lets it go where somebody has the file open to write by now."""
+        with self._lock:
+            if (held := self._paused.pop(file_id, None)) is None:
+                return
+            try:
+                fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            except OSError:
+                os.close(held)
+            else:
+                self._held[file_id] = held
 
     def let_go(self, file_id: int) -> None:
         """Gives it back: whoever waits goes on. Idempotent."""
         with self._lock:
-            if (held := self._held.pop(file_id, None)) is not None:
-                os.close(held)
+            for held in (self._held.pop(file_id, None), self._paused.pop(file_id, None)):
+                if held is not None:
+                    os.close(held)
 
     def close(self) -> None:
         """Gives all of them back."""
-        for file_id in list(self._held):
+        for file_id in [*self._held, *self._paused]:
             self.let_go(file_id)
 
 

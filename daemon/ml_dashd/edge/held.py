@@ -35,6 +35,10 @@ class HeldSources:
         self._held[file_id] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
         self._keeper.keep(file_id, self._held[file_id])
 
+    def holds(self, file_id: int) -> bool:
+        """Whether there is one."""
+        return file_id in self._held
+
     def dup(self, file_id: int) -> int | None:
         """Another descriptor of a held file, for the caller to close; the one that is held may go at any time.
 

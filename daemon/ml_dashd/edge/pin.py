@@ -184,6 +184,9 @@ class SpoolPins:
     def give_way(self) -> bool:
         return self._witness.give_way()
 
+    def lease_touched(self, *, last: bool = False) -> None:
+        self._witness.lease_touched(last=last)
+
     def done_reading(self, file_id: int) -> None:
         self._witness.unlease(file_id)
 
@@ -335,11 +338,20 @@ class SpoolPins:
         return len(strays)
 
     def _watch_again(self, job: Job) -> None:
-        """As from its hand-off on, where no time moved. What was held could keep the start waiting, and is left."""
+        """As from its hand-off on, where no time moved. What was held could keep the start waiting: see hold_again."""
         with suppress(OSError, MLDashError), self._opened(job) as descriptor:
-            self._witness.watch(job.id, descriptor)
-            if fingerprint(descriptor) != job.pin.fingerprint:
-                self._witness.let_go(job.id)
+            self._watch_as_it_was(job, descriptor)
+
+    def hold_again(self, job: Job) -> None:
+        with suppress(OSError, MLDashError), self._opened(job) as descriptor:
+            if not self._held.holds(job.id):
+                self._held.hold(job.id, descriptor, job.pin.source)
+            self._watch_as_it_was(job, descriptor)
+
+    def _watch_as_it_was(self, job: Job, descriptor: int) -> None:
+        self._witness.watch(job.id, descriptor)
+        if fingerprint(descriptor) != job.pin.fingerprint:
+            self._witness.let_go(job.id)
 
     def rebase(self, job: Job) -> Pin | None:
         return rebased(self._path(job.pin), job.pin) if job.pin.name else None

@@ -9,7 +9,7 @@ question: the file's times, then whether somebody has it open to write, then wha
 
 Who opens a file to write and writes nothing is told as who writes through a mapping is. The command touch does that,
 by an open that waits for nobody (O_NONBLOCK), and where that is refused it sets the times by the file's name. So a file
-that may wait for long is leased meanwhile: touch is refused, and everybody else waits for as long as `give_way` takes.
+is leased while it waits: touch is refused, and everybody else waits for as long as `give_way` takes.
 """
 
 from __future__ import annotations
@@ -51,37 +51,45 @@ _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 
 
 class _Watched:
-    """A file that is watched: by which watch, what was told of it, and whether it is leased while nobody writes."""
+    """A file that is watched: by which watch, what was told of it, and whether it is leased while nobody writes.
 
-    __slots__ = ("leased", "sure", "told", "watch")
+    `touched`: its times were set since somebody was let in.
+    """
+
+    __slots__ = ("leased", "sure", "told", "touched", "watch")
 
     def __init__(self, watch: int, *, leased: bool) -> None:
         self.watch = watch
         self.told = 0
         self.sure = False
         self.leased = leased
+        self.touched = False
 
 
 class Witness:
     """By the file's id. Calls come from several threads. Where the kernel watches nothing (more), nobody is watched.
 
-    Files of more than `leased_above` bytes are leased, as many as `leases` bears.
+    They are leased, as many as `leases` bears. Those of up to `small` bytes, which are copied soon, leave half of the
+    leases to the others.
     """
 
-    def __init__(self, most: int = MOST, leases: FileLeases | None = None, leased_above: int = 0) -> None:
+    def __init__(self, most: int = MOST, leases: FileLeases | None = None, small: int = 0) -> None:
         self._most = most
         self._leases = leases or FileLeases(DescriptorBudget(), most=0)
-        self._leased_above = leased_above
+        self._small = small
         self._queue = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if most else -1
         self._watched: dict[int, _Watched] = {}
         self._files: dict[int, set[int]] = {}
         """By watch: a file that was handed over twice is watched once."""
         self._touched: set[int] = set()
+        self._let_in: set[int] = set()
+        """Files whose leases are paused, until it is known who asked for them."""
         self._lock = Lock()
 
     def watch(self, file_id: int, descriptor: int) -> None:
         """Watches an open file from now on, as far as may be. Its fingerprint is taken afterwards."""
-        self._watch(file_id, descriptor, leased=os.fstat(descriptor).st_size > self._leased_above)
+        large = os.fstat(descriptor).st_size > self._small
+        self._watch(file_id, descriptor, leased=large or self._leases.left() > self._leases.most // 2)
 
     def _watch(self, file_id: int, descriptor: int, *, leased: bool) -> None:
         if self._queue < 0 or file_system(descriptor) not in TELLING:
@@ -105,9 +113,9 @@ class Witness:
         """
         if file_id not in self._watched:
             return None
-        leased = leased or self._leases.holds(file_id)
-        if not leased:
-            self._leases.let_go(file_id)  # while one is asked for, none is granted, whoever asks
+        if not (leased := leased or self._leases.holds(file_id)):
+            self._make_way(file_id)  # while a lease is asked for, none is granted, whoever asks
+            leased = self._leases.holds(file_id)
         open_now = not leased and has_writers(descriptor)
         with self._lock:
             self._hear()
@@ -133,11 +141,44 @@ class Witness:
             self._touched.add(file_id)
 
     def give_way(self) -> bool:
-        """Lets whoever waits to open a file to write go on; whether there was somebody. Does not block."""
+        """Lets whoever waits to open a file to write go on; whether there was somebody. Does not block.
+
+        Who it was shows soon: `lease_touched` is to be called then.
+        """
         asked_for = self._leases.asked_for()
         for file_id in asked_for:
-            self._leases.let_go(file_id)
+            self._make_way(file_id)
         return bool(asked_for)
+
+    def _make_way(self, file_id: int) -> None:
+        if not self._leases.pause(file_id):
+            return
+        if self._was_touch(file_id):
+            self._leases.resume(file_id)
+        else:
+            self._let_in.add(file_id)
+
+    def lease_touched(self, *, last: bool = False) -> None:
+        """Leases those again to which it was touch that came, for the next one. Does not block.
+
+        `last`: the others are leased no more.
+        """
+        for file_id in list(self._let_in):
+            if touch := self._was_touch(file_id):
+                self._leases.resume(file_id)
+            elif last:
+                self._leases.let_go(file_id)
+            if touch or last:
+                self._let_in.discard(file_id)
+
+    def _was_touch(self, file_id: int) -> bool:
+        """By its times, which were set, once for each call; if it is somebody else after all, he asks again at once."""
+        with self._lock:
+            self._hear()
+            if (seen := self._watched.get(file_id)) is None:
+                return False
+            touched, seen.touched = seen.touched, False
+            return touched and seen.leased and not seen.told & _WRITING
 
     def lease_again(self, file_id: int, descriptor: int) -> None:
         """Leases a file once more that was leased, and that nobody had open to write since: for the next touch."""
@@ -212,6 +253,7 @@ class Witness:
             else:
                 self._watched[file_id].told |= told
                 if told & IN_ATTRIB:
+                    self._watched[file_id].touched = True
                     self._touched.add(file_id)
         if told & IN_IGNORED:
             self._files.pop(watch, None)

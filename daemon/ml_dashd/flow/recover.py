@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ml_dashd.core.model import Job
-from ml_dashd.core.states import UNFINISHED
-from ml_dashd.ports import Journal, Pins, Threads
+from ml_dashd.core.model import Job, PinKind
+from ml_dashd.core.states import UNFINISHED, State
+from ml_dashd.ports import Journal, JournalError, Pins, Threads
 
 log = logging.getLogger("ml_dashd.flow")
 
@@ -42,3 +42,21 @@ async def recover(journal: Journal, pins: Pins, threads: Threads) -> Recovered:
     if waiting or strays:
         log.info("recovered", extra={"files": len(waiting), "strays_removed": strays})
     return Recovered(waiting)
+
+
+async def hold_again(jobs: Sequence[Job], journal: Journal, pins: Pins, threads: Threads) -> None:
+    """Holds what the last daemon held, beside all else: a file system that hangs keeps nothing but this waiting."""
+    for job in jobs:
+        if job.pin.kind is PinKind.FD:
+            await threads.run(pins.hold_again, job)
+            if await _is_over(job, journal):
+                await threads.run(pins.release, job.pin, job.id)
+
+
+async def _is_over(job: Job, journal: Journal) -> bool:
+    """Whether it has ended, or was copied, meanwhile: nobody else lets go of what is held since."""
+    try:
+        found = await journal.get([job.id])
+    except JournalError:
+        return False  # what it knew before still holds
+    return [now for now in found if now.pin.kind is PinKind.FD and now.state in (*UNFINISHED, State.FAILED)] == []

@@ -18,8 +18,10 @@ log = logging.getLogger("ml_dashd.flow")
 
 LOOK_S = 1.0
 """Between two looks: so long may a touch be unknown to who is killed, and so often is a file journaled at most."""
+AT_ONCE_S = 0.001
+"""Between two looks after somebody came to a leased file: if it was touch, the times are set before the next comes."""
 SOON_S = 0.05
-"""After somebody came to a leased file: if it was touch, the file is leased again before the next one comes."""
+"""So long: touch may have to wait for a processor before it sets them."""
 
 
 class Touched:
@@ -40,16 +42,25 @@ class Touched:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._came.wait()
-                    self._came.clear()
-                    await self._clock.sleep(SOON_S)
+            await self._until_due()
             await self.look()
+
+    async def _until_due(self) -> None:
+        """Until the next look, which comes soon after somebody came to a leased file."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._came.wait()
+        if self._came.is_set():
+            self._came.clear()
+            due = self._clock.monotonic() + SOON_S
+            while self._clock.monotonic() < due:
+                await self._clock.sleep(AT_ONCE_S)
+                self._pins.lease_touched()
 
     async def look(self) -> None:
         """Journals what was touched since the last look. Never fails: what is not noted, only the next daemon minds."""
         self.give_way()
+        self._pins.lease_touched(last=True)
         touched = self._pins.touched()
         try:
             for job in await self._journal.get(touched) if touched else ():

@@ -84,7 +84,13 @@ class Pins(Protocol):
     def give_way(self) -> bool:
         """Lets those go on who wait to write to sources that nobody asked to have leased; whether there were any.
 
-        Does not block.
+        Does not block. Who it was shows a moment later: `lease_touched` is to be called then.
+        """
+
+    def lease_touched(self, *, last: bool = False) -> None:
+        """Leases sources again where it was the command touch that came, for the next one. Does not block.
+
+        `last`: who has not set any times by now was somebody else.
         """
 
     def done_reading(self, file_id: int) -> None:
@@ -165,6 +171,12 @@ class Pins(Protocol):
 
     def sweep(self, jobs: Sequence[Job]) -> int:
         """Removes what no job needs from the spool, at start; returns how many files that were."""
+
+    def hold_again(self, job: Job) -> None:
+        """Opens a source that the last daemon held, where it is found as it was, and holds it. Idempotent.
+
+        Blocks for as long as its file system does. What is not found is said by whoever opens it to send it.
+        """
 
     def spool_bytes(self) -> int:
         """What the spool takes on disk, without what is only linked."""
