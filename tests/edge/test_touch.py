@@ -179,6 +179,22 @@ def test_who_writes_after_a_touch_waits_no_longer(waiting: Spool, path: Path) ->
     refused(Code.SOURCE_CHANGED, lambda: waiting.read(job))
 
 
+def test_a_lease_that_the_kernel_took_keeps_nobody_else_waiting(waiting: Spool, path: Path) -> None:
+    """As after a daemon was stopped (SIGSTOP, a frozen container) for longer than a writer waits."""
+    other = path.with_name("other.pt")
+    taken, asked_for = pinned(waiting, path), pinned(waiting, other)
+    before = open_descriptors()
+    fcntl.fcntl(waiting.witness._leases._held[taken.id], fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    meddled(path, WRITES["by mmap"])
+    with at_the_door(waiting, lambda: other.open("r+b").close()):
+        pass
+    waiting.pins.lease_touched(last=True)
+    assert open_descriptors() == before - 2
+    os.utime(path)
+    refused(Code.SOURCE_CHANGED, lambda: waiting.read(taken))
+    assert waiting.read(asked_for) == content()
+
+
 def test_small_files_leave_leases_to_large_ones(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are copied soon, and there may be many."""
     monkeypatch.setattr(cloning, "FICLONE", 0)

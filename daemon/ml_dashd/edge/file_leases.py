@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from ml_dash.filesystems import FUSE, NETWORK
@@ -140,8 +141,9 @@ class FileLeases:
         with self._lock:
             if (held := self._held.pop(file_id, None)) is None:
                 return False
-            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             self._paused[file_id] = held
+            with suppress(BlockingIOError):  # the kernel has taken it away, and let in who waited
+                fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             return True
 
     def resume(self, file_id: int) -> None:
