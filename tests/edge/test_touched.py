@@ -76,6 +76,20 @@ async def test_the_next_daemon_knows_what_was_touched(
     threads.close()
 
 
+async def test_what_is_touched_right_before_a_stop_is_known_to_the_next_daemon(spool: Spool, path: Path) -> None:
+    """Its time is so new that a write could still come with the same one: that is waited for."""
+    job = spool.take(written(path))
+    rows, threads = Rows(job), Pool(1, "disk")
+    touched = Touched(journal=cast("Any", rows), pins=spool.pins, threads=threads, clock=SystemClock())
+    os.utime(path)
+    await touched.last_look()
+    after = Spool(spool.folder)
+    assert after.read(rows.jobs[job.id]) == content()
+    after.pins.close()
+    after.slots.close()
+    threads.close()
+
+
 async def test_after_a_touch_the_next_one_is_awaited_soon(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

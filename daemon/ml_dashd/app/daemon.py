@@ -224,7 +224,7 @@ class Daemon:
         await self._lasting.end()
         await parts.upkeep.mirror.close()
         await parts.sending.worker.stop()
-        await parts.sources.touched.look()
+        await parts.sources.touched.last_look()
         await parts.upkeep.drain.after_stop()
         await self._watching.stop()
         await self._close()

@@ -22,6 +22,8 @@ AT_ONCE_S = 0.001
 """Between two looks after somebody came to a leased file: if it was touch, the times are set before the next comes."""
 SOON_S = 0.05
 """So long: touch may have to wait for a processor before it sets them."""
+SETTLED_S = 0.15
+"""Before the last look, where somebody has just touched a file: from then on a later write would have another time."""
 
 
 class Touched:
@@ -57,8 +59,17 @@ class Touched:
                 await self._clock.sleep(AT_ONCE_S)
                 self._pins.lease_touched()
 
-    async def look(self) -> None:
-        """Journals what was touched since the last look. Never fails: what is not noted, only the next daemon minds."""
+    async def last_look(self) -> None:
+        """At a stop: there is no next look for what was touched a moment ago."""
+        if await self.look():
+            await self._clock.sleep(SETTLED_S)
+            await self.look()
+
+    async def look(self) -> bool:
+        """Journals what was touched since the last look; whether something was.
+
+        Never fails: what is not noted, only the next daemon minds.
+        """
         self.give_way()
         self._pins.lease_touched(last=True)
         touched = self._pins.touched()
@@ -67,6 +78,7 @@ class Touched:
                 await self._note(job)
         except JournalError as refused:
             log.warning("touch_not_noted", extra={"files": len(touched), "error": refused})
+        return bool(touched)
 
     async def _note(self, job: Job) -> None:
         try:
