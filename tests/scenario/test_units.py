@@ -218,13 +218,14 @@ def test_wrong_settings_are_said_and_not_tried_again_and_again(machine: Machine,
 
 
 def test_with_the_drop_in_of_the_page_files_of_others_are_linked(machine: Machine) -> None:
-    """Of root, readable for root alone, and removed before they are stored: the machine, too, is started anew."""
-    install(machine, page("links"))
+    """Of root, readable for root alone, touched, and removed before they are stored: all is started anew meanwhile."""
+    install(machine, page("links"), "s/^# copy_below = .*/copy_below = 0/")
     files = machine.folder / "lib/ml-dash/files"
     (files / "alice").touch()
     expected = make_file(machine.folder / "lib/a.bin", 3 * MIB)
     (machine.folder / "lib/a.bin").chmod(0o600)
     assert hand_over(machine, "/var/lib/a.bin") == {"a.bin": "link"}
+    machine.run("touch", "/var/lib/a.bin")
     (machine.folder / "lib/a.bin").unlink()
     machine.run("systemctl", "stop", "ml-dashd.socket", "ml-dashd.service")
     (files / "alice").unlink()
