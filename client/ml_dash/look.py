@@ -123,7 +123,10 @@ class Look(Tensors):
 
     def _no_match(self, pattern: str | None) -> Exception:
         where = "/".join(part for part in (self._place.prefix, pattern) if part)
-        return error(Code.NO_MATCH, f"no file fits {where!r} in {self._experiment()}")
+        hint = None
+        if pattern is not None and "[" in pattern:
+            hint = f'for a "[" that is part of a name, write "[[]": {pattern.replace("[", "[[]")!r}'
+        return error(Code.NO_MATCH, f"no file fits {where!r} in {self._experiment()}", hint)
 
     def _experiment(self) -> str:
         return f"{self._place.namespace}/{self._place.project}/{self._place.experiment}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash.cli import commands
+from ml_dash.cli import commands, main
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, build
 from tests.harness import PREFIX, eventually, file_sha256, make_file
 from tests.scenario.shell import RECORD, WITHOUT_RICH, Ended, Shell, closing_descriptor, put
@@ -359,6 +359,7 @@ def test_a_closed_pipe_is_no_error(shell: Shell, words: tuple[str, ...]) -> None
         (("put", "a.txt"), 2, "INVALID_PREFIX"),
         (("ls", "--prefix", "/alice/cv/x"), 2, "INVALID_PREFIX"),
         (("ls", "../x", "--prefix", PREFIX), 2, "INVALID_PATH"),
+        (("prune", "", "--keep-last", "1", "--prefix", PREFIX), 2, "INVALID_ARGUMENT"),
         (("wait", "--prefix", "alice"), 2, "INVALID_PREFIX"),
         (("wait", "1", "--prefix", PREFIX), 2, "INVALID_ARGUMENT"),
         (("put", "a.txt", "--prefix", PREFIX, "--to", "../x"), 2, "INVALID_PATH"),
@@ -421,6 +422,32 @@ def test_a_word_too_many_is_said_of_the_command(shell: Shell) -> None:
     ended = shell("ls", "a.pt", "b.pt", "--nix", status=2)
     assert ended.err.startswith("usage: ml-dash ls ")
     assert ended.err.endswith("ml-dash: unrecognized arguments: b.pt --nix\nhint: see `ml-dash ls --help`\n")
+
+
+@pytest.mark.parametrize("words", [("versions",), ("update", "--tag", "x"), ("cancel",)], ids=lambda words: words[0])
+@pytest.mark.parametrize("path", ["", "models/"])
+def test_what_names_no_file_is_named(shell: Shell, words: tuple[str, ...], path: str) -> None:
+    failure = shell.refused(*words, path, "--prefix", PREFIX, status=2)
+    assert (failure["code"], failure["message"]) == ("INVALID_PATH", f"{path!r} names no file")
+
+
+@pytest.mark.parametrize("command", ["get", "rm"])
+def test_a_name_with_a_bracket_is_taken_for_a_pattern_and_the_hint_says_so(shell: Shell, command: str) -> None:
+    put(shell, "a [1].txt", b"a", "--wait")
+    failure = shell.refused(command, "a [1].txt", "--prefix", PREFIX, status=1)
+    assert failure["hint"] == """for a "[" that is part of a name, write "[[]": 'a [[]1].txt'"""
+    shell(command, "a [[]1].txt", "--prefix", PREFIX)
+
+
+def test_ctrl_c_speaks_of_the_command_and_not_of_its_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "rm", interrupted)
+    assert main(["rm", "put"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_where_the_output_goes(shell: Shell) -> None:

@@ -311,6 +311,32 @@ def test_several_folders_keep_their_names(shell: Shell, tree: Path) -> None:
     ]
 
 
+def test_of_several_folders_one_that_is_not_there_is_named_and_the_rest_comes(shell: Shell, tree: Path) -> None:
+    shell("put", "-r", "run", "--prefix", PREFIX, "--wait")
+    ended = shell("get", "-r", "a.txt", "none", "models", "--prefix", PREFIX, "-o", "back", status=1)
+    assert ended.out.splitlines() == [
+        "back/a.txt", "back/models/best.pt", "back/models/old/x.pt", "3 files downloaded, 1 failed",
+    ]  # fmt: skip
+    assert ended.err.startswith("ml-dash: no file fits 'none'\nhint: ")
+    said = json.loads(shell("get", "-r", "none", "a.txt", "--prefix", PREFIX, "-o", "back", "--json", status=1).out)
+    assert [(each["path"], each["code"]) for each in said["failed"]] == [("none", "NO_MATCH")]
+    assert said["skipped"] == 1
+
+
+def test_nothing_is_downloaded_into_the_store_that_it_comes_from(shell: Shell, make_root: Callable[..., Root]) -> None:
+    """`download` alone means .dash, as it always did: where that is the root itself, its tree would have strangers."""
+    root = make_root("work/.dash")
+    inside = Shell(shell.folder, ["--root", ".dash"])
+    (shell.folder / "a.txt").write_text("a")
+    inside("put", "a.txt", "--prefix", PREFIX, "--wait")
+    before = root.files()
+    for words in (("download", "-p", PREFIX), ("get", "-r", "--prefix", PREFIX, "-o", f".dash/{PREFIX}/files")):
+        failure = inside.refused(*words, status=2)
+        assert failure["message"].endswith(f"is in the store that the files are in, {shell.folder / '.dash'}")
+    assert root.files() == before
+    assert inside("get", "-r", "--prefix", PREFIX, "-o", "out").out.endswith("1 file downloaded\n")
+
+
 def test_a_folder_that_holds_its_own_root_does_not_grow(shell: Shell, make_root: Callable[..., Root]) -> None:
     """Its root would be handed over to itself, and be twice as large the next time."""
     make_root("work/.dash")

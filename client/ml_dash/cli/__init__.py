@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show.trouble(stopped.message, stopped.hint)
         return INTERRUPTED
     except KeyboardInterrupt:
-        command = next((word for word in words if word in GOES_ON), None)
-        if command is not None:
+        command = next((word for word in words if word in COMMANDS), None)
+        if command in GOES_ON:
             show.trouble(*GOES_ON[command])
         return INTERRUPTED
     except OSError as failure:  # of the flush

@@ -151,6 +151,8 @@ def rm(options: Namespace) -> int:
 
 def prune(options: Namespace) -> int:
     """Deletes versions that are not kept; a dry run names them."""
+    if options.pattern == "":  # as a shell makes it of a variable that is not set: it would be about everything
+        raise error(Code.INVALID_ARGUMENT, "the pattern is empty", 'leave it out for all files, or pass "**"')
     with reaching.looking(options) as connection:
         files, pattern = reaching.below(reaching.files(options, connection), options.pattern)
         pruned = files.each_pruned(

@@ -19,7 +19,7 @@ from ml_dash.cli.trees import LeftOut, Local, Unfit, Wanted, alone, identity_of,
 from ml_dash.connection import Connection
 from ml_dash.download import Downloads, way_out
 from ml_dash.errors import TABLE, Code, MLDashError, error
-from ml_dash.files import FileSet
+from ml_dash.files import Files, FileSet
 from ml_dash.result import FileResult, records_of, to_dict
 
 
@@ -214,12 +214,8 @@ def get(options: Namespace) -> int:
     root = Path(options.output or ".")
     with reaching.looking(options) as connection:
         files = reaching.files(options, connection)
-        found = dict[int, FileResult]()
-        for path in options.paths or [None]:
-            listed = {int(file["id"]): file for file in reaching.listed(files, path, latest=True)}
-            if not listed:
-                raise error(Code.NO_MATCH, f"no file fits {path or '**/*'!r}")
-            found |= listed
+        found = _listed(files, options.paths or [None], outcome)
+        _check_output(root, _store_of(connection))
         try:
             _bring(
                 options, connection, [(file, root / show.path(show.plain(file))) for file in found.values()], outcome
@@ -229,6 +225,27 @@ def get(options: Namespace) -> int:
             what = f"{count} downloaded so far; nothing is left of the others"
             raise show.Interrupted(what, "the same command goes on") from None
     return outcome.tell()
+
+
+def _listed(files: Files, paths: Sequence[str | None], outcome: Outcome) -> dict[int, FileResult]:
+    """The newest version of all that fits. Of several words one that nothing fits is told, and the only one raised."""
+    found = dict[int, FileResult]()
+    for path in paths:
+        listed = {int(file["id"]): file for file in reaching.listed(files, path, latest=True)}
+        if not listed:
+            failure = error(Code.NO_MATCH, f"no file fits {path or '**/*'!r}")
+            if len(paths) == 1:
+                raise failure
+            outcome.refuse(str(path), failure)
+        found |= listed
+    return found
+
+
+def _check_output(root: Path, store: Path | None) -> None:
+    """Raises where it is a part of the store, whose tree would have files in it that nobody has listed."""
+    if store is not None and root.resolve().is_relative_to(store):
+        what = f"{root} is in the store that the files are in, {store}"
+        raise error(Code.INVALID_ARGUMENT, what, "name another folder; files that are there need no download")
 
 
 def _bring(

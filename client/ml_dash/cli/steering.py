@@ -99,8 +99,10 @@ def retry(options: Namespace) -> int:
 
 
 def _versions(files: Files, path: str) -> Iterator[FileResult]:
-    """The versions of a file, not of what lies below a folder of that name."""
+    """The versions of a file, not of what lies below a folder of that name. Raises INVALID_PATH where it names none."""
     folder, _, filename = path.rpartition("/")
+    if not filename:
+        raise error(Code.INVALID_PATH, f"{path!r} names no file")
     return files(folder).each(escape(filename))
 
 
