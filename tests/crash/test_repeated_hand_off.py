@@ -14,7 +14,8 @@ from tests.doubles.raw_client import RawClient
 from tests.harness import Bucket, DaemonProcess, assert_whole, eventually, make_file
 from tests.measured import measured
 
-WITHOUT_COPIES = "[spool]\ncopy_after = 600\n"
+WITHOUT_COPIES = "[spool]\ncopy_after = 600\ntouch_leases = 0\n"
+"""And without leases, each of which is a descriptor of its own."""
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["alone", "several in a message"])
