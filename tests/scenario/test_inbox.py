@@ -393,7 +393,7 @@ def test_put_leaves_several_files_too(daemon: DaemonProcess, inbox: Path, tmp_pa
     starting.start()
     ended = shell("put", "a.txt", "b.bin", "--prefix", "alice/cv/resnet", "--wait", ML_DASH_INBOX=str(inbox))
     starting.join()
-    assert ended.out.splitlines()[-1] == "2 files handed over"
+    assert ended.out.splitlines()[-1] == "2 files stored"
     with daemon.experiment().run as exp:
         exp.files.flush(60)
         assert sorted(each["filename"] for each in exp.files.list()) == ["a.txt", "a.txt", "b.bin", "b.bin"]
