@@ -23,6 +23,7 @@ from ml_dashd.core.ids import EPOCH_MS
 from ml_dashd.core.model import Algorithm, FileRecord, Job, Pin, PinKind, Stored, Trouble
 from ml_dashd.core.reconcile import Outcome, Rule
 from ml_dashd.core.retry import Fault, StoreError
+from ml_dashd.core.rounds import Round
 from ml_dashd.core.sets import Share
 from ml_dashd.core.states import State
 from ml_dashd.edge.buffers import BufferPool
@@ -453,3 +454,15 @@ class Ticking(SetClock):
 def test_a_step_fits_into_its_answer() -> None:
     assert FINDINGS <= m.FINDINGS
     assert {*rules.Kind} == {"unlisted", "missing", "resized", "found", "left", "upload"}
+
+
+async def test_the_next_daemon_goes_on_with_a_round_that_a_kill_broke_off(tmp_path: Path) -> None:
+    """A machine's catalog is one daemon's: nobody waits for the hours that another node would have."""
+    killed = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    mine = Round("killed", LEASE_MS, "files/a", 5)
+    assert await killed.inventory.turn(await killed.inventory.round(), mine)
+    assert await killed.inventory.round() == mine
+    await killed.close()
+    catalog = SqliteCatalog(tmp_path / "catalog.sqlite", NoFaults())
+    assert await catalog.inventory.round() == Round("", 0, "files/a", 5)
+    await catalog.close()

@@ -28,6 +28,8 @@ class SqliteInventory:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._begun = False
+        """What is noted of turns is this process's."""
 
     async def records(self, after: str, limit: int) -> list[FileRecord]:
         statement = "SELECT * FROM files WHERE reclaimed_ms IS NULL AND key > ? ORDER BY key LIMIT ?"
@@ -42,8 +44,16 @@ class SqliteInventory:
         await self._database.call(lambda connection: connection.execute(statement, values).close())
 
     async def round(self) -> Round:
-        statement = "SELECT holder, until_ms, after, ended_ms FROM round"
-        return await self._database.call(lambda connection: Round(*connection.execute(statement).fetchone()))
+        """The catalog is one daemon's: who had the turn before this process has ended, and this one goes on with it."""
+
+        def work(connection: sqlite3.Connection) -> Round:
+            if not self._begun:
+                connection.execute("UPDATE round SET holder = '', until_ms = 0")
+            return Round(*connection.execute("SELECT holder, until_ms, after, ended_ms FROM round").fetchone())
+
+        found = await self._database.call(work)
+        self._begun = True
+        return found
 
     async def turn(self, was: Round, now: Round) -> bool:
         def work(connection: sqlite3.Connection) -> bool:
@@ -51,4 +61,6 @@ class SqliteInventory:
             where = "WHERE holder = ? AND until_ms = ? AND after = ? AND ended_ms = ?"
             return connection.execute(f"{to} {where}", (*astuple(now), *astuple(was))).rowcount == 1
 
-        return await self._database.call(work)
+        taken = await self._database.call(work)
+        self._begun = self._begun or taken
+        return taken
