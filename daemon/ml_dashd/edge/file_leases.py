@@ -26,7 +26,7 @@ BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 MOST = 4096
 """Leases that are held at once: each is looked at when the kernel asks for one, half a microsecond each."""
 _LOCKS = Path("/proc/locks")
-_BTRFS = 0x9123683E
+BTRFS = 0x9123683E
 """f_type of linux/magic.h: a subvolume has a device number of its own, and the list of locks has the whole disk's."""
 _WHY = {
     errno.EAGAIN: "somebody has it open to write",
@@ -128,7 +128,7 @@ class FileLeases:
             if held is None:
                 return False
             process, status = str(os.getpid()), os.fstat(held)
-            disk = "" if file_system(held) == _BTRFS else f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+            disk = "" if file_system(held) == BTRFS else f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
         ours = (f"{disk}:{status.st_ino}", process)
         for line in _LOCKS.read_text().splitlines():
             _, kind, *_, owner, place, _, _ = line.split()

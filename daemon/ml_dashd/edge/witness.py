@@ -26,7 +26,7 @@ from threading import Lock
 
 from ml_dashd.core.witness import Account
 from ml_dashd.edge.descriptors import DescriptorBudget
-from ml_dashd.edge.file_leases import FileLeases, has_writers
+from ml_dashd.edge.file_leases import BTRFS, FileLeases, has_writers
 from ml_dashd.edge.handed import file_system
 
 Ask = Callable[[], Account | None]
@@ -42,7 +42,7 @@ _WRITING = IN_MODIFY | IN_CLOSE_WRITE
 _ASKED = _WRITING | IN_ATTRIB
 _EVENT = struct.Struct("iIII")
 """Watch, events, cookie, and the length of the name that follows."""
-TELLING = {0xEF53, 0x58465342, 0x9123683E, 0x01021994}
+TELLING = {0xEF53, 0x58465342, BTRFS, 0x01021994}
 """ext2 to ext4, XFS, Btrfs, tmpfs (f_type of linux/magic.h): nobody writes to their files but by this kernel's calls.
 Those of networks, FUSE and overlays are changed from elsewhere, or from beneath, and nothing is told."""
 
