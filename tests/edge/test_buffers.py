@@ -25,13 +25,25 @@ async def test_a_buffer_has_the_size_that_was_asked_for_and_can_be_written(size:
     assert bytes(buffer[-1:]) == b"x"[:size]
 
 
-@pytest.mark.parametrize(("size", "next_size"), [(MIB, MIB), (700 * KIB, MIB), (16 * MIB, 16 * MIB)])
+@pytest.mark.parametrize(
+    ("size", "next_size"), [(MIB, MIB), (700 * KIB, MIB), (16 * MIB, 16 * MIB), (16 * MIB, 7 * MIB)]
+)
 async def test_pages_are_used_again(size: int, next_size: int) -> None:
     pool = BufferPool(64 * MIB)
     first = await pool.take(size)
     first[:1] = b"1"
     pool.give_back(first)
     assert bytes((await pool.take(next_size))[:1]) == b"1", "its pages are fresh"
+
+
+async def test_a_little_one_leaves_the_large_ones_alone() -> None:
+    """Who asks for one of those next would have to wait for fresh pages."""
+    pool = BufferPool(64 * MIB)
+    first = await pool.take(16 * MIB)
+    first[:1] = b"1"
+    pool.give_back(first)
+    assert bytes((await pool.take(MIB))[:1]) == b"\0"
+    assert bytes((await pool.take(16 * MIB))[:1]) == b"1"
 
 
 async def test_what_may_still_be_on_the_line_is_not_used_again() -> None:

@@ -15,8 +15,9 @@ SMALLEST_MAPPED = 128 * 1024
 class BufferPool:
     """Buffers under one budget in bytes, mapped once and used again: fresh pages cost as much CPU as a hash.
 
-    They come in powers of two. A request larger than the whole budget is granted when nothing else is out, so that
-    nothing waits for ever.
+    They come in powers of two, and one twice as large serves as well: the last part of a file is smaller than those
+    before it, whose pages are there. A request larger than the whole budget is granted when nothing else is out, so
+    that nothing waits for ever.
     """
 
     def __init__(self, budget_bytes: int, keep_bytes: int = PART_BYTES) -> None:
@@ -54,13 +55,20 @@ class BufferPool:
         if size_bytes < SMALLEST_MAPPED:
             return memoryview(bytearray(size_bytes))
         whole = self._mapped_bytes(size_bytes)
+        buffer = self._used_before(whole) or self._used_before(2 * whole)
+        if buffer is None:
+            self._make_room(whole)
+            buffer = memoryview(mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        return buffer[:size_bytes]
+
+    def _used_before(self, whole: int) -> memoryview | None:
+        """The idle buffer of this size that was used last."""
         for at in range(len(self._idle) - 1, -1, -1):
             if len(self._idle[at]) == whole:
                 buffer = self._idle[at]
                 del self._idle[at]
-                return buffer[:size_bytes]
-        self._make_room(whole)
-        return memoryview(mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size_bytes]
+                return buffer
+        return None
 
     def _mapped_bytes(self, size_bytes: int) -> int:
         """How much is mapped for a buffer."""
