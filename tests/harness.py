@@ -24,6 +24,7 @@ from ml_dash.connection import Connection
 from ml_dash.messages import Status, StatusReport
 from ml_dash.reach import Endpoint
 from tests.doubles.s3_double import S3Double
+from tests.prefork import Forked, Prefork
 from tests.servers.s3server import S3Server
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class DaemonProcess:
         self.module = ["ml_dashd"]
         self.under: list[str] = []
         """A command that runs the daemon's, such as one that lowers a limit."""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def __enter__(self) -> Self:
         self.start(self.faults)
@@ -192,25 +193,24 @@ class DaemonProcess:
             | self.store.credentials
             | self.environment
         )
-        command = [
-            *self.under,
-            sys.executable,
-            "-m",
-            *self.module,
-            "run",
-            "--config",
-            self._config(),
-            "--ready-fd",
-            str(writing),
-        ]
+        arguments = ["run", "--config", self._config(), "--ready-fd", str(writing)]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=[writing])
+            self.process = self._begun(arguments, environment, log.fileno(), writing)
         os.close(writing)
         with os.fdopen(reading) as pipe:
             said = pipe.read()
         if said != "ready" and not faults:
             self.process.wait()
             raise RuntimeError(f"the daemon did not start: {said or self.log()[-2000:]}")
+
+    def _begun(
+        self, arguments: list[str], environment: dict[str, str], log: int, writing: int
+    ) -> subprocess.Popen[bytes] | Forked:
+        if self.module == ["ml_dashd"] and not self.under and Prefork.takes(environment):
+            descriptors = {1: log, 2: log, writing: writing}
+            return Prefork.begun().start("ml_dashd", arguments, environment, descriptors)
+        command = [*self.under, sys.executable, "-m", *self.module, *arguments]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=[writing])
 
     def kill(self) -> None:
         if self.process is not None:
@@ -229,6 +229,8 @@ class DaemonProcess:
     def hangs(self) -> bool:
         """Whether a fault point has stopped the process."""
         assert self.process is not None
+        if isinstance(self.process, Forked):
+            return self.process.stopped()
         return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def let_go_until(self, done: Callable[[], bool], timeout: float = 60) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from tests.harness import PREFIX
+from tests.prefork import Prefork
 
 RUN = [sys.executable, "-W", "error", "-m", "ml_dash.cli"]
 WITHOUT_RICH = [
@@ -36,6 +38,27 @@ class Ended:
     err: str
 
 
+def ran(command: list[str], folder: Path, environment: dict[str, str]) -> Ended:
+    """Runs a command to its end, whose output is text."""
+    if command[: len(RUN)] != RUN or not Prefork.takes(environment):
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        descriptors = {1: out.fileno(), 2: err.fileno()}
+        arguments = command[len(RUN) :]
+        process = Prefork.begun().start("ml_dash.cli", arguments, environment, descriptors, folder, strict=True)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+        for file in (out, err):
+            file.seek(0)
+        assert process.returncode is not None
+        return Ended(process.returncode, out.read(), err.read())
+
+
 @dataclass
 class Shell:
     """Runs the command in a folder, against one daemon."""
@@ -44,17 +67,9 @@ class Shell:
     where: list[str]
 
     def __call__(self, *words: str, status: int = 0, **environment: str) -> Ended:
-        done = subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
-        return Ended(done.returncode, done.stdout, done.stderr)
+        ended = ran(self.command(*words), self.folder, os.environ | environment)
+        assert ended.status == status, f"{ended.out}\n{ended.err}"
+        return ended
 
     def json(self, *words: str) -> Any:
         """What --json prints; nothing may stand on stderr."""

@@ -352,7 +352,7 @@ def test_a_file_that_was_touched_is_known_to_the_next_daemon(tmp_path: Path, els
         eventually(lambda: (1,) in daemon.rows("SELECT mtime_ns FROM files"))
         daemon.kill()
         daemon.start()
-        eventually(lambda: leases(path) == ["ACTIVE"])  # it is held again, beside all else
+        eventually(lambda: leases(path) == leases(linked) == ["ACTIVE"])  # they are watched again, beside all else
         for options in ([], [], ["-c"]):  # both are watched by the next one, too
             subprocess.run(["touch", *options, linked, path], check=True)
         path.unlink()
