@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Self
 
 from ml_dash import messages as m
@@ -143,7 +144,7 @@ class Metric:
 
         `total` is how many rows the metric has; one that nobody has logged to has none.
         """
-        if start_index < 0 or limit < 0:
+        if not all(isinstance(number, Integral) and number >= 0 for number in (start_index, limit)):
             what = f"start_index={start_index!r}, limit={limit!r}"
             raise error(Code.INVALID_ARGUMENT, what, "pass whole numbers from 0 on")
         rows: list[dict[str, Any]] = []

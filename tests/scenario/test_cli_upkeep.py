@@ -101,6 +101,9 @@ def test_update_of_the_newest_and_of_one_version(shell: Shell) -> None:
     newest, oldest = shell.json("versions", "x/a.txt", "--prefix", PREFIX)
     assert (newest["description"], newest["tags"], newest["metadata"]) == (None, ["best", "kept"], None)
     assert (oldest["description"], oldest["tags"], oldest["metadata"]) == ("first", ["old"], {"epoch": 2})
+    bare = shell.json("update", "--id", first["id"], "--clear-tags")
+    assert (bare["tags"], bare["description"]) == ([], "first")
+    assert shell.json("update", "--id", first["id"], "--clear-tags", "--tag", "new")["tags"] == ["new"]
     assert shell.refused("update", "x/a.txt", "--prefix", PREFIX, status=2)["code"] == "INVALID_ARGUMENT"
     assert shell.refused("update", "x", "--prefix", PREFIX, "--tag", "a", status=1)["code"] == "NO_MATCH"
     assert shell.refused("update", "--id", "12", "--tag", "a", status=1)["code"] == "UNKNOWN_FILE"

@@ -365,6 +365,7 @@ def test_rows_are_read_in_pieces(experiment: Experiment) -> None:
             "data": [], "startIndex": 0, "endIndex": -1, "total": 0, "hasMore": False,
         }  # fmt: skip
         refused(Code.INVALID_ARGUMENT, lambda: exp.metrics("train").read(start_index=-1))
+        refused(Code.INVALID_ARGUMENT, lambda: exp.metrics("train").read("loss"))
         assert [row["n"] for row in exp.metrics("train")] == [*range(1100)]
 
 

@@ -13,6 +13,7 @@ EXAMPLES = {
   ml-dash versions models/best.pt --prefix alice/cv/resnet --json | jq -r '.[].checksum'""",
     "update": """\
   ml-dash update models/best.pt --prefix alice/cv/resnet --tag best --tag released
+  ml-dash update models/best.pt --prefix alice/cv/resnet --clear-tags
   ml-dash update --id 7351023561728 --description "epoch 50" --metadata '{"epoch": 50}'""",
     "verify": """\
   ml-dash verify --prefix alice/cv/resnet          every version of every file
@@ -79,6 +80,7 @@ def _update(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--id", metavar="ID", type=file_id, help="one version, by its id; needs no prefix")
     add_prefix(parser)
     add_described(parser)
+    parser.add_argument("--clear-tags", action="store_true", help="remove its tags")
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:

@@ -33,9 +33,10 @@ def versions(options: Namespace) -> int:
 
 def update(options: Namespace) -> int:
     """Changes what is said of a file; what is not given stays as it is."""
-    given = {"description": options.description, "tags": options.tags or None, "metadata": options.metadata}
+    tags = options.tags or ([] if options.clear_tags else None)
+    given = {"description": options.description, "tags": tags, "metadata": options.metadata}
     if all(value is None for value in given.values()):
-        raise parser.wrong("update", "one of the arguments --description --tag --metadata is required")
+        raise parser.wrong("update", "one of the arguments --description --tag --clear-tags --metadata is required")
     with reaching.looking(options) as connection:
         file_id = options.id
         if file_id is None:
