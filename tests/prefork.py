@@ -44,13 +44,13 @@ class Forked:
         self._handle = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._handle], [], [], 0)[0]:
+        if self.returncode is None and self._ended(0):
             self._reap()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._handle], [], [], timeout)[0]:
+            if not self._ended(timeout):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             self._reap()
         assert self.returncode is not None
@@ -69,6 +69,11 @@ class Forked:
 
     def stopped(self) -> bool:
         return self.returncode is None and bool(self._prefork.ask({"stopped": self.pid}))
+
+    def _ended(self, timeout: float | None) -> bool:
+        look = select.poll()  # select() knows no descriptor above 1023
+        look.register(self._handle, select.POLLIN)
+        return bool(look.poll(None if timeout is None else timeout * 1000))
 
     def _reap(self) -> None:
         self.returncode = os.waitstatus_to_exitcode(self._prefork.ask({"reap": self.pid}))
@@ -136,6 +141,7 @@ class Prefork:
             return int(self._line.recv(MESSAGE_BYTES))
 
     def _end(self) -> None:
+        self._line.shutdown(socket.SHUT_RDWR)  # though a child of a test may still have it open
         self._line.close()
         self._process.wait()
 
