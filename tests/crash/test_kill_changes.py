@@ -124,7 +124,8 @@ def test_killed_while_a_version_gives_way(
         with pytest.raises(MLDashError, match=new["id"]) as refused:
             old.wait(60)
         assert refused.value.code is Code.SUPERSEDED
-        eventually(lambda: store.keys() == [store.key_of(new)])
+        # Who waits is told when it is decided; what the store has of the older one goes after that.
+        eventually(lambda: store.keys() == [store.key_of(new)] and store.open_uploads() == [])
         assert_whole(daemon, exp, {"last.bin": newer})
         assert point in daemon.faults_met()
 
