@@ -6,7 +6,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
+
+import pytest
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind
 from ml_dashd.core.overwrite import CopySpeed
@@ -15,6 +18,13 @@ from ml_dashd.edge.system import SystemClock
 from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.copies import Copies
+from ml_dashd.flow.recover import recover
+from ml_dashd.flow.sources import kept_if_journaled
+from ml_dashd.ports import Handed, Superseded
+from tests.edge.journal_rig import opened
+from tests.edge.pin_rig import SIZE, Spool, content, path, spool
+
+__all__ = ["path", "spool"]
 
 BELOW = 100
 
@@ -56,15 +66,14 @@ async def _kept(_: Any) -> None:
     """Nobody asked."""
 
 
-def copies_of(files: Files, disk: Pool) -> Copies:
+def copies_of(files: Files, disk: Pool, **others: Any) -> Copies:
     ports: dict[str, Any] = dict.fromkeys(("journal", "pins", "settle"), cast("Any", files))
+    usual: dict[str, Any] = {"below_bytes": BELOW, "faults": NoFaults()}
     return Copies(
-        **ports,
+        **(ports | usual | others),
         disk=disk,
         bell=Bell(),
         clock=SystemClock(),
-        faults=NoFaults(),
-        below_bytes=BELOW,
         after_s=0.0,
         sending=lambda _: False,
         kept=_kept,
@@ -124,4 +133,68 @@ async def test_an_end_waits_for_the_copy_that_is_under_way() -> None:
     files.gate.set()
     await asyncio.gather(running, return_exceptions=True)
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    disk.close()
+
+
+class StoppedAt(NoFaults):
+    """The daemon is stopped at a point of a copy's way: its task is cancelled."""
+
+    def __init__(self, point: str) -> None:
+        self.point = point
+        self.copying: asyncio.Task[None] | None = None
+
+    def at(self, point: str) -> None:
+        if point == self.point and self.copying is not None:
+            self.copying.cancel()
+
+
+@pytest.mark.parametrize("point", ["copies.copied", "copies.before_repin", "copies.after_repin"])
+async def test_a_file_whose_copy_is_journaled_while_the_daemon_is_stopped_has_its_source(
+    tmp_path: Path, spool: Spool, path: Path, point: str
+) -> None:
+    """The journal does what it was asked for: what it names by then is there at the next start, and nothing else."""
+    job, disk, faults = spool.take(path), Pool(2, "disk"), StoppedAt(point)
+    async with opened(tmp_path / "journal.sqlite") as journal:
+        await journal.accept_all([Handed(job, bytes(16))])
+        copies = copies_of(Files([]), disk, journal=journal, pins=spool.pins, faults=faults, below_bytes=SIZE)
+        copies.add(job)
+        faults.copying = asyncio.create_task(copies.run())
+        async with asyncio.timeout(30):
+            await asyncio.gather(faults.copying, return_exceptions=True)
+        (now,) = await journal.get([job.id])
+        assert (now.pin.kind, spool.files()) == (PinKind.COPY, [now.pin.name])
+        assert spool.read(now) == content()
+        assert [each.pin for each in (await recover(journal, spool.pins, disk)).jobs] == [now.pin]
+    disk.close()
+
+
+class Refusing(Files):
+    """Notes what is released. `unsure`: the journal may have what it was asked for all the same."""
+
+    def __init__(self, *, unsure: bool) -> None:
+        super().__init__([])
+        self._unsure = unsure
+        self.released: list[Pin] = []
+
+    def unsure(self) -> bool:
+        return self._unsure
+
+    def release(self, pin: Pin, file_id: int) -> None:
+        self.released.append(pin)
+
+
+@pytest.mark.parametrize(
+    ("failure", "unsure", "goes"),
+    [(Superseded("stored"), False, True), (OSError(5, "sync"), True, False), (asyncio.CancelledError(), False, False)],
+)
+async def test_a_new_pin_goes_where_the_journal_refused_it_and_stays_where_it_may_have_it(
+    failure: BaseException, unsure: bool, goes: bool
+) -> None:
+    """Whoever is cancelled does not know; nor does anybody after a sync that the disk refused."""
+    disk, new, files = Pool(1, "disk"), Pin(PinKind.COPY, "1.copy"), Refusing(unsure=unsure)
+    ports: dict[str, Any] = dict.fromkeys(("journal", "pins"), cast("Any", files))
+    with pytest.raises(type(failure)):
+        async with kept_if_journaled(new, 1, **ports, disk=disk):
+            raise failure
+    assert files.released == [new] * goes
     disk.close()

@@ -21,6 +21,7 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.settle import Settle
 from ml_dashd.flow.sources import kept_if_journaled
+from ml_dashd.flow.whole import whole
 from ml_dashd.ports import Clock, Faults, Journal, JournalError, Pins, Superseded, Threads
 
 log = logging.getLogger("ml_dashd.flow")
@@ -126,7 +127,7 @@ class Copies:
             if job.record.size_bytes > self._below and self._sending(file_id):
                 self._large.put(file_id, max(LEAST_PAUSE_S, min(self._after, RETRY_S)))
                 return
-            await self._copy(job)
+            await whole(self._copy(job))
 
     async def _copy(self, job: Job) -> None:
         try:

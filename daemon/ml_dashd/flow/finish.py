@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 from ml_dash.errors import Code
@@ -17,30 +17,14 @@ from ml_dashd.core.states import State
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.outbox import AwayError, Outbox
 from ml_dashd.flow.verify import digest_of
+from ml_dashd.flow.whole import whole
 from ml_dashd.ports import Catalog, Clock, Faults, Journal, Meter, Pins, Store, Superseded, TakenError, Threads
-
-T = TypeVar("T")
 
 log = logging.getLogger("ml_dashd.flow")
 
 _FOR_GOOD = (Fault.GONE, Fault.REFUSED, Fault.CORRUPT, Fault.MISSING, Fault.UNSUPPORTED)
 """What a store says of a Complete that no repetition changes."""
 SAVE_AGAIN = "save it again; a copy of this machine's state folder gives out the same ids: give each its own"
-
-
-async def _whole(work: Coroutine[Any, Any, T]) -> T:
-    """Runs it to its end, though its caller be cancelled, even twice: half of it would keep a pin for ever."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as asked:
-            cancelled = asked
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
 
 
 class Finish:
@@ -100,7 +84,7 @@ class Finish:
             self._faults.at("finish.before_catalog")
             gone, others = await self._commit(jobs)
             self._faults.at("finish.after_catalog")
-            left = await _whole(self._end([job for job in jobs if job.id not in gone and job.id not in others]))
+            left = await whole(self._end([job for job in jobs if job.id not in gone and job.id not in others]))
             deleted += [job for job in jobs if job.id in gone]
             for job in [job for job in jobs if job.id in others]:
                 await self._refuse(job, others[job.id])
@@ -147,7 +131,7 @@ class Finish:
         is another file's, what the store has there stays.
         """
         lost = trouble.code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST)
-        failed = await _whole(self._fail(job, trouble, {} if owns_key else {"key": None, "part_size": 0}, lost=lost))
+        failed = await whole(self._fail(job, trouble, {} if owns_key else {"key": None, "part_size": 0}, lost=lost))
         if failed.cancel_requested:  # deleted in this moment: back to the queue, which discards it
             await self._journal.advance(failed, State.QUEUED)
             return
@@ -214,7 +198,7 @@ class Finish:
                 await self.abort_all(job)
             await self._store.delete(job.record.key)
         self._faults.at("finish.before_cancelled")
-        job = await _whole(self._cancel(job, now))
+        job = await whole(self._cancel(job, now))
         if job.superseded_by is None:
             self._meter.cancelled()
         else:

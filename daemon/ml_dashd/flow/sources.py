@@ -56,7 +56,7 @@ async def kept_if_journaled(pin: Pin, file_id: int, journal: Journal, pins: Pins
     """
     try:
         yield
-    except BaseException:
+    except Exception:  # not CancelledError: the journal goes on, and may name the pin after all
         if not journal.unsure():
             await disk.run(pins.release, pin, file_id)
         raise
