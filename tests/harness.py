@@ -295,13 +295,16 @@ class DaemonProcess:
 
 
 @contextlib.contextmanager
-def away(folder: Path, spool: str = "", faults: str = "") -> Iterator[tuple[DaemonProcess, Path]]:
+def away(
+    folder: Path, spool: str = "", faults: str = "", daemon_settings: str = ""
+) -> Iterator[tuple[DaemonProcess, Path]]:
     """A daemon whose store can take nothing in until the gate is removed. `spool` is settings of that table."""
     store = Folder(folder / "store")
     store.root.mkdir()
     gate = store.root / ".ml-dash-tmp"
     gate.touch()
-    daemon = DaemonProcess(folder / "daemon", store, settings=f"[spool]\n{spool}")
+    settings = f"[spool]\n{spool}"
+    daemon = DaemonProcess(folder / "daemon", store, settings=settings, daemon_settings=daemon_settings)
     try:
         daemon.start(faults)
         yield daemon, gate

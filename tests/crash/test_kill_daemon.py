@@ -106,19 +106,24 @@ def test_every_point_in_the_code_belongs_to_a_rule() -> None:
 @pytest.mark.parametrize(("store", "point"), cases(), indirect=["store"])
 def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: Path) -> None:
     hit = STARTUP_COMMITS.get(point.partition(".")[0], 0) + 1
-    expected = {
-        "big.bin": make_file(tmp_path / "big.bin", SIZE),
-        "small.bin": make_file(tmp_path / "small.bin", MIB, seed=1),
-        "tiny.bin": make_file(tmp_path / "tiny.bin", 1000, seed=2),
-    }
     with DaemonProcess(tmp_path / "daemon", store, faults=f"{point}=kill@{hit}") as daemon:
-        with revived(daemon), daemon.experiment().run as exp:
-            for name in expected:
-                exp.files.upload(tmp_path / name, to=name)
-        with daemon.experiment().run as exp:
-            exp.files.flush(timeout=60)
-            assert_whole(daemon, exp, expected)
+        assert_stored(daemon, tmp_path)
         assert point in daemon.faults_met()
+
+
+def assert_stored(daemon: DaemonProcess, folder: Path) -> None:
+    """Files of three sizes are handed over, and all are stored, though the daemon ends once meanwhile."""
+    expected = {
+        "big.bin": make_file(folder / "big.bin", SIZE),
+        "small.bin": make_file(folder / "small.bin", MIB, seed=1),
+        "tiny.bin": make_file(folder / "tiny.bin", 1000, seed=2),
+    }
+    with revived(daemon), daemon.experiment().run as exp:
+        for name in expected:
+            exp.files.upload(folder / name, to=name)
+    with daemon.experiment().run as exp:
+        exp.files.flush(timeout=60)
+        assert_whole(daemon, exp, expected)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -52,13 +53,16 @@ class NoFaults:
 
 
 EVERY_TIME, NEVER = 0, -1
+SIGNALS = {"kill": signal.SIGKILL, "end": signal.SIGTERM, "hang": signal.SIGSTOP}
+SLOW_S = 0.05
+"""As a commit takes on a disk that others keep busy."""
 
 
 class TestFaults:
     """Does what a test asked for at a named point: `{"upload.part_sent": "kill@3"}` dies at the third part.
 
-    The actions are kill (SIGKILL to this process), error (an OSError), and hang (stops this process: SIGSTOP), once, or
-    with "@*" every time.
+    The actions are kill (SIGKILL to this process), end (SIGTERM), hang (SIGSTOP), error (an OSError), and slow (SLOW_S
+    pass), once, or with "@*" every time.
     """
 
     __test__ = False
@@ -77,7 +81,10 @@ class TestFaults:
             return
         if action == "error":
             raise OSError(5, f"fault point {point}")
-        os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+        if action == "slow":
+            time.sleep(SLOW_S)  # noqa: TID251 what is slow is what is asked for
+        else:
+            os.kill(os.getpid(), SIGNALS[action])
 
 
 def _parse(action: str) -> tuple[str, int]:
