@@ -18,6 +18,7 @@ from ml_dashd.edge.descriptors import DescriptorBudget
 from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.file_leases import FileLeases
 from ml_dashd.edge.pin import SpoolPins
+from ml_dashd.edge.room import Room
 from ml_dashd.edge.slots import SlotFiles
 from ml_dashd.edge.system import ignore_lease_signals
 from ml_dashd.edge.witness import Witness
@@ -36,11 +37,12 @@ class Spool:
     numbers: int = 0
     budget: DescriptorBudget | None = None
     witness: Witness = field(default_factory=Witness)
+    room: Room | None = None
 
     def __post_init__(self) -> None:
         self.slots = SlotFiles(self.folder, budget=self.budget)
         self.pins = SpoolPins(
-            [self.folder, *self.pools], self.slots, NoFaults(), budget=self.budget, witness=self.witness
+            [self.folder, *self.pools], self.slots, NoFaults(), self.room, budget=self.budget, witness=self.witness
         )
 
     def take(self, path: Path, protection: Protection = Protection.RESTART, flags: int = os.O_RDONLY) -> Job:
@@ -101,9 +103,9 @@ def leasing(most: int = 16, small: int = 0) -> Witness:
 
 
 @contextmanager
-def later_spool(folder: Path, witness: Witness) -> Iterator[Spool]:
+def later_spool(folder: Path, witness: Witness, room: Room | None = None) -> Iterator[Spool]:
     """Another one, or the same with its next daemon."""
-    made = Spool(folder, witness=witness)
+    made = Spool(folder, witness=witness, room=room)
     yield made
     made.pins.close()
     made.slots.close()

@@ -15,7 +15,9 @@ import pytest
 from ml_dash.errors import Code
 from ml_dashd.core.model import FileRecord, Job, PinKind, Protection
 from ml_dashd.edge import cloning, spool_copies
-from tests.edge.pin_rig import MIB, SIZE, Spool, content, open_descriptors, path, refused, spool, written
+from ml_dashd.edge.room import Room
+from ml_dashd.edge.witness import Witness
+from tests.edge.pin_rig import MIB, SIZE, Spool, content, later_spool, open_descriptors, path, refused, spool, written
 
 __all__ = ["path", "spool"]
 
@@ -418,3 +420,21 @@ def test_a_copy_of_what_is_written_to_without_a_trace_is_none(
         refused(Code.SOURCE_CHANGED, lambda: spool.take(path, Protection.COPY))
         assert path.stat().st_mtime_ns == before
     assert spool.files() == []
+
+
+def test_a_copy_that_is_duplicated_counts_twice_and_outlives_the_first(spool: Spool, path: Path) -> None:
+    """By two names of one file, which is no user's: its times may move, as when a store takes it, too."""
+    room = Room(2 * SIZE)
+    with later_spool(spool.folder, Witness(most=0), room) as limited:
+        job = limited.take(path, Protection.COPY)
+        pin, _, size = limited.pins.adopt(job, 99)
+        duplicate = replace(job, record=replace(job.record, id=99), pin=pin)
+        assert (pin.kind, size, room.used_bytes) == (PinKind.COPY, SIZE, 2 * SIZE)
+        refused(Code.RETRY_LATER, lambda: limited.pins.adopt(job, 100))
+        limited.pins.release(job.pin, job.id)
+        (spool.folder / pin.name).chmod(0o640)
+        assert limited.read(duplicate) == content()
+        with limited.pins._opened(duplicate) as descriptor:
+            limited.pins.release(pin, 99)
+            refused(Code.SOURCE_LOST, lambda: limited.pins._copies.share(descriptor, "100", duplicate))
+        assert (limited.files(), room.used_bytes) == ([], 0)

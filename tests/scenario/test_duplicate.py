@@ -13,7 +13,16 @@ import pytest
 from ml_dash import Experiment, MLDashError
 from ml_dash.errors import Code
 from tests.doubles.gate import Answer, Asked, Gate, refusal
-from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest, eventually, make_file
+from tests.harness import (
+    Bucket,
+    DaemonProcess,
+    Folder,
+    StoreUnderTest,
+    assert_whole,
+    away,
+    eventually,
+    make_file,
+)
 from tests.scenario.conftest import Held
 from tests.scenario.test_changes import SAID, said_of
 from tests.scenario.test_files import refused
@@ -118,6 +127,28 @@ def test_a_duplicate_of_what_is_on_its_way_needs_it_no_more(service: DaemonProce
     for name, copy in copies.items():
         assert sha256_in_store(service, copy) == copy["checksum"] == checksums[name]
     assert len(exp.files().list()) == 5
+
+
+def test_a_duplicate_of_a_copy_that_the_store_has_taken_as_it_is(tmp_path: Path) -> None:
+    """The copy is an object by then, which its folder is told of: nobody has written to what was duplicated."""
+    sha256 = make_file(tmp_path / "a.bin", IN_PARTS)
+    with (
+        away(tmp_path, "copy_below = 0\n", faults="upload.before_begin=error@2") as (daemon, gate),
+        daemon.experiment().run as exp,
+    ):
+        gate.unlink()
+        namespace = gate.with_name("alice")
+        namespace.touch()  # parts can be sent, and the object can't be made
+        source = exp.files.upload(tmp_path / "a.bin", snapshot="copy")
+        eventually(lambda: source.refresh()["state"] == "COMPLETING")
+        assert "file_adopted" in daemon.log()
+        exp.files.duplicate(source["id"], "b.bin")
+        eventually(lambda: "file_stumbled" in daemon.log())  # it is read only when the first one is stored
+        namespace.unlink()
+        exp.files.flush(60)
+        assert_whole(daemon, exp, {"a.bin": sha256, "b.bin": sha256})
+        keys = daemon.store.keys()
+        assert not (tmp_path / "store" / keys[0]).samefile(tmp_path / "store" / keys[1])
 
 
 def test_what_is_to_be_duplicated_outlives_its_deletion(gated: Any, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
-from ml_dashd.core.model import PinKind
+from ml_dashd.core.model import Job, PinKind
 from ml_dashd.core.witness import Verdict
-from ml_dashd.edge.cloning import changed, copy_range, disk_error
+from ml_dashd.edge.cloning import changed, copy_range, disk_error, link
 from ml_dashd.edge.fingerprints import fingerprint, look
 from ml_dashd.edge.room import Room
-from ml_dashd.edge.source import crc64_of_range, tells_of_writes
+from ml_dashd.edge.source import crc64_of_range, lost, tells_of_writes
 from ml_dashd.edge.witness import Ask
 
 COPIES_LEAVE_BYTES = 10 * 1024**3
@@ -67,6 +67,22 @@ class SpoolCopies:
             raise disk_error(failure) from None
         finally:
             os.close(copy)
+        return name
+
+    def share(self, descriptor: int, name: str, job: Job) -> str:
+        """Another name for a job's copy, to be released by itself. Returns the name.
+
+        It counts against the quota as the copy does, for it keeps the bytes when that is gone. Raises SOURCE_LOST where
+        it is gone, and what `Room.take` raises.
+        """
+        path = str(self._folder / name)
+        self._room.take(path, job.record.size_bytes)
+        try:
+            if not link(descriptor, path):
+                raise lost(job)
+        except (OSError, MLDashError):
+            self._room.give_back(path)
+            raise
         return name
 
     def look_for_room(self, name: str, size_bytes: int) -> None:

@@ -128,8 +128,8 @@ class Pins(Protocol):
     def adopt(self, job: Job, file_id: int) -> tuple[Pin, bytes | None, int]:
         """Pins what a job on its way has pinned for another file, too, as `take` does; no byte is copied.
 
-        Raises SOURCE_LOST where it was let go. It may have been for a moment, and a slot be used again: whoever calls
-        looks at the job once more.
+        Raises SOURCE_LOST where it was let go, DISK_FULL or RETRY_LATER without room. It may have been let go for a
+        moment, and a slot be used again: whoever calls looks at the job once more.
         """
 
     def offer(self, job: Job, device: int) -> Offer | None:
