@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ml_dashd.core.model import FileRecord, Job, Pin, PinKind, SentPart
 from ml_dashd.core.schedule import DRAIN_WIDTH, WIDTH, Lane, lane
@@ -71,11 +72,11 @@ class Nowhere:
 class Queue:
     """A worker, its journal and what it uploads. Files are named by their ids."""
 
-    def __init__(self, journal: SqliteJournal) -> None:
+    def __init__(self, journal: SqliteJournal, finish: Any = None) -> None:
         self.journal = journal
         self.uploads = Uploads(journal)
         self.worker = Worker(  # type: ignore[arg-type]
-            journal, self.uploads, Batch, Nowhere(), SystemClock(), NoMeter(),
+            journal, self.uploads, Batch, finish or Nowhere(), SystemClock(), NoMeter(),
             breaker=Breaker(journal, SystemClock()), outbox=Outbox(journal, Nowhere(), SystemClock()), large=1,
         )  # fmt: skip
 
@@ -93,10 +94,10 @@ class Queue:
 
 
 @asynccontextmanager
-async def queue_at(path: Path) -> AsyncIterator[Queue]:
+async def queue_at(path: Path, finish: Any = None) -> AsyncIterator[Queue]:
     journal = SqliteJournal(path, SystemClock(), NoFaults(), lambda kind, size: lane(kind, size, 16 * MIB))
     await journal.open()
-    queue = Queue(journal)
+    queue = Queue(journal, finish)
     try:
         yield queue
     finally:

@@ -110,11 +110,15 @@ class Worker:
         self.wake()
 
     async def give_up(self, job: Job, failure: Exception) -> None:
-        """Ends a file whose source the disk could not keep: what it would be read as later may be anything."""
-        if (task := self._running.get(job.id)) is not None:
+        """Ends a file whose source the disk could not keep: what it would be read as later may be anything.
+
+        It is under way until then, so that no lane begins it again: what that stored would be nobody's.
+        """
+        while (task := self._running.get(job.id)) is not None:
             task.cancel()
             await asyncio.wait([task])
-        await self._after_safely(job, failure)
+        await asyncio.wait([self._begin(self._after_safely(job, failure), [job], set(), asyncio.Event())])
+        self.wake()
 
     async def hasten(self) -> None:
         """The most valuable files first, and those that wait for their time now, until `relax`. It nests."""
