@@ -220,6 +220,12 @@ def file_id_of(value: str | int | None) -> int | None:
     return int(text)
 
 
+def sought(value: Any, name: str) -> str:
+    """A path or a pattern that is looked for; it may begin with a "/", as a record's `path` does."""
+    given = text(value, name)
+    return given if given == "/" else given.removeprefix("/")
+
+
 def is_glob(pattern: str) -> bool:
     given = text(pattern, "pattern")
     return any(mark in given for mark in "*?[")

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ml_dash import messages as m
 from ml_dash import serialize
-from ml_dash.arguments import Said, file_id_of, only_known, text, texts
+from ml_dash.arguments import Said, file_id_of, only_known, sought, text, texts
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.handoff import Defaults
@@ -144,7 +144,7 @@ def _prune(
     """The versions that are deleted, or would be, as the daemon gets to them."""
     if type(keep_last) is not int or keep_last < 1:
         raise error(Code.INVALID_ARGUMENT, f"keep_last={keep_last!r}", "keep at least 1 version; delete() removes all")
-    wanted = None if pattern is None else text(pattern, "pattern")
+    wanted = None if pattern is None else sought(pattern, "pattern")
     tags = texts(keep_tags, "keep_tags")
 
     def ask(after: str | None) -> m.Pruned:

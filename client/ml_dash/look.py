@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ml_dash import messages as m
-from ml_dash.arguments import escape, flag, is_glob, text, texts
+from ml_dash.arguments import escape, flag, is_glob, sought, texts
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.pages import pages
 from ml_dash.request import numbered
@@ -71,7 +71,7 @@ class Look(Tensors):
         pending: bool = False,
         page_size: int = 500,
     ) -> Iterator[m.Record]:
-        wanted = None if pattern is None else text(pattern, "pattern")
+        wanted = None if pattern is None else sought(pattern, "pattern")
 
         def ask(after: str | None) -> m.Page:
             said = m.List(
@@ -96,7 +96,7 @@ class Look(Tensors):
         return found
 
     def _named(self, name: str | None, *, latest: bool = False, page_size: int = 500) -> Iterator[m.Record]:
-        path = "/".join(part for part in (self._place.prefix, text(name or "", "name")) if part)
+        path = self._below(name)
         folder, _, filename = path.rpartition("/")
         if not filename:
             raise error(Code.NO_MATCH, "no file is named", 'say which, as in files("model.pt"), or pass a pattern')
@@ -115,18 +115,22 @@ class Look(Tensors):
 
     def _no_file(self, name: str | None) -> Exception:
         """Nothing is called that, unless it is a folder."""
-        where = "/".join(part for part in (self._place.prefix, name) if part)
+        where = self._below(name)
         if next(self._records(replace(self._place, prefix=where), None, page_size=1), None) is None:
             return self._no_match(name)
         hint = f'all that is in it fits the pattern "**"; from a shell it is "{where}/**", or get -r'
         return error(Code.NO_MATCH, f"{where!r} in {self._experiment()} is a folder, and no file", hint)
 
     def _no_match(self, pattern: str | None) -> Exception:
-        where = "/".join(part for part in (self._place.prefix, pattern) if part)
+        where = self._below(pattern)
         hint = None
         if pattern is not None and "[" in pattern:
             hint = f'for a "[" that is part of a name, write "[[]": {pattern.replace("[", "[[]")!r}'
         return error(Code.NO_MATCH, f"no file fits {where!r} in {self._experiment()}", hint)
+
+    def _below(self, name: str | None) -> str:
+        """A name or a pattern at this place, as the experiment has it."""
+        return "/".join(part for part in (self._place.prefix, sought(name or "", "name")) if part)
 
     def _experiment(self) -> str:
         return f"{self._place.namespace}/{self._place.project}/{self._place.experiment}"

@@ -172,3 +172,21 @@ def test_a_folder_that_is_taken_for_a_file_is_told_from_nothing(exp: Experiment,
         refused(call, Code.NO_MATCH, ValueError, "'runs/1 [a]' in", "is a folder, and no file", 'the pattern "**"')
     refused(exp.files("runs/1").read_text, Code.NO_MATCH, ValueError, "no file fits 'runs/1' in")
     assert [each["filename"] for each in exp.files("runs").list()] == ["a.txt"]
+
+
+def test_what_is_looked_for_may_begin_with_a_slash_as_a_records_path_does(exp: Experiment, tmp_path: Path) -> None:
+    saved = exp.files("m").save_text("x", to="a.txt")
+    full = f"{saved['path']}/{saved['filename']}"
+    assert full == "/m/a.txt"
+    assert exp.files.read_text(full) == "x"
+    assert exp.files.exists(full)
+    assert Path(exp.files.download(full, to=tmp_path / "here.txt")).read_text() == "x"
+    assert [each["id"] for each in exp.files.list("/m/*")] == [each["id"] for each in exp.files("/m").list("/*.txt")]
+    assert exp.files.download("/m/*", to=tmp_path / "out") == [str(tmp_path / "out/m/a.txt")]
+    copy = exp.files.duplicate(full, "m/b.txt").wait(30)
+    assert [each["id"] for each in exp.files.prune("/m/*", keep_last=1, dry_run=True)] == []
+    assert exp.files.delete(full)["id"] == saved["id"]
+    assert exp.files.delete("/m/*")[0]["id"] == copy["id"]
+    refused(lambda: exp.files("m").delete("/none"), Code.NO_MATCH, ValueError, "no file fits 'm/none' in")
+    for pattern in ("/", "//m/*", "/../*"):
+        refused(lambda pattern=pattern: exp.files.list(pattern), Code.INVALID_PATH, ValueError, "the pattern")
