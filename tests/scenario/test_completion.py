@@ -6,14 +6,16 @@ import argparse
 import os
 import re
 import shlex
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ml_dash.cli.parser import COMMANDS, EXAMPLES, actions_of, build
+from tests.scenario.embedded import Root
 from tests.scenario.shell import RUN
 from tests.servers.debian import NotInstallableError
 from tests.servers.shells import shell_command
@@ -50,6 +52,12 @@ CASES: dict[str, set[str]] = {
     "ml-dash --root put ls --l": {"--latest"},
     "ml-dash --root=put ls --l": {"--latest"},
     "ml-dash none --l": set(),
+    # Files of an experiment, a folder at a time.
+    "ml-dash get --root ~/root --prefix alice/cv/resnet ": {"[1].pt", "models", "müller"},
+    "ml-dash --root ~/root versions --prefix=alice/cv/resnet models/": {"models/a b.pt", "models/deep"},
+    "ml-dash update --root ~/root --prefix 'alice/cv/resnet' models/a": {"models/a b.pt"},
+    "ml-dash rm a.pt --root ~/root --prefix alice/cv/resnet /models/d": {"/models/deep"},
+    "ml-dash get --root ~/none --prefix alice/cv/resnet ": set(),
 }
 OPTIONS = {f"ml-dash {command} --": command for command in COMMANDS}
 ASK_BASH = """
@@ -114,7 +122,7 @@ def typed_into_zsh(path: str, home: Path, folder: Path, load: str) -> str:
                 pass
         os.close(ours)
         process.wait(60)
-    return (home / "found").read_text().replace("\\ ", " ")
+    return re.sub(r"\\(.)", r"\1", (home / "found").read_text())
 
 
 def in_fish(path: str, home: Path, folder: Path) -> str:
@@ -149,8 +157,19 @@ ASK: list[tuple[str, Callable[[str, Path, Path], str]]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root with files, whose daemon runs."""
+    root = Root(tmp_path_factory.mktemp("stored") / "root")
+    with root.experiment("alice/cv/resnet").run as exp:
+        for name in ("[1].pt", "models/a b.pt", "models/a b.pt", "models/deep/er/c.pt", "müller/d.pt"):
+            exp.files.save_text(name, to=name)
+        yield root.path
+    root.end()
+
+
 @pytest.fixture(scope="module", params=ASK, ids=lambda ask: ask[1].__name__)
-def offers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+def offers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, set[str]]:
     """What a shell offers for each line, all asked at once: some take a second to start."""
     shell, ask = request.param
     try:
@@ -160,10 +179,13 @@ def offers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     (home / "ml-dash").write_text(f'#!/bin/sh\nexec {shlex.join(RUN)} "$@"\n')
     (home / "ml-dash").chmod(0o755)
+    (home / "root").symlink_to(root)
     for each in ("models", "put"):
         (folder / each).mkdir()
     (folder / "model one.pt").touch()
-    answers = (answer.split("\n") for answer in ask(path, home, folder).removeprefix("> ").split("\n> "))
+    answers = [answer.split("\n") for answer in ask(path, home, folder).removeprefix("> ").split("\n> ")]
+    assert not (home / "none").exists()
+    assert not (folder / ".dash").exists()
     return {typed: {each.rstrip("/") for each in rest} - {""} for typed, *rest in answers}
 
 
@@ -179,3 +201,18 @@ def test_every_option_of_every_command_is_offered(offers: dict[str, set[str]]) -
     for typed, command in OPTIONS.items():
         options = {flag for action in actions_of(commands.choices[command]) for flag in action.option_strings}
         assert offers[typed] == {flag for flag in options if flag.startswith("--")}, command
+
+
+def test_a_daemon_that_hangs_is_not_waited_for(root: Path) -> None:
+    with Root(root).experiment("alice/cv/resnet").run:
+        pid = Root(root).status().pid
+        asked = [*RUN, "__complete", "get", "--root", str(root), "--prefix", "alice/cv/resnet"]
+        assert (
+            subprocess.run([*asked, "mü"], capture_output=True, timeout=60, check=True).stdout == "müller/\n".encode()
+        )
+        os.kill(pid, signal.SIGSTOP)
+        try:  # a question has half a minute elsewhere
+            done = subprocess.run([*asked, "mü"], capture_output=True, timeout=25, check=True)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert (done.stdout, done.stderr) == (b"", b"")

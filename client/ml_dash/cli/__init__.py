@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ml_dash.cli import parser, show
+from ml_dash.cli import offering, parser, show
 from ml_dash.cli.commands import COMMANDS
 from ml_dash.errors import Code, MLDashError, error
 
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    if words[:1] == [offering.COMMAND]:
+        return offering.offer(words[1:])
     as_json = "--json" in words
     try:
         options, unknown = parser.build().parse_known_args(words)

@@ -1,4 +1,4 @@
-"""Completion scripts, made from the parser: commands, options, their choices, and local files where they are due."""
+"""Completion scripts, made from the parser: commands, options, their choices, files here and in the experiment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ml_dash.cli.offering import COMMAND
 from ml_dash.cli.parser import PROGRAM, actions_of
 
 LOCAL = {"FILE": "files", "DIR": "folders", "DEST": "files", "ROOT": "folders", "SOCKET": "files"}
 """What a metavar stands for, where it is something on this machine."""
+ARGUMENTS = {**LOCAL, "PATH": "stored", "PATTERN": "stored"}
+"""The same of a command's arguments, which may be files of an experiment, too; `offering` finds those."""
 
 
 class Option(NamedTuple):
@@ -23,7 +26,7 @@ class Option(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command: `argument` is what its first argument may be, as an option's value; `choices` if it has some."""
+    """A command: `argument` is what its first may be, as an option's value, or "stored"; `choices` if it has some."""
 
     name: str
     help: str
@@ -45,7 +48,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[Command]:
             helps = {choice.dest: choice.help or "" for choice in action._get_subactions()}  # noqa: SLF001
             for name, command in action.choices.items():
                 first = next((each for each in actions_of(command) if not each.option_strings), None)
-                value = "" if first is None else LOCAL.get(str(first.metavar), "any")
+                value = "" if first is None else ARGUMENTS.get(str(first.metavar), "any")
                 choices = _choices(first)
                 yield Command(name, helps[name], tuple(_options(command)), value, choices)
 
@@ -93,7 +96,7 @@ def _bash(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
     yield f'            "") complete=words words="{names} {_flags(shared)}" ;;'
     for command in commands:
         words = " ".join((*command.choices, _flags(command.options)))
-        kind = command.argument if command.argument in ("files", "folders") else "words"
+        kind = command.argument if command.argument in ("files", "folders", "stored") else "words"
         yield f'            {command.name}) complete={kind} words="{words}" ;;'
     yield from (
         "        esac ;;",
@@ -103,6 +106,9 @@ def _bash(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
         '        words) mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current") ;;',
         '        files) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;',
         '        folders) mapfile -t COMPREPLY < <(compgen -d -- "$current") ;;',
+        "        stored)",
+        f'            mapfile -t COMPREPLY < <({PROGRAM} {COMMAND} "${{COMP_WORDS[@]:1:COMP_CWORD}}" 2> /dev/null)',
+        '            [[ "${COMPREPLY[*]-}" == */ ]] && compopt -o nospace 2> /dev/null ;;',
         "        *) COMPREPLY=() ;;",
         "    esac",
         "}",
@@ -131,7 +137,14 @@ def _with_values(options: Sequence[Option]) -> list[str]:
 def _zsh(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]:
     yield from (
         f"#compdef {PROGRAM}",
+        "_ml_dash_stored() {",
+        '    [[ "$PREFIX" == -* ]] && return',
+        f'    local -a found=("${{(@f)$({PROGRAM} {COMMAND} "${{before[@]}}" "$PREFIX" 2> /dev/null)}}")',
+        "    compadd -S '' -- ${(M)found:#*/}",
+        "    compadd -- ${found:#*/}",
+        "}",
         "_ml_dash() {",
+        '    local -a before=("${(@)words[2,CURRENT-1]}")',
         "    local context state state_descr line",
         "    typeset -A opt_args",
         "    local -a commands=(",
@@ -158,7 +171,7 @@ def _zsh(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str]
     )
 
 
-_ZSH = {"files": "_files", "folders": "_files -/", "any": " ", "": " "}
+_ZSH = {"files": "_files", "folders": "_files -/", "stored": "_ml_dash_stored", "any": " ", "": " "}
 
 
 def _zsh_options(options: Sequence[Option]) -> Iterator[str]:
@@ -193,6 +206,10 @@ def _fish(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
         "    end",
         '    test "$command" = "$argv[1]"',
         "end",
+        "function __ml_dash_stored -d 'files of the experiment'",
+        "    string match -q -- '-*' (commandline -ct); and return",
+        f"    {PROGRAM} {COMMAND} (commandline -opc)[2..-1] (commandline -ct) 2> /dev/null",
+        "end",
         f"complete -c {PROGRAM} -f",
     )
     for command in commands:
@@ -210,7 +227,7 @@ def _fish(shared: Sequence[Option], commands: Sequence[Command]) -> Iterator[str
             yield f"{seen} {_FISH[command.argument]}"
 
 
-_FISH = {"files": "-F", "folders": "-a '(__fish_complete_directories)'"}
+_FISH = {"files": "-F", "folders": "-a '(__fish_complete_directories)'", "stored": "-a '(__ml_dash_stored)'"}
 
 
 def _fish_option(option: Option) -> str:
