@@ -19,9 +19,10 @@ from ml_dashd.core.plan import MIB, Part
 from ml_dashd.core.retry import Fault, StoreError
 from ml_dashd.core.schedule import Lane
 from ml_dashd.core.states import State
-from ml_dashd.edge import local_store
+from ml_dashd.edge import inbox, local_store
 from ml_dashd.edge.buffers import BufferPool
 from ml_dashd.edge.faults import NoFaults
+from ml_dashd.edge.inbox import InboxFolder
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.pin import SpoolPins
 from ml_dashd.edge.slots import SlotFiles
@@ -30,12 +31,14 @@ from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.adopt import Adopting
 from ml_dashd.flow.bell import Bell
 from ml_dashd.flow.finish import Finish
+from ml_dashd.flow.inbox import Adoption
 from ml_dashd.flow.pace import FairBuffers
 from ml_dashd.flow.sources import open_source
 from ml_dashd.flow.turns import Turns
 from ml_dashd.flow.upload import Uploader
 from ml_dashd.ports import Handed, Offer, Source
 from tests.edge.journal_rig import opened
+from tests.edge.test_inbox import leave
 
 
 def open_descriptors() -> int:
@@ -267,4 +270,35 @@ async def test_a_part_that_is_cancelled_before_it_begins_gives_its_memory_back()
     async with asyncio.timeout(20):
         for _ in range(2):
             await buffers.take(MIB, Claim.of(Lane.LARGE, job))
+    threads.close()
+
+
+async def test_what_was_left_is_taken_in_though_who_asked_for_it_has_hung_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder has been looked at by then, and nothing else may ever come to it."""
+    threads, taken = Pool(1, "test"), list[str]()
+
+    async def upload(_: object, message: Any, *__: object) -> Job:
+        taken.append(message.file.to)
+        return Job(FileRecord(7, 0, "a", "b", "c", "", message.file.to, 7, "", 0, 0), Pin(PinKind.INLINE))
+
+    monkeypatch.setattr(inbox, "TICK_MS", -1)
+    folder = InboxFolder(tmp_path / "inbox", 0o600, SystemClock())
+    leave(tmp_path / "inbox", 1)
+    door = Door(folder.look)
+    monkeypatch.setattr(folder, "look", door)
+    async with opened(tmp_path / "journal.sqlite") as journal, asyncio.timeout(30):
+        adoption = Adoption(
+            folder=folder, accept=cast("Any", SimpleNamespace(upload=upload)), journal=journal,
+            catalog=cast("Any", None), ids=cast("Any", SimpleNamespace(next=lambda _: 7)),
+            policy=cast("Any", SimpleNamespace(may_connect=lambda _: True)), threads=threads, clock=SystemClock(),
+            faults=NoFaults(),
+        )  # fmt: skip
+        await door.cancel(asyncio.create_task(adoption.wait(os.getuid(), 20)))
+        await adoption.look()
+        await adoption.wait(os.getuid(), 20)
+        assert taken == ["1.txt"]
+        await adoption.close()
+    folder.close()
     threads.close()

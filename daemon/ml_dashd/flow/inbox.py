@@ -109,10 +109,10 @@ class Adoption:
             began = self._clock.monotonic()
             if began < self._not_before or not (self._left_some or self._folder.changed()):
                 return
+            self._left_some = True  # until they have their ids: who asks, and is gone by then, has them found once more
             found = await self._threads.run(self._folder.look)
             took_s = self._clock.monotonic() - began
             self._not_before = 0.0 if took_s < QUICK_S else began + 11 * took_s
-            self._left_some = True
             new = {(each.uid, each.key): each for each in found if (each.uid, each.key) not in self._waiting}
             known = await self._journal.numbers([*new]) if new else {}
             ids = {key: self._ids.next(each.handed_ms) for key, each in new.items() if key not in known}
