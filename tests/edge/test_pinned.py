@@ -438,3 +438,20 @@ def test_a_copy_that_is_duplicated_counts_twice_and_outlives_the_first(spool: Sp
             limited.pins.release(pin, 99)
             refused(Code.SOURCE_LOST, lambda: limited.pins._copies.share(descriptor, "100", duplicate))
         assert (limited.files(), room.used_bytes) == ([], 0)
+
+
+def test_a_copy_is_duplicated_by_its_bytes_where_files_have_but_one_name(
+    spool: Spool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FAT, and on some that are mounted by FUSE."""
+    monkeypatch.setattr(spool_copies, "link", lambda *_: False)
+    room = Room(2 * SIZE)
+    with later_spool(spool.folder, Witness(most=0), room) as limited:
+        job = limited.take(path, Protection.COPY)
+        pin, _, size = limited.pins.adopt(job, 99)
+        duplicate = replace(job, record=replace(job.record, id=99), pin=pin)
+        assert (pin.kind, size, room.used_bytes) == (PinKind.COPY, SIZE, 2 * SIZE)
+        limited.pins.release(job.pin, job.id)
+        assert limited.read(duplicate) == content()
+        limited.pins.release(pin, 99)
+        assert (limited.files(), room.used_bytes) == ([], 0)

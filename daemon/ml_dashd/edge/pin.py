@@ -97,7 +97,8 @@ class SpoolPins:
                 raise changed(job.pin.source)
             if job.pin.kind is PinKind.COPY:  # not as a user's file: its times move when a store takes it, too
                 name = self._copies.share(descriptor, str(file_id), job)
-                return replace(job.pin, name=name), None, job.record.size_bytes
+                mark = self._mark(-1, PinKind.COPY, name)
+                return replace(job.pin, name=name, fingerprint=mark), None, job.record.size_bytes
             return self._take(descriptor, file_id, job.pin.source, Protection.RESTART)
 
     def _take(

@@ -70,20 +70,22 @@ class SpoolCopies:
         return name
 
     def share(self, descriptor: int, name: str, job: Job) -> str:
-        """Another name for a job's copy, to be released by itself. Returns the name.
+        """Another name for a job's copy, to be released by itself; where files have but one, another copy. Returns it.
 
         It counts against the quota as the copy does, for it keeps the bytes when that is gone. Raises SOURCE_LOST where
-        it is gone, and what `Room.take` raises.
+        it is gone, and as `make` does.
         """
         path = str(self._folder / name)
         self._room.take(path, job.record.size_bytes)
         try:
-            if not link(descriptor, path):
+            if link(descriptor, path):
+                return name
+            if not os.fstat(descriptor).st_nlink:
                 raise lost(job)
         except (OSError, MLDashError):
             self._room.give_back(path)
             raise
-        return name
+        return self.make(descriptor, name, job.pin.source, lambda: None)  # nobody writes to the daemon's own
 
     def look_for_room(self, name: str, size_bytes: int) -> None:
         """Whether a copy would find room if it were made now; none is set aside. Raises as `make` does."""
