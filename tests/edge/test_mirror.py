@@ -20,6 +20,7 @@ from ml_dashd.edge.threads import Pool
 from ml_dashd.edge.tree import FolderTree
 from ml_dashd.flow.mirror import Mirror
 from ml_dashd.ports import JournalError
+from tests.edge.test_cancelled import Door
 
 ANN, BEN = RunKey("a", "b", "ann", 1), RunKey("a", "b", "ben", 1)
 
@@ -107,6 +108,30 @@ async def test_an_experiment_that_can_not_be_shown_keeps_no_other_back(world: Wo
     world.mirror.touch(BEN)
     await world.mirror.close()
     assert world.shown(BEN)
+
+
+async def test_a_stop_while_rows_are_shown_shows_each_of_them_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the experiment that is at hand, of which more come meanwhile, and those of the others."""
+    monkeypatch.setattr("ml_dashd.flow.mirror.GATHER_S", 0)
+    tree = FolderTree(world.root)
+    for key in (ANN, BEN):
+        await world.begin(key)
+        for n in range(3):
+            assert await world.mirror.bring(key)
+            await world.runs.append(key, 1, n, [NewRow("loss", json.dumps({"n": n}))], 1000)
+    door = Door(tree.append)
+    monkeypatch.setattr(FolderTree, "append", door)
+    running = asyncio.create_task(world.mirror.run())
+    await asyncio.to_thread(door.reached.wait, 20)
+    for key in (ANN, BEN):
+        await world.runs.append(key, 1, 3, [NewRow("loss", json.dumps({"n": 3}))], 1000)
+    world.mirror.touch(ANN)
+    await door.cancel(running)
+    await world.mirror.close()
+    shown = [[json.loads(line)["data"]["n"] for line in tree.lines(key.prefix, "loss", 0)] for key in (ANN, BEN)]
+    assert shown == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 async def test_an_experiment_below_the_metrics_of_another_keeps_its_rows(world: World) -> None:

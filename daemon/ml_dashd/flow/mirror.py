@@ -36,6 +36,7 @@ from ml_dashd.core.runs import (
     params_text,
     row_text,
 )
+from ml_dashd.flow.whole import whole
 from ml_dashd.ports import Clock, JournalError, ShownRuns, Threads, Tree
 
 log = logging.getLogger("ml_dashd.flow")
@@ -96,10 +97,22 @@ class Mirror:
             if self._clock.monotonic() >= again_at:
                 self._late |= postponed
                 postponed = set()
-            failed = {key for key in self._take() if not await self.bring(key)}
+            failed = await self._bring_all(self._take())
             if failed:
                 postponed |= failed
                 again_at = self._clock.monotonic() + AGAIN_S
+
+    async def _bring_all(self, late: list[RunKey]) -> set[RunKey]:
+        """Those that could not be brought. Who is cancelled has brought one whole, and leaves the rest to `close`."""
+        failed = set[RunKey]()
+        try:
+            while late:
+                if not await whole(self.bring(late[0])):
+                    failed.add(late[0])
+                del late[0]
+        finally:
+            self._late.update(late)
+        return failed
 
     async def _left(self) -> list[RunKey]:
         while True:
