@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from ml_dash.errors import Code
 from ml_dashd.core.model import Scope
 from ml_dashd.core.runs import MetricLength, NewRow, Opened, Run, RunKey
+from ml_dashd.edge import tree as edge_tree
 from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.runs_sqlite import SqliteRuns
 from ml_dashd.edge.system import SystemClock
@@ -132,6 +135,29 @@ async def test_a_stop_while_rows_are_shown_shows_each_of_them_once(
     await world.mirror.close()
     shown = [[json.loads(line)["data"]["n"] for line in tree.lines(key.prefix, "loss", 0)] for key in (ANN, BEN)]
     assert shown == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+async def test_rows_that_were_half_written_on_a_full_disk_are_there_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The piece in which the disk became full ends in the middle of a row."""
+    tree = FolderTree(world.root)
+    await world.begin(ANN)
+    for n in range(4):
+        if n == 3:
+            with monkeypatch.context() as patched:
+                patched.setattr(edge_tree, "_write", write_half)
+                assert not await world.mirror.bring(ANN)
+        await world.runs.append(ANN, 1, n, [NewRow("loss", json.dumps({"n": n}))], 1000)
+        if n == 1:
+            assert await world.mirror.bring(ANN)
+    assert await world.mirror.bring(ANN)
+    assert [json.loads(line)["data"]["n"] for line in tree.lines(ANN.prefix, "loss", 0)] == [0, 1, 2, 3]
+
+
+def write_half(descriptor: int, content: bytes) -> None:
+    os.write(descriptor, content[: len(content) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def test_an_experiment_below_the_metrics_of_another_keeps_its_rows(world: World) -> None:

@@ -234,6 +234,7 @@ class Mirror:
         if at is None:
             at = await self._compare(tree, key, metric)
         while rows := await self._runs.rows(key, metric.name, at, PIECE):
+            self._at.pop((key, metric.name), None)  # what is only half written is compared
             await self._threads.run(tree.append, key.prefix, metric.name, _lines(rows, at))
             at += len(rows)
             self._at[key, metric.name] = at
