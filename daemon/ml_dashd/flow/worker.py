@@ -102,7 +102,8 @@ class Worker:
         """Takes back jobs whose cancellation the journal has noted."""
         for job in jobs:
             if job.state is State.FAILED:  # by the queue's way, because the store may be away
-                await self._journal.advance(job, State.QUEUED)
+                with suppress(Superseded):  # somebody else has deleted it in this moment, too
+                    await self._journal.advance(job, State.QUEUED)
             elif (task := self._running.get(job.id)) is not None and task not in self._together:
                 task.cancel()
         if any(job.state is State.VERIFIED for job in jobs):
@@ -327,11 +328,11 @@ class Worker:
         if not jobs or jobs[0].state in (State.DONE, State.CANCELLED, State.FAILED):
             return
         job = jobs[0]
-        if job.pin.kind is not begun.pin.kind and getattr(failure, "code", None) in (
-            Code.SOURCE_CHANGED,
-            Code.SOURCE_LOST,
-        ):
+        code = getattr(failure, "code", None)
+        if job.pin.kind is not begun.pin.kind and code in (Code.SOURCE_CHANGED, Code.SOURCE_LOST):
             return  # there is a copy of it meanwhile, from which it goes on
+        if job.state is State.VERIFIED and code is Code.DISK_FAILED:
+            return  # the store has it whole, and waits for the catalog: its source is needed no more
         try:
             await self._follow(job, failure)
         except Superseded:
