@@ -6,7 +6,8 @@ import errno
 import mmap
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -422,22 +423,28 @@ def test_a_copy_of_what_is_written_to_without_a_trace_is_none(
     assert spool.files() == []
 
 
-def test_a_copy_that_is_duplicated_counts_twice_and_outlives_the_first(spool: Spool, path: Path) -> None:
-    """By two names of one file, which is no user's: its times may move, as when a store takes it, too."""
+@contextmanager
+def duplicated(folder: Path, path: Path) -> Iterator[tuple[Spool, Job, Job]]:
+    """A copy and its duplicate, which have all the room that there is; at the end nothing may be left of them."""
     room = Room(2 * SIZE)
-    with later_spool(spool.folder, Witness(most=0), room) as limited:
+    with later_spool(folder, Witness(most=0), room) as limited:
         job = limited.take(path, Protection.COPY)
         pin, _, size = limited.pins.adopt(job, 99)
-        duplicate = replace(job, record=replace(job.record, id=99), pin=pin)
         assert (pin.kind, size, room.used_bytes) == (PinKind.COPY, SIZE, 2 * SIZE)
+        yield limited, job, replace(job, record=replace(job.record, id=99), pin=pin)
+        assert (limited.files(), room.used_bytes) == ([], 0)
+
+
+def test_a_copy_that_is_duplicated_counts_twice_and_outlives_the_first(spool: Spool, path: Path) -> None:
+    """By two names of one file, which is no user's: its times may move, as when a store takes it, too."""
+    with duplicated(spool.folder, path) as (limited, job, duplicate):
         refused(Code.RETRY_LATER, lambda: limited.pins.adopt(job, 100))
         limited.pins.release(job.pin, job.id)
-        (spool.folder / pin.name).chmod(0o640)
+        (spool.folder / duplicate.pin.name).chmod(0o640)
         assert limited.read(duplicate) == content()
         with limited.pins._opened(duplicate) as descriptor:
-            limited.pins.release(pin, 99)
+            limited.pins.release(duplicate.pin, 99)
             refused(Code.SOURCE_LOST, lambda: limited.pins._copies.share(descriptor, "100", duplicate))
-        assert (limited.files(), room.used_bytes) == ([], 0)
 
 
 def test_a_copy_is_duplicated_by_its_bytes_where_files_have_but_one_name(
@@ -445,13 +452,7 @@ def test_a_copy_is_duplicated_by_its_bytes_where_files_have_but_one_name(
 ) -> None:
     """As on FAT, and on some that are mounted by FUSE."""
     monkeypatch.setattr(spool_copies, "link", lambda *_: False)
-    room = Room(2 * SIZE)
-    with later_spool(spool.folder, Witness(most=0), room) as limited:
-        job = limited.take(path, Protection.COPY)
-        pin, _, size = limited.pins.adopt(job, 99)
-        duplicate = replace(job, record=replace(job.record, id=99), pin=pin)
-        assert (pin.kind, size, room.used_bytes) == (PinKind.COPY, SIZE, 2 * SIZE)
+    with duplicated(spool.folder, path) as (limited, job, duplicate):
         limited.pins.release(job.pin, job.id)
         assert limited.read(duplicate) == content()
-        limited.pins.release(pin, 99)
-        assert (limited.files(), room.used_bytes) == ([], 0)
+        limited.pins.release(duplicate.pin, 99)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ml_dash import Experiment
+from tests.crash.test_ended_daemon import SLOW
 from tests.doubles.nodes import PATIENCE_S
 from tests.harness import Bucket, DaemonProcess, Folder, assert_whole, eventually, fault_points, make_file
 from tests.servers.swift import Swift
@@ -18,7 +19,6 @@ from tests.servers.swift import Swift
 MIB = 1 << 20
 SIZES = (10, 70_000, MIB, 5 * MIB, 11 * MIB + 3)
 """In the message, in one request with others, in one, and in parts of 5 MiB."""
-SLOW = "journal.before_commit=slow@*"
 SETTINGS = f"part_size = {5 * MIB}\ndelete_grace = 0\n"
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,6 @@ class Client:
         self._ids: dict[str, str] = {}
         self._folder = folder / f"client{number}"
         self._folder.mkdir()
-        self._number = number
         self._chance = chance
         self._step = 0
 
@@ -50,13 +49,13 @@ class Client:
     def _upload(self, exp: Experiment) -> None:
         source, sha256 = self._source()
         durability = self._chance.choice(["memory", "disk"])
-        result = exp.files(f"client{self._number}").upload(source, durability=durability)
+        result = exp.files(self._folder.name).upload(source, durability=durability)
         self._note(result["id"], source.name, sha256)
 
     def _overwrite(self, exp: Experiment) -> None:
         """What was copied at the hand-off is the daemon's."""
         source, sha256 = self._source()
-        result = exp.files(f"client{self._number}").upload(source, snapshot="copy")
+        result = exp.files(self._folder.name).upload(source, snapshot="copy")
         source.write_bytes(b"the next epoch")
         self._note(result["id"], source.name, sha256)
 
@@ -66,7 +65,7 @@ class Client:
 
     def _save(self, exp: Experiment) -> None:
         source, sha256 = self._source()
-        result = exp.files(f"client{self._number}").save_blob(source.read_bytes(), to=source.name)
+        result = exp.files(self._folder.name).save_blob(source.read_bytes(), to=source.name)
         self._note(result["id"], source.name, sha256)
 
     def _update(self, exp: Experiment) -> None:
@@ -76,7 +75,7 @@ class Client:
 
     def _duplicate(self, exp: Experiment) -> None:
         path = self._some()
-        result = exp.files(f"client{self._number}").duplicate(self._ids[path], to=f"{self._step}.bin")
+        result = exp.files(self._folder.name).duplicate(self._ids[path], to=f"{self._step}.bin")
         copy = self._note(result["id"], f"{self._step}.bin", self.files[path])
         if path in self.said:
             self.said[copy] = self.said[path]
@@ -96,7 +95,7 @@ class Client:
         return self._chance.choice([*self._ids])
 
     def _note(self, file_id: str, name: str, sha256: str) -> str:
-        path = f"client{self._number}/{name}"
+        path = f"{self._folder.name}/{name}"
         self._ids[path] = file_id
         self.files[path] = sha256
         return path

@@ -126,7 +126,9 @@ class Pins(Protocol):
         """
 
     def adopt(self, job: Job, file_id: int) -> tuple[Pin, bytes | None, int]:
-        """Pins what a job on its way has pinned for another file, too, as `take` does; no byte is copied.
+        """Pins what a job on its way has pinned for another file, too, as `take` does.
+
+        No byte is copied, but of a copy where files can't have two names.
 
         Raises SOURCE_LOST where it was let go, DISK_FULL or RETRY_LATER without room. It may have been let go for a
         moment, and a slot be used again: whoever calls looks at the job once more.
