@@ -34,7 +34,7 @@ from ml_dashd.edge.catalog_sqlite import SqliteCatalog
 from ml_dashd.edge.holder import RENEW_S, Holder
 from ml_dashd.edge.place import BOOT
 from ml_dashd.edge.root import RootFolder, StateFolder, Whereabouts, adopt
-from ml_dashd.ports import Clock, Send, Service, Session, Threads
+from ml_dashd.ports import Clock, Line, Service, Session, Threads
 
 log = logging.getLogger("ml_dashd")
 
@@ -105,12 +105,16 @@ class Embedded:
         if self._config.outside and not self._lost:
             await self._catalog.export(self._carried)
 
+    def is_whole(self) -> bool:
+        """Whether nothing of what the daemon keeps is being removed. Costs three calls of stat."""
+        return self._state.is_whole()
+
     async def check(self) -> None:
         """Ends the daemon where what it keeps is being removed. What it says after this is not lost with that.
 
         Costs three calls of stat.
         """
-        if self._state.is_whole():
+        if self.is_whole():
             return
         patience = self._clock.monotonic() + REMOVING_S
         while not self._state.is_removed() and self._clock.monotonic() < patience:
@@ -146,6 +150,26 @@ class Embedded:
         os._exit(0)
 
 
+class _WhileWhole:
+    """A client's line on which nothing is acknowledged early that may be lost already."""
+
+    def __init__(self, line: Line, embedded: Embedded) -> None:
+        self._line = line
+        self._embedded = embedded
+
+    async def report(self, message: Message) -> None:
+        await self._line.report(message)
+
+    def early(self, reply: Message) -> Callable[[], None]:
+        send = self._line.early(reply)
+
+        def send_while_whole() -> None:
+            if self._embedded.is_whole():  # else it is said, or not, once that is looked at closer
+                send()
+
+        return send_while_whole
+
+
 class EmbeddedService:
     """A service whose root may be removed under it: then it answers nobody, and who asked finds the next daemon."""
 
@@ -154,12 +178,14 @@ class EmbeddedService:
         self._embedded = embedded
 
     async def handle(
-        self, session: Session, message: Message, descriptors: Sequence[int], send: Send
+        self, session: Session, message: Message, descriptors: Sequence[int], line: Line
     ) -> tuple[Message, Sequence[int]]:
         if isinstance(message, HAND_OFFS):
             await self._embedded.check()
         try:
-            reply, attached = await self._service.handle(session, message, descriptors, send)
+            reply, attached = await self._service.handle(
+                session, message, descriptors, _WhileWhole(line, self._embedded)
+            )
         except MLDashError as refused:
             await self._embedded.check()
             raise self._named(refused) from None

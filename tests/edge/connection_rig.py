@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash import messages as m
+from ml_dash.errors import MLDashError
 from ml_dash.wire import VERSION, Decoder, Frame
 from ml_dashd.core.access import Policy
 from ml_dashd.edge.socket_server import Access, SocketServer
 from ml_dashd.edge.system import SystemClock
-from ml_dashd.ports import Send, Session
+from ml_dashd.ports import Line, Session
 
 PLACE = m.Place(namespace="alice", project="cv", experiment="resnet")
 FILE = m.Described(place=PLACE, to="best.pt")
@@ -36,12 +37,18 @@ class Gate:
         self.ended: asyncio.Queue[tuple[m.Message, str]] = asyncio.Queue()
         self.gone: asyncio.Queue[int] = asyncio.Queue()
         self.open = asyncio.Event()
+        self.early: m.Message | None = None
+        """Sent by another thread before anything is waited for."""
+        self.refusal: MLDashError | None = None
+        """How requests end once they may."""
 
     async def handle(
-        self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send
+        self, session: Session, message: m.Message, descriptors: Sequence[int], line: Line
     ) -> tuple[m.Message, Sequence[int]]:
         if isinstance(message, m.Hello):
             return m.Done(request=message.request), ()
+        if self.early is not None:
+            await asyncio.to_thread(line.early(self.early))
         self.begun.put_nowait(message)
         how = "cancelled"
         try:
@@ -49,6 +56,8 @@ class Gate:
             how = "answered"
         finally:
             self.ended.put_nowait((message, how))
+        if self.refusal is not None:
+            raise self.refusal
         return m.Done(request=message.request), ()
 
     def disconnected(self, session: Session) -> None:

@@ -25,7 +25,7 @@ from ml_dashd.core.schedule import lane
 from ml_dashd.core.states import TRANSITIONS, State
 from ml_dashd.edge.faults import NoFaults
 from ml_dashd.edge.journal import SqliteJournal
-from ml_dashd.ports import Handed
+from ml_dashd.ports import Faults, Handed
 
 MIB = 1 << 20
 OWNER = 1000
@@ -53,8 +53,10 @@ class SetClock:
 
 
 @asynccontextmanager
-async def opened(path: Path, clock: SetClock | None = None) -> AsyncIterator[SqliteJournal]:
-    made = SqliteJournal(path, clock or SetClock(), NoFaults(), lambda kind, size: lane(kind, size, 16 * MIB))
+async def opened(
+    path: Path, clock: SetClock | None = None, faults: Faults | None = None
+) -> AsyncIterator[SqliteJournal]:
+    made = SqliteJournal(path, clock or SetClock(), faults or NoFaults(), lambda kind, size: lane(kind, size, 16 * MIB))
     await made.open()
     try:
         yield made

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ml_dash import messages as m
-from ml_dash.errors import Code
+from ml_dash.errors import Code, error
 from ml_dash.wire import HEADER, VERSION
 from tests.edge.connection_rig import (
     FETCH,
@@ -71,6 +72,54 @@ async def test_a_stop_ends_who_waits(make_rig: Any) -> None:
     await rig.asking(WAIT)
     await rig.server.stop()
     assert await soon(rig.service.ended.get()) == (WAIT, "cancelled")
+
+
+# ---- replies that do not wait for the loop
+
+
+async def test_an_early_reply_is_the_only_one(make_rig: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever comes of the rest: the peer would take a second reply for that of its next request."""
+    rig = make_rig()
+    rig.service.early, rig.service.refusal = m.Done(request=2), error(Code.INTERNAL, "what follows has failed")
+    peer = await rig.asking(PUT)
+    assert await peer.reply() == m.Done(request=2)
+    assert rig.service.ended.empty()
+    rig.service.early = None
+    rig.service.open.set()
+    assert await soon(rig.service.ended.get()) == (PUT, "answered")
+    rig.service.refusal = None
+    await peer.send(m.encode(replace(WAIT, request=3)))
+    assert await peer.reply() == m.Done(request=3)
+    assert [(each.message, each.error) for each in caplog.records if each.levelname == "ERROR"] == [
+        ("failed_once_answered", "what follows has failed")
+    ]
+
+
+async def test_what_the_socket_does_not_take_of_an_early_reply_follows(make_rig: Any) -> None:
+    """More than a socket holds, to a peer that does not read yet."""
+    rig = make_rig()
+    record = m.Record(
+        id=1, namespace="a", project="b", experiment="c", path="/", filename="d", size_bytes=0,
+        content_type="text/plain", created_ms=2, updated_ms=3, state="QUEUED", ack="memory", pin="fd",
+        description="x" * 2000,
+    )  # fmt: skip
+    rig.service.early = m.Page(request=2, records=(record,) * 1000)
+    rig.service.open.set()
+    peer = await rig.asking(PUT)
+    assert await soon(rig.service.ended.get()) == (PUT, "answered")
+    assert await peer.reply() == rig.service.early
+
+
+async def test_an_early_reply_to_a_peer_that_has_gone_is_nobodys(make_rig: Any) -> None:
+    """The request goes on, and the connection ends, as without it."""
+    rig = make_rig()
+    peer = await rig.greeted()
+    rig.service.early = m.Done(request=2)
+    await peer.send(m.encode(PUT))
+    peer.socket.close()
+    rig.service.open.set()
+    assert await soon(rig.service.ended.get()) == (PUT, "answered")
+    await soon(rig.service.gone.get())
 
 
 # ---- who is slow

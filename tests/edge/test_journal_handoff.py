@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,19 @@ from tests.edge.journal_rig import (
 )
 
 __all__ = ["clock", "journal", "path"]
+
+
+class Steps:
+    """Fault points, in the order in which they are passed; one of them may be refused."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.refused = ""
+
+    def at(self, point: str) -> None:
+        self.taken.append(point)
+        if point == self.refused:
+            raise OSError(f"refused: {point}")
 
 
 async def test_what_was_accepted_comes_back_field_by_field(journal: SqliteJournal, path: Path) -> None:
@@ -111,6 +125,43 @@ async def test_one_that_is_made_in_the_journals_thread(journal: SqliteJournal, p
     assert beside.code is Code.NOT_A_FILE
     assert taken == (job(9), True)
     assert rows(path, "SELECT id FROM files ORDER BY id") == [(7,), (9,)]
+
+
+async def test_what_is_to_follow_a_hand_off_comes_once_it_is_on_the_disk(path: Path, clock: SetClock) -> None:
+    """In the journal's thread, before the caller hears of it; and not at all where nothing was taken in."""
+    steps = Steps()
+
+    def ready(jobs: Sequence[Job]) -> Callable[[], None]:
+        steps.at(f"ready {[one.id for one in jobs]}")
+        return lambda: steps.at(f"follow in {threading.current_thread().name}")
+
+    async with opened(path, clock, steps) as journal:
+        before = len(steps.taken)
+        await journal.accept_all([Handed(job(7), key_of(1))], ready)
+        steps.at("heard of")
+        assert steps.taken[before:] == [
+            "ready [7]", "journal.before_commit", "journal.after_commit", "follow in journal", "heard of",
+        ]  # fmt: skip
+        await journal.accept_made(lambda: Handed(job(8), key_of(1)), ready)  # again: it is told of the first
+        assert steps.taken[-2:] == ["ready [7]", "follow in journal"]
+        steps.refused = "journal.before_commit"
+        before = len(steps.taken)
+        with pytest.raises(OSError, match="refused"):
+            await journal.accept_made(lambda: Handed(job(9), key_of(9)), ready)
+        assert "follow in journal" not in steps.taken[before:]
+        steps.refused = ""
+        assert await journal.get([9]) == []
+
+
+async def test_a_defect_in_what_follows_a_hand_off_is_no_ones_failure(
+    journal: SqliteJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    def follow() -> None:
+        raise ValueError("a defect")
+
+    assert await journal.accept_made(lambda: Handed(job(7), key_of(1)), lambda _: follow) == (job(7), True)
+    assert [one.message for one in caplog.records] == ["not_followed"]
+    assert await journal.accept_all([Handed(job(8), key_of(2))]) == [(job(8), True)]
 
 
 async def test_who_makes_a_file_is_not_left_alone_with_it(journal: SqliteJournal, path: Path) -> None:

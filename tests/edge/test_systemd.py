@@ -17,7 +17,7 @@ from ml_dashd import install
 from ml_dashd.app import CLOSING_S
 from ml_dashd.config import DaemonConfig
 from ml_dashd.edge import systemd
-from ml_dashd.edge.database import LOCKED_S
+from ml_dashd.edge.opening import LOCKED_S
 from ml_dashd.edge.systemd import STORE_MAX, Systemd
 
 LONGEST_VARIABLE = 128 * 1024

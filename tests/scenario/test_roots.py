@@ -34,6 +34,10 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
+def is_stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def names_of(exp: Experiment) -> dict[str, str]:
     return {each["filename"]: each["state"] for each in exp.files().list()}
 
@@ -179,6 +183,24 @@ def test_saves_right_after_a_root_was_removed_are_kept(
         stored = {each["filename"]: each["checksum"] for each in exp.files().list() if each["state"] == "DONE"}
     assert {name: stored[name] for name in digests} == digests
     assert "text.txt" in stored
+
+
+def test_what_a_root_takes_along_in_the_middle_of_a_hand_off_is_not_acknowledged(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal has the file, and is removed before anybody was told: the next daemon is handed it."""
+    monkeypatch.setenv("ML_DASHD_FAULTS", "accept.journaled=hang")
+    with root.experiment().run as exp, ThreadPoolExecutor(1) as trainer:
+        process = root.status().pid
+        monkeypatch.delenv("ML_DASHD_FAULTS")
+        save = trainer.submit(exp.files.save_text, "x", to="a.txt")
+        eventually(lambda: is_stopped(process))
+        remove(root.path)
+        os.kill(process, signal.SIGCONT)
+        save.result(60)
+        exp.files.flush(60)
+        assert root.status().pid != process
+        assert names_of(exp) == {"a.txt": "DONE"}
 
 
 def test_an_error_names_the_root_as_its_user_knows_it(make_root: Callable[..., Root]) -> None:

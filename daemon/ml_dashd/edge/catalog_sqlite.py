@@ -14,9 +14,10 @@ from pathlib import Path
 from ml_dash.errors import MLDashError
 from ml_dashd.core.model import Amendment, Experiment, FileRecord, Scope, Selection, Trouble
 from ml_dashd.edge.amending import amend, later_word
-from ml_dashd.edge.database import LOCKED_S, Database, open_database
+from ml_dashd.edge.database import Database
 from ml_dashd.edge.inventory_sqlite import INVENTORY, SqliteInventory
 from ml_dashd.edge.listing import ENDING, read_selection
+from ml_dashd.edge.opening import LOCKED_S, open_database
 from ml_dashd.edge.rows import RECORD_COLUMNS, insert, marks, placeholders, read_record, record_values, scope_where
 from ml_dashd.edge.sets_sqlite import SETS, SqliteSets, merge_sets
 from ml_dashd.ports import Faults, JournalError, gone_of

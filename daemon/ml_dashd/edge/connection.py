@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -85,6 +85,8 @@ class Connection:
         self._failure: ProtocolError | None = None
         self._patience: asyncio.TimerHandle | None = None
         """Runs while the peer owes us Hello, or the rest of a frame."""
+        self._left: memoryview | None = None
+        """Of a reply that was sent early: what the socket did not take."""
         self._waiting: asyncio.Timeout | None = None
         """Ends a request that only waits, once nobody is left to be told."""
 
@@ -129,7 +131,13 @@ class Connection:
                 await self._branch(message)
                 return
             reply, attached = await self._handle(message, frame.descriptors)
-            await self._send(reply, attached)
+            left, self._left = self._left, None
+            if left is None:
+                await self._send(reply, attached)
+                return
+            if isinstance(reply, Failed):
+                log.error("failed_once_answered", extra={"kind": type(message).__name__, "error": reply.message})
+            await self._send_all(left)
         finally:
             self._drop(frame.descriptors)
 
@@ -157,11 +165,11 @@ class Connection:
     async def _ask(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, Sequence[int]]:
         """What waits, reads, or is done again, ends when nobody is left to be told; what takes a file in never does."""
         if not isinstance(message, Wait | Fetch | Verify | ListExperiments | Reconcile):
-            return await self._service.handle(self._session, message, descriptors, self._report)
+            return await self._service.handle(self._session, message, descriptors, self)
         waiting = self._waiting = asyncio.timeout(None)
         try:
             async with waiting:
-                return await self._service.handle(self._session, message, descriptors, self._report)
+                return await self._service.handle(self._session, message, descriptors, self)
         except TimeoutError:
             if waiting.expired():
                 raise _HungUpError("the peer hung up while it waited") from None
@@ -288,12 +296,26 @@ class Connection:
         elif len(data) <= RECEIVE_BYTES:
             with suppress(BlockingIOError):
                 sent = self._socket.send(data)
-        if sent < len(data):
-            async with asyncio.timeout(self._host.peer_timeout_s):
-                await self._loop.sock_sendall(self._socket, data[sent:])
+        await self._send_all(data[sent:])
 
-    async def _report(self, message: Message) -> None:
-        """What comes before the reply. A peer that is gone ends the request, and is no defect of it."""
+    async def _send_all(self, data: memoryview) -> None:
+        if data:
+            async with asyncio.timeout(self._host.peer_timeout_s):
+                await self._loop.sock_sendall(self._socket, data)
+
+    def early(self, reply: Message) -> Callable[[], None]:
+        data = memoryview(messages.encode(reply, 0))
+
+        def send() -> None:
+            sent = 0
+            with suppress(OSError):  # the loop finds out whether it is full or broken
+                sent = self._socket.send(data)
+            self._left = data[sent:]
+
+        return send
+
+    async def report(self, message: Message) -> None:
+        """A peer that is gone ends the request, and is no defect of it."""
         try:
             await self._send(message)
         except (OSError, TimeoutError) as lost:

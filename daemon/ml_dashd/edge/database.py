@@ -23,8 +23,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from ml_dash.errors import TABLE, Code, MLDashError, error
+from ml_dash.errors import TABLE, Code, error
 from ml_dashd.core.model import Trouble
+from ml_dashd.edge.opening import is_full, open_database
 from ml_dashd.edge.reserve import Reserve
 from ml_dashd.ports import Faults, JournalError
 
@@ -36,18 +37,12 @@ Outcome = tuple[Any, Exception | None]
 
 MAX_BATCH = 256
 """Calls in one transaction: 32 already reach 48,000 rows a second."""
-LOCKED_S = 30.0
-"""How long a commit waits for another program that has the file locked, such as a backup."""
 _OF_THE_MACHINE = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOMEM,
 }  # fmt: skip
 """Primary result codes of sqlite.org/rescode.html; any other error is a defect of ours."""
-_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
-"""A user's quota is no SQLITE_FULL: SQLite knows ENOSPC alone by that name, and calls EDQUOT a failed write."""
 _SYNC_REFUSED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
-WAL_PAGES = 1024
-"""The log's size in 4 KiB pages at which it is folded back; it is made this large at the start."""
 REFILL_S = 1.0
 """How often a reserve that was given up is looked after while nothing is taken in."""
 
@@ -59,6 +54,7 @@ class _Call:
     future: asyncio.Future[Any]
     spare: bool
     soon: bool
+    after: Callable[[], None] | None
 
 
 class Database:
@@ -93,24 +89,37 @@ class Database:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    async def call(self, work: Callable[[sqlite3.Connection], T], *, spare: bool = False, soon: bool = False) -> T:
+    async def call(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        spare: bool = False,
+        soon: bool = False,
+        after: Callable[[], None] | None = None,
+    ) -> T:
         """The function's result, once what it wrote is on stable storage.
 
         It may run twice, the first time undone. `spare`: it takes more in, so it is refused where the disk is full. A
         caller that is cancelled does not undo it: what was asked for is done. `soon`: what it wrote is the kernel's
-        when it returns, and on stable storage with the next change that is not of this kind.
+        when it returns, and on stable storage with the next change that is not of this kind. `after` is called in the
+        thread then, before anybody is told; it may not fail.
         """
-        return await asyncio.shield(self.submit(work, spare=spare, soon=soon))
+        return await asyncio.shield(self.submit(work, spare=spare, soon=soon, after=after))
 
     def submit(
-        self, work: Callable[[sqlite3.Connection], T], *, spare: bool = False, soon: bool = False
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        spare: bool = False,
+        soon: bool = False,
+        after: Callable[[], None] | None = None,
     ) -> asyncio.Future[T]:
         """What `call` waits for."""
         if self._closed:
             raise error(Code.SHUTTING_DOWN, f"the {self._name} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Call(work, loop, future, spare, soon))
+        self._queue.put(_Call(work, loop, future, spare, soon, after))
         return future
 
     def failure(self) -> JournalError | None:
@@ -172,9 +181,18 @@ class Database:
         outcomes = self._transact(batch)
         if self._failed is not failed:  # what only reads is answered all the same
             outcomes = self._transact(batch)
-        if self._failed is None and any(_is_full(failure) for _, failure in outcomes):
+        if self._failed is None and any(is_full(failure) for _, failure in outcomes):
             outcomes = self._run_again(batch, outcomes)
+        self._follow(batch, outcomes)
         _resolve(batch, [(result, self._named(failure)) for result, failure in outcomes])
+
+    def _follow(self, batch: Sequence[_Call], outcomes: Sequence[Outcome]) -> None:
+        for call, (_, failure) in zip(batch, outcomes, strict=True):
+            if call.after is not None and failure is None:
+                try:
+                    call.after()
+                except Exception:  # what was asked for is done, and this thread is everybody's
+                    log.exception("not_followed", extra={"database": self._name})
 
     def _transact(self, batch: Sequence[_Call]) -> list[Outcome]:
         """One transaction; its failure is that of all."""
@@ -223,11 +241,11 @@ class Database:
 
         Where that does not help, each by itself: what only reads is answered.
         """
-        left = [at for at, (_, failure) in enumerate(outcomes) if _is_full(failure) and not batch[at].spare]
+        left = [at for at, (_, failure) in enumerate(outcomes) if is_full(failure) and not batch[at].spare]
         while left:
             again = dict(zip(left, self._transact([batch[at] for at in left]), strict=True))
             outcomes = [again.get(at, outcome) for at, outcome in enumerate(outcomes)]
-            left = [at for at in left if _is_full(outcomes[at][1])]
+            left = [at for at in left if is_full(outcomes[at][1])]
             if left and not self._reserve.release():
                 outcomes = self._run_alone(batch, outcomes, left)
                 break
@@ -262,15 +280,11 @@ class Database:
             return failure
         if self._failed is not None:
             return self._failed
-        if _is_full(failure):
+        if is_full(failure):
             return self._full()
         named = JournalError(f"the {self._name} can't be used now: {failure}", Code.DISK_FAILED)
         named.__cause__ = failure
         return named
-
-
-def _is_full(failure: Exception | None) -> bool:
-    return getattr(failure, "sqlite_errorcode", 0) in _NO_ROOM
 
 
 def _attempt_alone(connection: sqlite3.Connection, work: Work) -> Outcome:
@@ -310,81 +324,3 @@ def _settle(ended: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> N
             future.set_exception(failure)
         else:
             future.set_result(result)
-
-
-def open_database(path: Path, migrations: list[str], reserve: Reserve | None = None) -> sqlite3.Connection:
-    """A connection, the schema up to date; with a reserve, room set aside, and the log stretched.
-
-    Raises DISK_FULL, DISK_FAILED, or CONFIG for one of a newer release.
-    """
-    path.touch(0o600)
-    path.chmod(0o600)  # before SQLite makes the log, which gets the same mode and holds the same secrets
-    connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=LOCKED_S
-    )
-    try:
-        try:
-            _prepare(connection, path, migrations)
-        except sqlite3.OperationalError:
-            if reserve is None or not reserve.release():  # left by an earlier life, for a start on a full disk, too
-                raise
-            _prepare(connection, path, migrations)
-        if reserve is not None and reserve.fill():  # a log that is not stretched is only slower
-            _stretch_log(connection)
-    except sqlite3.Error as failure:
-        connection.close()
-        raise _unusable(path, failure) from None
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _unusable(path: Path, failure: sqlite3.Error) -> MLDashError:
-    """By the path that a user knows: an embedded daemon's own goes through its working folder."""
-    if _is_full(failure):
-        return error(Code.DISK_FULL, f"the disk of {path.resolve()} is full, or a quota on it is used up")
-    return error(Code.DISK_FAILED, f"{path.resolve()}: {failure}", "put a copy of it back, or move it away")
-
-
-def _prepare(connection: sqlite3.Connection, path: Path, migrations: list[str]) -> None:
-    connection.row_factory = sqlite3.Row
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        f"wal_autocheckpoint={WAL_PAGES}",
-        "foreign_keys=ON",
-        "temp_store=MEMORY",
-        # Some builds write zeros over every page that is freed: a row that changes, of many pages, took twice as many.
-        "secure_delete=FAST",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    _migrate(connection, path, migrations)
-
-
-def _migrate(connection: sqlite3.Connection, path: Path, migrations: list[str]) -> None:
-    """Brings the schema up to date, each step in its own transaction; user_version counts the steps done."""
-    (done,) = connection.execute("PRAGMA user_version").fetchone()
-    if done > len(migrations):
-        raise error(
-            Code.CONFIG,
-            f"{path.resolve()} was made by a newer release (schema {done}, this one knows {len(migrations)})",
-            "run that release, or give this one its own state_dir",
-        )
-    for number, script in enumerate(migrations[done:], start=done + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT;")
-
-
-def _stretch_log(connection: sqlite3.Connection) -> None:
-    """Writes the log to its full size once, then folds it back; SQLite goes on overwriting it from the start."""
-    try:
-        connection.executescript(
-            "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS stretch (filler BLOB);"
-            f"INSERT INTO stretch VALUES (zeroblob({WAL_PAGES * 4096})); DROP TABLE stretch; COMMIT;"
-            "PRAGMA wal_checkpoint(RESTART);"
-        )
-    except sqlite3.OperationalError as failure:
-        if not _is_full(failure):
-            raise
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")

@@ -39,7 +39,7 @@ from ml_dashd.edge.rows import (
 from ml_dashd.edge.share_rows import end_share
 from ml_dashd.edge.superseding import supersede
 from ml_dashd.edge.threads import unhurried
-from ml_dashd.ports import Clock, Faults, Handed, Superseded
+from ml_dashd.ports import Clock, Faults, Handed, Ready, Superseded
 
 MIGRATIONS = re.split(
     r"^-- ---- step \d+:.*$", resources.files(__package__).joinpath("schema.sql").read_text(), flags=re.MULTILINE
@@ -51,6 +51,23 @@ CREATE INDEX IF NOT EXISTS files_foremost ON files (lane, {FOREMOST.format(left=
 """
 _RELAX = "DROP INDEX IF EXISTS files_foremost"
 _SET = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+
+
+class _After:
+    """What is to happen once files are taken in."""
+
+    def __init__(self, ready: Ready | None) -> None:
+        self._ready = ready
+        self._then: Callable[[], None] | None = None
+
+    def prepared(self, kept: list[tuple[Job, bool]]) -> list[tuple[Job, bool]]:
+        if self._ready is not None:
+            self._then = self._ready([job for job, _ in kept])
+        return kept
+
+    def __call__(self) -> None:
+        if self._then is not None:
+            self._then()
 
 
 class SqliteJournal(JournalQuestions):
@@ -83,16 +100,22 @@ class SqliteJournal(JournalQuestions):
 
     # ---- hand-off
 
-    async def accept_all(self, files: Sequence[Handed]) -> list[tuple[Job, bool]]:
-        rows = [self._row(one) for one in files]
-        return await self._database.call(lambda connection: insert_all(connection, files, rows), spare=True)
+    async def accept_all(self, files: Sequence[Handed], ready: Ready | None = None) -> list[tuple[Job, bool]]:
+        rows, after = [self._row(one) for one in files], _After(ready)
 
-    async def accept_made(self, make: Callable[[], Handed]) -> tuple[Job, bool]:
+        def work(connection: sqlite3.Connection) -> list[tuple[Job, bool]]:
+            return after.prepared(insert_all(connection, files, rows))
+
+        return await self._database.call(work, spare=True, after=after)
+
+    async def accept_made(self, make: Callable[[], Handed], ready: Ready | None = None) -> tuple[Job, bool]:
+        after = _After(ready)
+
         def work(connection: sqlite3.Connection) -> tuple[Job, bool]:
             one = make()
-            return insert_all(connection, [one], [self._row(one)])[0]
+            return after.prepared(insert_all(connection, [one], [self._row(one)]))[0]
 
-        return await unhurried(self._database.submit(work, spare=True))
+        return await unhurried(self._database.submit(work, spare=True, after=after))
 
     def _row(self, one: Handed) -> dict[str, Any]:
         lane = self._lane_of(one.job.pin.kind, one.job.record.size_bytes)

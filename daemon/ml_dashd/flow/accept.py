@@ -22,7 +22,7 @@ from ml_dashd.flow.shares import share_of
 from ml_dashd.flow.supersede import Supersede
 from ml_dashd.flow.warm import Warm
 from ml_dashd.flow.write_back import WriteBack
-from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, Meter, Session, Slots
+from ml_dashd.ports import Clock, Faults, Handed, Ids, Journal, Meter, Ready, Session, Slots
 
 DURABILITY = ("", "memory", "disk")
 SNAPSHOT = ("", "copy")
@@ -83,21 +83,29 @@ class Accept:
         self._closed = True
 
     async def upload(
-        self, session: Session, message: Upload, descriptor: int, numbered: tuple[int, int] | None = None
+        self,
+        session: Session,
+        message: Upload,
+        descriptor: int,
+        numbered: tuple[int, int] | None = None,
+        answer: Ready | None = None,
     ) -> Job:
         """Takes an open file. Idempotent by the message's key.
 
         `numbered` are the id and the time of one that was handed over before: in milliseconds since 1970, UTC.
+        `answer` is called as soon as the file is in the journal, where the client is told of nothing that follows.
         """
         self._check(message.durability, message.snapshot, message.protect)
         record = self._describe(session, message.file, numbered)
         if message.origin is None:
-            return await self._take(record, message, descriptor)
+            return await self._take(record, message, descriptor, None if message.protect else answer)
         record = self._arrivals.name(record, message.origin)
         async with self._arrivals.claim(record) as known:
-            return known or await self._take(record, message, descriptor, said_ms=message.origin.updated_ms)
+            return known or await self._take(record, message, descriptor, None, message.origin.updated_ms)
 
-    async def _take(self, record: FileRecord, message: Upload, descriptor: int, said_ms: int | None = None) -> Job:
+    async def _take(
+        self, record: FileRecord, message: Upload, descriptor: int, answer: Ready | None, said_ms: int | None = None
+    ) -> Job:
         source, protection = Opened(descriptor, record.id, message.source), self._protection(message)
 
         def handed(pinned: Pinned) -> Handed:
@@ -107,16 +115,16 @@ class Accept:
                 job = replace(job, supersedes=False)
             return Handed(job, message.key, content)
 
-        kept = await self._pin_and_keep(source, protection, handed)
+        kept = await self._pin_and_keep(source, protection, handed, answer)
         if kept is None:
             (pinned,) = await self._pinning.take_all(record.owner_uid, [source], protection)
-            (kept,) = await self._keep_all([handed(pinned)], message.durability)
+            kept = await self._keep(handed(pinned), message.durability, answer)
         if message.protect:
             await self._overwrites.protect(kept)
         return kept
 
     async def _pin_and_keep(
-        self, source: Opened, protection: Protection, handed: Callable[[Pinned], Handed]
+        self, source: Opened, protection: Protection, handed: Callable[[Pinned], Handed], answer: Ready | None
     ) -> Job | None:
         """Pins and journals in one go: two waits for a thread less, of the three that a hand-off has.
 
@@ -133,7 +141,7 @@ class Accept:
             return made[0]
 
         try:
-            taken = await self._journal.accept_made(make)
+            taken = await self._journal.accept_made(make, self._journaled(answer))
         except Exception as failure:
             await self._unkept(made)
             if not made and isinstance(failure, MLDashError) and failure.code is Code.RETRY_LATER:
@@ -154,7 +162,7 @@ class Accept:
             etag=of.etag,
         )
         key = source.pin.source if source.pin.kind is PinKind.OBJECT else of.key or ""
-        return await self._keep(self._job(record, Pin(PinKind.OBJECT, source=key), message.file), None, message.key, "")
+        return await self._keep(Handed(self._job(record, Pin(PinKind.OBJECT, source=key), message.file), message.key))
 
     async def adopt(
         self, session: Session, message: Duplicate, source: Job, is_pinned: Callable[[Job], Awaitable[bool]]
@@ -174,13 +182,12 @@ class Accept:
                 await self._pinning.let_go(pin, record.id)
                 raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
         job = self._job(replace(record, size_bytes=size), pin, message.file, seal=source.seal)
-        return await self._keep(job, content, message.key, "")
+        return await self._keep(Handed(job, message.key, content))
 
-    async def put(self, session: Session, message: Put) -> Job:
-        """Takes content that came inside the message. Idempotent by the message's key."""
+    async def put(self, session: Session, message: Put, answer: Ready) -> Job:
+        """Takes content that came inside the message, `answer` as for `upload`. Idempotent by the message's key."""
         self._check("", "")
-        (job,) = await self._keep_all([self._inline(self._describe(session, message.file), message)])
-        return job
+        return await self._keep(self._inline(self._describe(session, message.file), message), answer=answer)
 
     async def put_many(self, session: Session, message: PutMany, descriptors: Sequence[int]) -> list[Job]:
         """Takes several contents and open files, all or none. Idempotent by each one's key.
@@ -207,8 +214,8 @@ class Accept:
         record = replace(record, size_bytes=len(given.content), sha256=sha256.hexdigest())
         return Handed(self._job(record, Pin(PinKind.INLINE), given.file, on_disk=True), given.key, given.content)
 
-    async def commit(self, session: Session, message: CommitSlot) -> Job:
-        """Takes what was written into a slot. Idempotent by the message's key."""
+    async def commit(self, session: Session, message: CommitSlot, answer: Ready) -> Job:
+        """Takes what was written into a slot, `answer` as for `upload`. Idempotent by the message's key."""
         try:
             self._check(message.durability, "")
             record = self._describe(session, message.file)
@@ -217,21 +224,21 @@ class Accept:
             raise
         pin = self._slots.commit(session.number, message.slot, message.size_bytes, record.id)
         job = self._job(_sized(record, message.size_bytes, None), pin, message.file, seal=message.seal)
-        kept = await self._keep(job, None, message.key, message.durability)
+        kept = await self._keep(Handed(job, message.key), message.durability, answer)
         self._warm.saved(session.number, message.size_bytes)
         return kept
 
-    async def _keep(self, taken: Job, content: bytes | None, key: bytes, durability: str) -> Job:
-        (job,) = await self._keep_all([Handed(taken, key, content)], durability)
+    async def _keep(self, one: Handed, durability: str = "", answer: Ready | None = None) -> Job:
+        (job,) = await self._keep_all([one], durability, answer)
         return job
 
-    async def _keep_all(self, handed: Sequence[Handed], durability: str = "") -> list[Job]:
+    async def _keep_all(self, handed: Sequence[Handed], durability: str = "", answer: Ready | None = None) -> list[Job]:
         """Journals what was pinned, all or none: from then on it is ours. What is not needed is let go of."""
         waits = self._waits_for_disk(durability)
         try:
             settled = [await self._on_disk(one, waits=waits) for one in handed]
             self._faults.at("accept.pinned")
-            kept = await self._journal.accept_all(settled)
+            kept = await self._journal.accept_all(settled, self._journaled(answer))
         except Exception:  # not CancelledError: the journal goes on, and may take the files after all
             await self._unkept(handed)
             raise
@@ -243,6 +250,21 @@ class Accept:
             for one in handed:
                 await self._let_go(one.job)
 
+    def _journaled(self, answer: Ready | None) -> Ready:
+        """What happens in the journal's thread. A file that drops older ones is answered for after that."""
+
+        def ready(jobs: Sequence[Job]) -> Callable[[], None]:
+            send = None if answer is None or any(job.supersedes for job in jobs) else answer(jobs)
+
+            def journaled() -> None:
+                self._faults.at("accept.journaled")
+                if send is not None:
+                    send()
+
+            return journaled
+
+        return ready
+
     async def _follow(self, kept: Sequence[tuple[Job, bool]], handed: Sequence[Handed]) -> list[Job]:
         """What follows from it that files are in the journal."""
         for (job, new), one in zip(kept, handed, strict=True):
@@ -250,7 +272,6 @@ class Accept:
                 self._meter.accepted(job.record.size_bytes)
             elif job.id != one.job.id:
                 await self._not_needed(one.job, job)
-        self._faults.at("accept.journaled")
         self._wake()
         jobs = [job for job, _ in kept]
         for job in jobs:

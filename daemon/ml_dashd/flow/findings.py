@@ -12,7 +12,7 @@ from ml_dashd.core.access import Policy
 from ml_dashd.core.reconcile import Finding
 from ml_dashd.core.retry import StoreError, decide
 from ml_dashd.flow.reconcile import Reconcile
-from ml_dashd.ports import Clock, Send, Session
+from ml_dashd.ports import Clock, Line, Session
 
 Reply = tuple[m.Message, Sequence[int]]
 LONGEST = 1000
@@ -30,7 +30,7 @@ class Findings:
         self._clock = clock
         self.answers: dict[type[m.Message], Callable[..., Awaitable[Reply]]] = {m.Reconcile: self._step}
 
-    async def _step(self, session: Session, message: m.Reconcile, _: Sequence[int], send: Send) -> Reply:
+    async def _step(self, session: Session, message: m.Reconcile, _: Sequence[int], line: Line) -> Reply:
         """For admins: it names everybody's files, and changes what is listed."""
         if not self._policy.is_admin(session.uid):
             what = f"uid {session.uid} may not compare the store with the catalog"
@@ -40,7 +40,7 @@ class Findings:
         def arrived(size_bytes: int) -> None:
             read[0] += size_bytes
 
-        telling = asyncio.create_task(self._tell(message.request, read, send))
+        telling = asyncio.create_task(self._tell(message.request, read, line))
         try:
             step = await self._reconcile.step(message.cursor, mend=not message.dry_run, arrived=arrived)
         except StoreError as failure:
@@ -60,11 +60,11 @@ class Findings:
             cursor=step.cursor,
         ), ()
 
-    async def _tell(self, request: int, read: Sequence[int], send: Send) -> None:
+    async def _tell(self, request: int, read: Sequence[int], line: Line) -> None:
         """A step that reads files back may take long: whoever waits hears that it goes on."""
         while True:
             await self._clock.sleep(PROGRESS_S)
-            await send(m.Progress(request=request, done_bytes=read[0], total_bytes=read[0]))
+            await line.report(m.Progress(request=request, done_bytes=read[0], total_bytes=read[0]))
 
 
 def _shown(finding: Finding) -> m.Finding:

@@ -30,7 +30,7 @@ from ml_dashd.ports import (
     Inbox,
     Journal,
     JournalError,
-    Send,
+    Line,
     Service,
     Session,
     Threads,
@@ -262,7 +262,7 @@ class InboxFirst:
         self._adoption = adoption
 
     async def handle(
-        self, session: Session, message: Message, descriptors: Sequence[int], send: Send
+        self, session: Session, message: Message, descriptors: Sequence[int], line: Line
     ) -> tuple[Message, Sequence[int]]:
         if isinstance(message, HAND_OFFS):
             await self._adoption.look_or_tell()
@@ -270,7 +270,7 @@ class InboxFirst:
             patience_s = longest_wait_ms(message.timeout_ms) / 1000
             if left := await self._adoption.wait(session.uid, patience_s):
                 return Waited(request=message.request, reached=0, pending=left), ()
-        return await self._service.handle(session, message, descriptors, send)
+        return await self._service.handle(session, message, descriptors, line)
 
     def disconnected(self, session: Session) -> None:
         self._service.disconnected(session)

@@ -19,7 +19,7 @@ from ml_dashd.flow.health import Health
 from ml_dashd.flow.sets import FileSets
 from ml_dashd.flow.shown import Shown, refusals
 from ml_dashd.flow.turns import Turns
-from ml_dashd.ports import Journal, Pins, Send, Session, Threads
+from ml_dashd.ports import Journal, Line, Pins, Session, Threads
 
 REPORTS = (1, 2)
 """Reports of the daemon's state at once, of one user and of all: each looks through the queue and the spool."""
@@ -126,7 +126,7 @@ class Operations:
             sets=await self._sets.incomplete(session),
         ), ()
 
-    async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], send: Send) -> Reply:
+    async def _drain_queue(self, session: Session, message: m.Drain, _: Sequence[int], line: Line) -> Reply:
         if not self._policy.is_admin(session.uid):
             what = f"uid {session.uid} may not drain this daemon"
             raise error(Code.ACCESS_DENIED, what, "ask one of the admins named in [access]")
@@ -136,7 +136,7 @@ class Operations:
 
         async def report(seen: Seen) -> None:
             left = seen.left
-            await send(
+            await line.report(
                 m.Progress(
                     request=message.request,
                     done_bytes=seen.most_bytes - left.left_bytes,
@@ -184,9 +184,9 @@ class Operations:
             files, refused = await self._again.run(session, message.ids)
         return m.Retried(request=message.request, tried_files=files, refused=refusals(refused)), ()
 
-    async def _verify(self, session: Session, message: m.Verify, _: Sequence[int], send: Send) -> Reply:
+    async def _verify(self, session: Session, message: m.Verify, _: Sequence[int], line: Line) -> Reply:
         async def report(seen: Audited) -> None:
-            await send(
+            await line.report(
                 m.Progress(
                     request=message.request,
                     done_bytes=seen.size_bytes,

@@ -23,7 +23,7 @@ from ml_dashd.flow.operations import Identity
 from ml_dashd.flow.prune import Prune
 from ml_dashd.flow.shown import Shown
 from ml_dashd.flow.warm import Warm
-from ml_dashd.ports import Journal, JournalError, Send, Session, Slots, Threads
+from ml_dashd.ports import Journal, JournalError, Line, Ready, Session, Slots, Threads
 
 _NOTHING_TAKEN = {Code.DISK_FAILED: "see the daemon's log; nothing was taken, so try again"}
 MAX_SPANS = 32
@@ -90,10 +90,10 @@ class Serve:
             **others,
         }
 
-    async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], send: Send) -> Reply:
+    async def handle(self, session: Session, message: m.Message, descriptors: Sequence[int], line: Line) -> Reply:
         self._sessions.add(session.number)
         try:
-            return await self._answers[type(message)](session, message, descriptors, send)
+            return await self._answers[type(message)](session, message, descriptors, line)
         except JournalError as failure:
             raise error(failure.code, str(failure), _NOTHING_TAKEN.get(failure.code)) from None
 
@@ -120,21 +120,22 @@ class Serve:
 
     # ---- hand-off
 
-    async def _upload(self, session: Session, message: m.Upload, descriptors: Sequence[int], _: Send) -> Reply:
-        return self._accepted(message, await self._accept.upload(session, message, descriptors[0]))
+    async def _upload(self, session: Session, message: m.Upload, descriptors: Sequence[int], line: Line) -> Reply:
+        answer = self._early(message, line)
+        return self._accepted(message, await self._accept.upload(session, message, descriptors[0], answer=answer))
 
-    async def _put(self, session: Session, message: m.Put, *_: Any) -> Reply:
-        return self._accepted(message, await self._accept.put(session, message))
+    async def _put(self, session: Session, message: m.Put, _: Sequence[int], line: Line) -> Reply:
+        return self._accepted(message, await self._accept.put(session, message, self._early(message, line)))
 
-    async def _put_many(self, session: Session, message: m.PutMany, descriptors: Sequence[int], _: Send) -> Reply:
+    async def _put_many(self, session: Session, message: m.PutMany, descriptors: Sequence[int], _: Line) -> Reply:
         jobs = await self._accept.put_many(session, message, descriptors)
         return m.AcceptedMany(request=message.request, records=self._shown.records(jobs)), ()
 
     async def _duplicate_file(self, session: Session, message: m.Duplicate, *_: Any) -> Reply:
         return self._accepted(message, await self._duplicate.run(session, message))
 
-    async def _commit_slot(self, session: Session, message: m.CommitSlot, *_: Any) -> Reply:
-        return self._accepted(message, await self._accept.commit(session, message))
+    async def _commit_slot(self, session: Session, message: m.CommitSlot, _: Sequence[int], line: Line) -> Reply:
+        return self._accepted(message, await self._accept.commit(session, message, self._early(message, line)))
 
     async def _find_handed(self, session: Session, message: m.FindHanded, *_: Any) -> Reply:
         """The caller's own alone: a key is looked up with the uid that the kernel states."""
@@ -144,6 +145,10 @@ class Serve:
         if job is None:
             raise unknown()
         return self._accepted(message, job)
+
+    def _early(self, message: m.Message, line: Line) -> Ready:
+        """The answer to a hand-off, from the journal's thread: two turns of the loop, which may be busy, sooner."""
+        return lambda jobs: line.early(self._accepted(message, jobs[0])[0])
 
     def _accepted(self, message: m.Message, job: Job) -> Reply:
         return m.Accepted(request=message.request, record=self._shown.record(job)), ()
@@ -208,10 +213,10 @@ class Serve:
         stored = [Job.stored(record) for record in records]
         return m.Pruned(request=message.request, records=self._shown.records(stored), cursor=pruned.cursor), ()
 
-    async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], send: Send) -> Reply:
+    async def _fetch_file(self, session: Session, message: m.Fetch, descriptors: Sequence[int], line: Line) -> Reply:
         async def report(done: int, total: int, spans: Spans) -> None:
             have = tuple(offset for span in spans[:MAX_SPANS] for offset in span)
-            await send(m.Progress(request=message.request, done_bytes=done, total_bytes=total, have=have))
+            await line.report(m.Progress(request=message.request, done_bytes=done, total_bytes=total, have=have))
 
         size, sha256 = await self._fetch.run(session, message.id, descriptors[0], message.have, report)
         return m.Fetched(request=message.request, size_bytes=size, sha256=sha256), ()

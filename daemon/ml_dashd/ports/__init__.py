@@ -5,12 +5,12 @@ The stores and the catalogs have contract suites in tests/contract, which every 
 
 from ml_dashd.ports.catalog import Catalog, Inventory, Rounds, TakenError, gone_of
 from ml_dashd.ports.inbox import Dropped, Inbox
-from ml_dashd.ports.journal import Handed, Journal, JournalError, Superseded
+from ml_dashd.ports.journal import Handed, Journal, JournalError, Ready, Superseded
 from ml_dashd.ports.nodes import Ids, Leases, Whereabouts
 from ml_dashd.ports.operations import Machine, Manifest, Meter, Supervisor
 from ml_dashd.ports.pins import Feedable, NotAnArchiveError, Offer, Pins, Source, SyncRefusedError
 from ml_dashd.ports.runs import Runs, ShownRuns, Tree
-from ml_dashd.ports.service import Send, Service, Session
+from ml_dashd.ports.service import Line, Service, Session
 from ml_dashd.ports.sets import Sets
 from ml_dashd.ports.slots import Slot, Slots
 from ml_dashd.ports.store import Examiner, Folder, NotMountedError, Prober, Store
@@ -32,6 +32,7 @@ __all__ = [
     "Journal",
     "JournalError",
     "Leases",
+    "Line",
     "Machine",
     "Manifest",
     "Meter",
@@ -40,9 +41,9 @@ __all__ = [
     "Offer",
     "Pins",
     "Prober",
+    "Ready",
     "Rounds",
     "Runs",
-    "Send",
     "Service",
     "Session",
     "Sets",

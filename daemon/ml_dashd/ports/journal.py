@@ -35,6 +35,14 @@ class Handed:
     content: bytes | None = None
 
 
+Ready = Callable[[Sequence[Job]], Callable[[], None]]
+"""What is to happen as soon as files are taken in, before the caller hears of it.
+
+It is given the jobs, in the journal's thread and within their transaction, and may be called twice; what it returned
+last is called in that thread once they are on stable storage, and may not fail.
+"""
+
+
 class JournalError(Exception):
     """The journal or the catalog can't be used now: a full or failing disk, or another program has it locked."""
 
@@ -50,13 +58,13 @@ class Superseded(Exception):  # noqa: N818 it is no error: somebody else was fir
 class Journal(Protocol):
     """The durable queue. Every change is on stable storage when its call returns; a call is one transaction."""
 
-    async def accept_all(self, files: Sequence[Handed]) -> list[tuple[Job, bool]]:
+    async def accept_all(self, files: Sequence[Handed], ready: Ready | None = None) -> list[tuple[Job, bool]]:
         """Takes in new jobs, all or none, in one transaction; returns them in their order, each with True.
 
         A job that came before with its owner's key is returned in the place of the new one, with False.
         """
 
-    async def accept_made(self, make: Callable[[], Handed]) -> tuple[Job, bool]:
+    async def accept_made(self, make: Callable[[], Handed], ready: Ready | None = None) -> tuple[Job, bool]:
         """`accept_all` of one that is made in the journal's own thread; what `make` raises is raised.
 
         It may be called twice, and has to give the same. A caller that is cancelled still waits for it.
