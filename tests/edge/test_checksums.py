@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from ml_dashd.edge.journal import SqliteJournal
 from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.checksums import LOOK_S, Checksums
-from ml_dashd.flow.scratch import Scratch
+from ml_dashd.flow.scratch import LATE_S, SOON_S, Scratch
 from tests.edge.journal_rig import SetClock, opened
 
 
@@ -67,8 +69,8 @@ class Daemon:
     """One life of a daemon, as far as this goes."""
 
     def __init__(self, journal: SqliteJournal, store: Folder, server: Server | None, clock: SetClock) -> None:
-        scratch = Scratch(journal, store, clock)
-        self.checksums = Checksums(journal, store, scratch, clock, server)
+        self.scratch = Scratch(journal, store, clock)
+        self.checksums = Checksums(journal, store, self.scratch, clock, server)
 
 
 @pytest.fixture
@@ -98,6 +100,26 @@ def server(store: Folder) -> Server:
 def left(store: Folder) -> list[str]:
     """What lies in the store's folder."""
     return sorted(path.name for path in Path(store.url.removeprefix("file://")).rglob("*") if path.is_file())
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not so():  # noqa: ASYNC110 nobody tells
+            await asyncio.sleep(0.005)
+
+
+async def looked_after(journal: SqliteJournal, store: Folder, clock: SetClock) -> None:
+    """Another life of a daemon has removed what was left."""
+    async with background(Scratch(journal, store, clock).run()):
+        await until(lambda: left(store) == [])
 
 
 async def test_it_is_asked_once_whoever_asks(
@@ -210,22 +232,44 @@ async def test_without_a_server_nothing_is_found_out(journal: SqliteJournal, sto
 async def test_what_a_crash_leaves_is_removed_by_the_next_life(
     journal: SqliteJournal, store: Folder, server: Server, clock: SetClock
 ) -> None:
+    """Whether or not it has anything to send; also what a crash leaves while it is found out anew."""
     server.failure = Crash()
     with pytest.raises(Crash):
         await Daemon(journal, store, server, clock).checksums.algorithm()
     assert len(left(store)) == 2, "the object and the upload"
+    await looked_after(journal, store, clock)
     server.failure = None
     await Daemon(journal, store, server, clock).checksums.algorithm()
-    assert left(store) == []
-    # A crash while it is found out anew, too: then the answer is known, and nobody asks the server.
     clock.now += RENEW_MS
     server.failure = Crash()
     with pytest.raises(Crash):
         await Daemon(journal, store, server, clock).checksums.renew(server)
     assert len(left(store)) == 2
-    clock.now -= RENEW_MS
-    await Daemon(journal, store, server, clock).checksums.algorithm()
-    assert left(store) == []
+    await looked_after(journal, store, clock)
+
+
+async def test_what_a_store_does_not_let_go_of_is_removed_once_it_does(
+    journal: SqliteJournal, store: Folder, server: Server, clock: SetClock
+) -> None:
+    """It is asked again and again, and less and less often; and again as often when something else is left."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        store.denies = len(slept) not in (10, 12)
+
+    clock.sleep = sleep  # type: ignore[method-assign]
+    store.denies = True
+    daemon = Daemon(journal, store, server, clock)
+    await daemon.checksums.algorithm()
+    async with background(daemon.scratch.run()):
+        await until(lambda: left(store) == [])
+        assert slept == [SOON_S * 2**number for number in range(8)] + [LATE_S] * 2
+        store.denies = True
+        clock.now += RENEW_MS
+        await daemon.checksums.renew(server)
+        await until(lambda: left(store) == [])
+    assert slept[10:] == [SOON_S, SOON_S * 2]
 
 
 async def test_a_store_that_lets_nothing_be_deleted_keeps_one_key_and_no_more(
@@ -240,5 +284,4 @@ async def test_a_store_that_lets_nothing_be_deleted_keeps_one_key_and_no_more(
     assert len(set(server.keys)) == 1
     assert left(store) == ["probe"]
     store.denies = False
-    await Daemon(journal, store, server, clock).checksums.algorithm()
-    assert left(store) == []
+    await looked_after(journal, store, clock)

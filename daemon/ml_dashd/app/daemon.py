@@ -175,6 +175,7 @@ class Daemon:
             rule = Rule(config.retention.keep_last, frozenset(config.retention.keep_tags))
             self._chores.start(self._answers.prune.retain(rule, config.retention.pattern), "retention")
         self._chores.start(upkeep.drain.tidy(), "manifest")
+        self._chores.start(parts.sending.scratch.run(), "scratch")
         self._chores.start(parts.sending.checksums.run(), "checksums")
         if self._embedded is not None:
             self._chores.start(self._end_when_idle(), "idle")

@@ -39,7 +39,6 @@ class Checksums:
         """The algorithm to use. Raises StoreError when the store has to be asked and does not answer."""
         async with self._asking:
             if self._answer is None:
-                await self._scratch.tidy()
                 chosen = None
                 if (prober := self._prober) is not None:
                     chosen = (await self._known(prober) or await self._find_out(prober)).chosen()

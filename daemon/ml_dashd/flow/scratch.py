@@ -9,25 +9,31 @@ from contextlib import asynccontextmanager
 
 from ml_dashd.core.model import Target
 from ml_dashd.core.retry import Fault, StoreError, backoff_ms
-from ml_dashd.ports import Clock, Journal, Store
+from ml_dashd.ports import Clock, Journal, JournalError, Store
 
 log = logging.getLogger("ml_dashd.flow")
 
 TRIES = 8
-"""At a store that asks for patience: what is left behind then is left for a day."""
+"""At a store that asks for patience: what is left behind then is looked after in the background."""
+SOON_S, LATE_S = 15.0, 3600.0
+"""Between looks at what is left: twice as long each time, because a store may forbid to delete."""
 CHANCES = 1_000_000
 """Daemons that share a bucket choose among as many numbers a millisecond."""
 
 
 class Scratch:
-    """One key at a time. What a crash, or a store that refused, has left of one is removed before the next is made."""
+    """One key at a time. What a crash, or a store that refused, has left of one is removed before the next is made.
+
+    `run` removes it as soon as the store lets it.
+    """
 
     def __init__(self, journal: Journal, store: Store, clock: Clock) -> None:
         self._journal = journal
         self._store = store
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._tidied = False
+        self._left = asyncio.Event()
+        self._left.set()  # an earlier life may have left one
 
     @asynccontextmanager
     async def number(self) -> AsyncIterator[int]:
@@ -44,11 +50,23 @@ class Scratch:
                 raise
             await self._clear(number)
 
-    async def tidy(self) -> None:
-        """Removes what a crash has left. It is asked for once in a process's life."""
-        if not self._tidied:
-            async with self._turn:
-                await self._tidy()
+    async def run(self) -> None:
+        """Removes what is left, at the start and whenever a key could not be emptied, until it is gone."""
+        pause_s = SOON_S
+        while True:
+            await self._left.wait()
+            try:
+                async with self._turn:
+                    await self._tidy()
+            except JournalError as failure:
+                log.debug("scratch_left", extra={"key": self._store.url, "error": failure})
+            except Exception:
+                log.exception("scratch_left", extra={"key": self._store.url})
+            if self._left.is_set():
+                await self._clock.sleep(pause_s)
+                pause_s = min(2 * pause_s, LATE_S)
+            else:
+                pause_s = SOON_S
 
     @property
     def _name(self) -> str:
@@ -56,11 +74,11 @@ class Scratch:
 
     async def _tidy(self) -> int | None:
         """Returns a number whose key could not be emptied: it is used again, so that no more than one is ever left."""
-        self._tidied = True
         left = await self._journal.setting(self._name)
-        if not left or await self._clear(int(left)):
+        if not left:
+            self._left.clear()
             return None
-        return int(left)
+        return None if await self._clear(int(left)) else int(left)
 
     async def _clear(self, number: int) -> bool:
         target = Target(self._store.scratch(number), number, 0, "")
@@ -70,11 +88,13 @@ class Scratch:
             except StoreError as failure:
                 if failure.fault not in (Fault.THROTTLED, Fault.TRANSIENT) or attempt == TRIES:
                     log.debug("scratch_left", extra={"key": target.key, "error": failure})
+                    self._left.set()
                     return False
                 await self._clock.sleep(backoff_ms(attempt, self._clock.jitter()) / 1000)
             else:
                 break
         await self._journal.set_setting(self._name, "")
+        self._left.clear()
         return True
 
     async def _empty(self, target: Target) -> None:
