@@ -42,9 +42,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: the daemon, which shares the wire, needs none of them."""
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415
+        from ml_dash.release import release  # noqa: PLC0415
 
-        return version("ml-dash")
+        return release()
     if name not in _HOMES:
         raise AttributeError(f"module 'ml_dash' has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415

@@ -8,8 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import cache, partial
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from ml_dash.messages import Failed, GrowSlot, Hello, Message, Progress, Release
 from ml_dash.patience import Patience, check_policy
 from ml_dash.persistence import RECONNECT_S, Persistence, away
 from ml_dash.reach import Endpoint, adopt, connect, daemon_of, inbox_of, reach, socket_of
+from ml_dash.release import release
 from ml_dash.request import expect
 from ml_dash.silence import ANSWER_S, Silence, SilentError
 
@@ -351,7 +351,7 @@ class Connection:
         try:
             answer = channel.ask(
                 lambda number: Hello(
-                    request=number, min_version=wire.VERSION, max_version=wire.VERSION, client=f"ml-dash {_version()}"
+                    request=number, min_version=wire.VERSION, max_version=wire.VERSION, client=f"ml-dash {release()}"
                 )
             )
             self._welcomed(expect(Welcome, answer))
@@ -371,8 +371,3 @@ class Connection:
         if self._channel is not None:
             self._channel.close()
         self._channel = None
-
-
-@cache
-def _version() -> str:
-    return version("ml-dash")

@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 from ml_dash.errors import Code, MLDashError, error
+from ml_dash.release import release
 from ml_dashd import config as settings
 from ml_dashd import install, logs
 from ml_dashd.core.redact import redact
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"ml-dashd {version('ml-dash')}")
+    parser.add_argument("--version", action="version", version=f"ml-dashd {release()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "serve until SIGTERM"),

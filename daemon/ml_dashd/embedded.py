@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from ml_dash.messages import (
     SetParams,
     Upload,
 )
+from ml_dash.release import release
 from ml_dashd import logs
 from ml_dashd.config import HOME, WORKING, Config
 from ml_dashd.edge.catalog_sqlite import SqliteCatalog
@@ -59,7 +59,7 @@ class Embedded:
             "host": socket.gethostname(),
             "boot": BOOT.read_text().strip(),
             "pid": os.getpid(),
-            "version": version("ml-dash"),
+            "version": release(),
             "state_dir": config.daemon.state_dir,
         }
         self._holder = Holder(self._home, config.state_dir, facts, root)

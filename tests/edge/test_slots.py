@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -368,6 +369,24 @@ def test_a_slot_that_is_shared_is_not_written_to_again(tmp_path: Path) -> None:
     with pytest.raises(MLDashError) as lost:
         slots.share(pin.name)
     assert lost.value.code is Code.SOURCE_LOST
+
+
+def test_a_slot_that_can_not_be_shared_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where files have but one name: it is told to try again, and once it is stored nothing is shared any more."""
+    room = Room(8 * MIB)
+    slots = SlotFiles(tmp_path, room)
+    pin = slots.commit(1, slots.grant(1, 100).number, 7)
+    taken = room.used_bytes
+    for refusal, code in ((errno.EPERM, Code.RETRY_LATER), (errno.ENOSPC, Code.DISK_FULL)):
+
+        def refuse(*_: object, number: int = refusal) -> None:
+            raise OSError(number, "no")
+
+        monkeypatch.setattr(os, "link", refuse)
+        with pytest.raises(MLDashError) as refused:
+            slots.share(pin.name)
+        assert refused.value.code is code
+    assert room.used_bytes == taken
 
 
 # ---- slots that wait for a save

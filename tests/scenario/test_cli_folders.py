@@ -210,6 +210,8 @@ def test_bars_for_all_and_for_each(shell: Shell) -> None:
     [
         (("put", "-r", "none", "--prefix", PREFIX), 1, "FILE_NOT_FOUND"),
         (("put", "-r", "a.txt", "--prefix", PREFIX), 1, "NOT_A_FILE"),
+        (("put", "-r", "", "--prefix", PREFIX), 2, "INVALID_ARGUMENT"),
+        (("put", "-r", ".", "", "--prefix", PREFIX), 2, "INVALID_ARGUMENT"),
         (("put", "a.txt", "--prefix", PREFIX, "--include", "*"), 2, "INVALID_ARGUMENT"),
         (("get", "a.txt", "--prefix", PREFIX, "--dry-run"), 2, "INVALID_ARGUMENT"),
         (("get", "-r", "--id", "1"), 2, "INVALID_ARGUMENT"),

@@ -416,6 +416,22 @@ def test_a_base_install_talks_to_a_service(service: DaemonProcess, exp: Experime
     assert target.read_text() == "x"
 
 
+def test_a_library_that_was_not_installed_works(service: DaemonProcess, exp: Experiment, base: Path) -> None:
+    """It lies on Python's path, without what pip notes beside it."""
+    (noted,) = base.glob("ml_dash-*.dist-info")
+    noted.rename(base / "elsewhere")
+    script = """
+        import sys, ml_dash
+        from ml_dash import Experiment
+        with Experiment(sys.argv[1], socket=sys.argv[2]).run as exp:
+            print(ml_dash.__version__, exp.files.save_text("x", to="a.txt").wait(30)["state"])
+    """
+    try:
+        assert python(script, exp.prefix, str(service.socket), path=base) == "unknown DONE\n"
+    finally:
+        (base / "elsewhere").rename(noted)
+
+
 def python(script: str, *arguments: str, path: Path | None = None) -> str:
     """What a script prints; nothing may stand on stderr. With a `path` it has the packages of that folder alone."""
     alone = [] if path is None else ["-S"]

@@ -7,13 +7,13 @@ import stat
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from typing import Any
 
 from ml_dash import messages as m
 from ml_dash.connection import Connection
 from ml_dash.errors import TABLE, Code, MLDashError
 from ml_dash.reach import Endpoint, missing_packages, socket_of
+from ml_dash.release import release
 
 OK, BAD, NONE = "ok", "bad", "none"
 MARKS = {OK: "✓", BAD: "✗", NONE: "–"}  # noqa: RUF001 a dash is meant
@@ -77,7 +77,7 @@ def examine(
 
 
 def _look_from_here(checks: Checks, endpoint: Endpoint, why: str) -> None:
-    checks.add("client", OK, f"ml-dash {version('ml-dash')}, Python {sys.version.split()[0]}, uid {os.geteuid()}")
+    checks.add("client", OK, f"ml-dash {release()}, Python {sys.version.split()[0]}, uid {os.geteuid()}")
     whose = f"the one of the root {endpoint.root}" if endpoint.root else "the one at that socket"
     checks.add("which daemon", OK, f"{whose}: {why}")
     if endpoint.root is not None:
@@ -117,7 +117,7 @@ def _ask(checks: Checks, connection: Connection) -> None:
     status = connection.call(m.StatusReport, lambda number: m.Status(request=number))
     kind = "embedded" if status.embedded else "a service"
     about = f"ml-dashd {status.version}, {kind}, pid {status.pid}, store {status.store}"
-    if status.version == version("ml-dash"):
+    if status.version == release():
         checks.add("daemon", OK, about)
     else:
         checks.add("daemon", BAD, f"{about}; another release than this", "install the same release on both sides")

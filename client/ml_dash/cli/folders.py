@@ -131,6 +131,8 @@ def _meant(options: Namespace, store: Path | None) -> Iterator[Local | Unfit | L
 
 def _check_folder(path: str, store: Path | None) -> None:
     """Raises where it is none, or a part of the store: it would grow by all that is in it."""
+    if not path:  # which Path takes for the working folder
+        raise error(Code.INVALID_ARGUMENT, "the path of the folder is empty", 'pass one, such as "runs/1"')
     if not Path(path).is_dir():
         there = os.path.lexists(path)
         code = Code.NOT_A_FILE if there else Code.FILE_NOT_FOUND

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ml_dash.cli import arguments
 from ml_dash.cli.values import add_described, add_prefix, count, file_id, seconds, span
+from ml_dash.release import release
 
 PROGRAM = "ml-dash"
 DEADLINE_S = 90
@@ -134,7 +134,7 @@ def _add_shared(parser: Parser, **defaults: Any) -> None:
     where = options.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="SOCKET", help="a daemon's socket", default=defaults["socket"])
     where.add_argument("--root", metavar="DIR", help="a folder with its own daemon", default=defaults["root"])
-    options.add_argument("--version", action="version", version=f"{PROGRAM} {version('ml-dash')}")
+    options.add_argument("--version", action="version", version=f"{PROGRAM} {release()}")
 
 
 def _doctor(parser: Parser) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from ml_dash.messages import Limits
+from ml_dash.release import release
 from ml_dashd.app.parts import Parts
 from ml_dashd.config import Config, LimitsConfig
 from ml_dashd.core.access import Policy
@@ -219,7 +219,7 @@ def _doctor(parts: Parts) -> Doctor:
 
 def _identity(config: Config, started_ms: int) -> Identity:
     return Identity(
-        version=version("ml-dash"),
+        version=release(),
         pid=os.getpid(),
         embedded=config.embedded is not None,
         store=config.store.url,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from ml_dash.release import release
 from ml_dashd.config import Config, LimitsConfig, fault_plan
 from ml_dashd.core.plan import at_once, buffers_bytes, fitting
 from ml_dashd.edge.allowance import cores, memory_bytes
@@ -70,5 +70,5 @@ def _meter(config: Config) -> tuple[Meter, Callable[[Figures], bytes], Callable[
         return NoMeter(), lambda _: b"", lambda: {"retries": {}, "failures": {}}
     from ml_dashd.edge.metrics import PrometheusMeter  # noqa: PLC0415 an embedded daemon does without
 
-    meter = PrometheusMeter(version("ml-dash"))
+    meter = PrometheusMeter(release())
     return meter, meter.render, meter.counted

@@ -7,13 +7,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from ml_dash.errors import TABLE, Code
+from ml_dash.release import release
 from ml_dashd.app.answers import Answers, build_answers, printable
 from ml_dashd.app.base import Base
 from ml_dashd.app.parts import build
@@ -154,9 +154,7 @@ class Daemon:
     async def _tell(self, ready: Callable[[Recovered], None], left: Recovered) -> None:
         """Whoever waits for it, and whoever looks for it."""
         socket, store = self._socket, self._parts.storage.store.url
-        await notice.leave(
-            self._config.state_dir, pid=os.getpid(), version=version("ml-dash"), socket=socket, store=store
-        )
+        await notice.leave(self._config.state_dir, pid=os.getpid(), version=release(), socket=socket, store=store)
         self._phase = None
         ready(left)
         self._systemd.ready()

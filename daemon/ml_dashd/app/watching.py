@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 
+from ml_dash.release import release
 from ml_dashd.app.parts import Parts
 from ml_dashd.app.tasks import Tasks
 from ml_dashd.core.listen import parse_listen
@@ -59,7 +59,7 @@ class Watching:
             meter=base.meter,
             render=base.render,
             counted=base.counted,
-            running=Running(version("ml-dash"), base.clock.now_ms(), base.config.spool.quota),
+            running=Running(release(), base.clock.now_ms(), base.config.spool.quota),
         )
         http = base.config.http
         self._http = HttpServer(parse_listen(http.listen), int(http.socket_mode, 8), observer)

@@ -64,6 +64,16 @@ def link(descriptor: int, name: str) -> bool:
     return True
 
 
+def no_second_name(slot: str, failure: OSError) -> BaseException:
+    """The error of a slot that could not be linked."""
+    if isinstance(failure, FileNotFoundError):
+        return error(Code.SOURCE_LOST, f"slot {slot} was released")
+    if failure.errno in _NO_LINK:
+        what = f"slot {slot} is not stored yet, and on the spool's file system a file has but one name"
+        return error(Code.RETRY_LATER, what, "duplicate it once it is stored")
+    return disk_error(failure)
+
+
 def copy_range(descriptor: int, copy: int, size: int, source: str, in_time: Callable[[], bool] | None = None) -> None:
     """Within the kernel: by blocks where the file systems can, else page by page.
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.core.model import MAX_FILE_BYTES, Pin, PinKind
+from ml_dashd.edge.cloning import no_second_name
 from ml_dashd.edge.descriptors import FOR_SLOTS, DescriptorBudget
 from ml_dashd.edge.memory import available_bytes
 from ml_dashd.edge.room import FREE_FAILED, Room
@@ -154,7 +155,7 @@ class SlotFiles:
         """Another name for a committed slot, to be released by itself; the slot is not granted again.
 
         It counts against the quota as the slot does, for it keeps the bytes when that is gone. Raises SOURCE_LOST where
-        it is not there any more, and what `Room.take` raises.
+        it is not there any more, RETRY_LATER where files have but one name, and what `Room.take` raises.
         """
         with self._lock:
             self._last += 1
@@ -164,9 +165,9 @@ class SlotFiles:
             self._with_room(lambda: self._room.take(str(other), size))
             with self._lock:
                 os.link(self._folder / name, other)
-        except FileNotFoundError:
+        except OSError as failure:
             self._room.give_back(str(other))
-            raise error(Code.SOURCE_LOST, f"slot {name} was released") from None
+            raise no_second_name(name, failure) from None
         return other.name
 
     def give_up(self, name: str) -> bool:

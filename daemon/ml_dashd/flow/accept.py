@@ -178,7 +178,12 @@ class Accept:
             pin, size = Pin(PinKind.INLINE), source.record.size_bytes
         else:
             pin, content, size = await self._pinning.adopt(session.uid, source, record.id)
-            if not await is_pinned(source):
+            try:
+                kept = await is_pinned(source)
+            except Exception:  # the journal does not answer
+                await self._pinning.let_go(pin, record.id)
+                raise
+            if not kept:
                 await self._pinning.let_go(pin, record.id)
                 raise error(Code.SOURCE_LOST, f"{source.record.path} was let go while it was duplicated")
         job = self._job(replace(record, size_bytes=size), pin, message.file, seal=source.seal)
