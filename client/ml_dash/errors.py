@@ -222,7 +222,8 @@ TABLE: dict[Code, Entry] = {
         NetworkError, "check catalog.url, the network and MongoDB's primary; stored files wait and are listed later"
     ),
     Code.CATALOG_DENIED: Entry(
-        AccessError, "give the user of catalog.url the role that docs/fleet.md lists; it goes on by itself"
+        AccessError,
+        "check user, password and authSource in catalog.url, and that the user has the role that docs/fleet.md lists",
     ),
     Code.CATALOG_FULL: Entry(StorageError, "free space on MongoDB's disks; it goes on by itself"),
     Code.ACCESS_DENIED: Entry(AccessError, "ask the operator to name your uid in [access]"),

@@ -6,6 +6,7 @@ import argparse
 import errno
 import gc
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from ml_dashd import install, logs
 from ml_dashd.core.redact import redact
 from ml_dashd.log_file import BoundedLog
 
+log = logging.getLogger("ml_dashd")
+
+EXPOSED = "every user of this machine can read the password of catalog.url there"
 EXAMPLES = """examples:
   ml-dashd run                             serve with the defaults of this user
   ml-dashd run --config /etc/ml-dashd.toml
@@ -48,8 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_config(config: settings.Config, options: argparse.Namespace) -> int:
-    source = settings.source(options.config) or "the defaults"
-    print(f"{source}: right; store {config.store.url}, socket {config.socket}")  # noqa: T201
+    if config.fleet:
+        from ml_dashd.edge.mongo import check_url  # noqa: PLC0415 an extra
+
+        check_url(config.catalog.url)
+    place = f"store {config.store.url}, catalog {config.catalog_place}, socket {config.socket}"
+    print(f"{settings.source(options.config) or 'the defaults'}: right; {place}")  # noqa: T201
+    if (exposed := config.exposed(settings.source(options.config))) is not None:
+        print(f"ml-dashd: {exposed}: {EXPOSED}: chmod o= {exposed}", file=sys.stderr)  # noqa: T201
     return 0
 
 
@@ -84,6 +94,8 @@ def _run(config: settings.Config, options: argparse.Namespace) -> int:
     bounded = None if config.embedded is None else BoundedLog(config.state_dir / "log")
     logs.set_up(config.daemon.log_level, config.daemon.log_format, bounded)
     gc.disable()  # a tenth of the time that it takes to load all this; app.run() collects once
+    if (exposed := config.exposed(settings.source(options.config))) is not None:
+        log.warning("password_exposed", extra={"file": exposed, "error": EXPOSED})
     from ml_dashd import app  # noqa: PLC0415 check-config needs none of it
     from ml_dashd.flow.recover import Recovered  # noqa: PLC0415
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -18,6 +19,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from ml_dash.errors import Code, MLDashError, error
 from ml_dashd.config_keys import MONGODB, kind_of, section, unknown
+from ml_dashd.core.redact import place
 from ml_dashd.s3_settings import check_s3
 
 MIB = 1024 * 1024
@@ -187,6 +189,17 @@ class Config:
     def fleet(self) -> bool:
         """Whether the catalog is one that many nodes share: MongoDB."""
         return urlsplit(self.catalog.url).scheme in MONGODB
+
+    @property
+    def catalog_place(self) -> str:
+        """The catalog for people: a file, or a fleet's hosts and database."""
+        return place(self.catalog.url) if self.fleet else str(_file_path(self.catalog.url))
+
+    def exposed(self, source: Path | None) -> Path | None:
+        """The file of these settings, where it holds a password and everybody may read it."""
+        if source is None or urlsplit(self.catalog.url).password is None:
+            return None
+        return source if source.stat().st_mode & stat.S_IROTH else None
 
     @property
     def catalog_path(self) -> Path:

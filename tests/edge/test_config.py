@@ -233,6 +233,24 @@ def test_a_good_file_is_right(text: str, tmp_path: Path, capsys: pytest.CaptureF
     assert err == ""
 
 
+@pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_fleets_catalog_is_checked_and_its_password_is_its_readers(
+    mode: int, exposed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "ml-dashd.toml"
+    path.write_text('[catalog]\nurl = "mongodb://ml:hunter2@a,b/fleet?replicaSet=rs0"')
+    path.chmod(mode)
+    assert main(["check-config", "--config", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert ", catalog mongodb://a,b/fleet, socket " in out
+    assert "hunter2" not in out + err
+    assert (f"every user of this machine can read the password of catalog.url there: chmod o= {path}" in err) is exposed
+    path.write_text('[catalog]\nurl = "mongodb://ml:hunter2@a,b/fleet?tsl=true"')
+    line = refused(capsys, "check-config", "--config", str(path))
+    assert "catalog.url mongodb://a,b/fleet: Unknown option 'tsl'" in line
+    assert "hunter2" not in line
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

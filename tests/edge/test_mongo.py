@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import trustme
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure, ServerSelectionTimeoutError
 
 from ml_dash.errors import Code, MLDashError
 from ml_dashd.edge.catalog_mongo import MongoCatalog
-from ml_dashd.edge.mongo import Mongo, named, place
+from ml_dashd.core.redact import place
+from ml_dashd.edge.mongo import Mongo
+from ml_dashd.edge.mongo_failures import named
 from ml_dashd.edge.mongo_schema import prepare
 from ml_dashd.ports import JournalError
 from tests.servers.mongodb import MongoDB
@@ -105,9 +107,62 @@ def test_a_place_is_hosts_and_database() -> None:
     assert place("mongodb://u:p@a:1,b:2/fleet?tls=true") == "mongodb://a:1,b:2/fleet"
 
 
-@pytest.mark.parametrize("number", [239, 246])
-def test_a_moment_that_a_restart_has_taken_is_asked_for_again(number: int) -> None:
-    """A list takes several questions of one moment: whoever asked begins anew."""
-    refused = named(OperationFailure("Unable to read from a snapshot", number), "mongodb://a/fleet")
+def test_an_option_that_is_mistyped_is_named() -> None:
+    with pytest.raises(MLDashError, match="Unknown option 'tsl'. Did you mean one of") as refused:
+        Mongo("mongodb://host/db?replicaSet=rs0&tsl=true")
+    assert refused.value.code is Code.CONFIG
+
+
+def test_a_certificate_that_is_not_there_is_the_settings_fault(tmp_path: Path) -> None:
+    with pytest.raises(MLDashError, match="catalog.url mongodb://host/db: .*tlscafile file is not readable") as refused:
+        Mongo(f"mongodb://host/db?tls=true&tlsCAFile={tmp_path}/none.pem")
+    assert refused.value.code is Code.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (134, "Read concern majority reads are currently not possible."),
+        (211, "No keys found for HMAC that is valid for time: { ts: Timestamp(1, 1) } with id: 7"),
+        (239, "Unable to read from a snapshot"),
+        (246, "Unable to read from a snapshot"),
+    ],
+)
+def test_what_a_restart_or_a_fail_over_brings_is_asked_for_again(number: int, said: str) -> None:
+    """A list takes several questions of one moment; a set that asks for users reads its keys late."""
+    refused = named(OperationFailure(said, number), "mongodb://a/fleet")
     assert refused is not None
     assert refused.code is Code.CATALOG_UNREACHABLE
+
+
+NOBODY = ServerSelectionTimeoutError('No replica set members match selector "Primary()", Timeout: 5.0s, Topology …')
+
+
+def test_why_there_is_no_primary_is_said_once_for_all_members() -> None:
+    def gone(port: int) -> AutoReconnect:
+        limits = "(configured timeouts: socketTimeoutMS: 5000.0ms, connectTimeoutMS: 5000.0ms)"
+        return AutoReconnect(f"a:{port}: [Errno 111] Connect call failed ('127.0.0.1', {port}) {limits}")
+
+    refused = named(NOBODY, "mongodb://a/fleet", {"a:1": gone(1), "a:2": gone(2), "a:3": AutoReconnect("a:3: frozen")})
+    assert refused is not None
+    assert refused.code is Code.CATALOG_UNREACHABLE
+    assert str(refused) == "the catalog mongodb://a/fleet: no primary; a:1, a:2: Connection refused; a:3: frozen"
+
+
+def test_a_wrong_password_stays_one_when_the_primary_is_asked_again() -> None:
+    """PyMongo forgets a member that has refused, and says then that there is none."""
+    refused = named(NOBODY, "mongodb://a/fleet", {"a:1": OperationFailure("Authentication failed.", 18)})
+    assert refused is not None
+    assert refused.code is Code.CATALOG_DENIED
+    assert str(refused) == "the catalog mongodb://a/fleet: Authentication failed."
+
+
+def test_what_a_role_lacks_is_named_without_the_rest_of_the_command() -> None:
+    said = (
+        'not authorized on mldash to execute command { createIndexes: "sets", indexes: [ { name: "by_number" } ], '
+        "$clusterTime: { signature: { hash: BinData(0, 8FA5) } } }"
+    )
+    refused = named(OperationFailure(said, 13), "mongodb://a/mldash")
+    assert refused is not None
+    assert refused.code is Code.CATALOG_DENIED
+    assert str(refused).endswith(": not authorized on mldash to execute command createIndexes in sets")

@@ -68,7 +68,10 @@ def test_good_settings_are_right_and_nothing_is_made(tmp_path: Path) -> None:
         ran(MODULE, "check-config", ML_DASH_CONFIG=str(path)),
     ):
         assert (ended.returncode, ended.stderr) == (0, "")
-        assert ended.stdout == f"{path}: right; store file://{tmp_path}/state/files, socket {tmp_path}/run/socket\n"
+        assert ended.stdout == (
+            f"{path}: right; store file://{tmp_path}/state/files, catalog {tmp_path}/state/catalog.sqlite, "
+            f"socket {tmp_path}/run/socket\n"
+        )
     assert [entry.name for entry in tmp_path.iterdir()] == ["ml-dashd.toml"]
 
 

@@ -63,6 +63,10 @@ def test_what_is_saved_while_mongodb_is_away_is_stored_and_listed_once_it_is_bac
         assert [(count.state, count.files) for count in report.counts] == [("VERIFIED", 30)]
         assert {record.error_code for record in report.blocked} == {"CATALOG_UNREACHABLE"}
         assert report.error_code == "CATALOG_UNREACHABLE"
+        status = Shell(tmp_path, ["--socket", str(daemon.socket)])("status").out
+        assert status.count("CATALOG_UNREACHABLE: ") == 1, "once, whatever waits for it"
+        assert f": no primary; 127.0.0.1:{mongodb.ports[0]}: Connection refused\n" in status
+        assert status.count("VERIFIED, ") == len(report.blocked)
         with pytest.raises(NetworkError, match="CATALOG_UNREACHABLE"):
             exp.files().list()
         assert exp.params.get() == {"lr": 0.1}

@@ -578,6 +578,18 @@ def test_a_uid_that_the_settings_name_is_welcome(tmp_path: Path) -> None:
 # ---- the socket's file
 
 
+@pytest.mark.parametrize(("mode", "folder_mode"), [("0600", 0o700), ("0660", 0o710), ("0666", 0o711)])
+def test_the_folder_that_it_makes_lets_those_through_whom_the_socket_lets_in(
+    tmp_path: Path, mode: str, folder_mode: int
+) -> None:
+    """Beside it is the socket of HTTP, which is the daemon's own user's."""
+    daemon = DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store"), f'[access]\nsocket_mode = "{mode}"\n')
+    daemon.socket = tmp_path / "run" / "ml-dashd.sock"
+    with daemon:
+        assert daemon.socket.parent.stat().st_mode & 0o777 == folder_mode
+        assert (daemon.socket.parent / "http.sock").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_socket_file_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> None:
     with DaemonProcess(tmp_path / "daemon", Folder(tmp_path / "store")) as daemon:
         daemon.kill()

@@ -74,8 +74,7 @@ def as_lines(drained: m.Drained) -> Iterator[str]:
         yield f"{left} left, {wording.size(drained.left_bytes)} to send; they go on by themselves"
     if drained.failed_files:
         yield f"{wording.files(drained.failed_files)} failed"
-    for record in drained.files:
-        yield from report.trouble(record)
+    yield from report.troubles(drained.files)
     more = drained.left_files + drained.failed_files - len(drained.files)
     if more > 0:
         yield f"  and {more} more"

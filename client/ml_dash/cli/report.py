@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,7 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     for title, records in (("blocked", answer.blocked), ("failed", answer.failed)):
         if records:
             yield f"\n{title}:"
-        for record in records:
-            yield from trouble(record)
+        yield from troubles(records, answer.error_message)
     yield from _sets(answer)
 
 
@@ -131,15 +131,26 @@ def _politeness(limits: Limits) -> str:
     return f"{limits.threads} threads, nice {limits.nice}, I/O {limits.io_class}, {cached}, {cap}"
 
 
-def trouble(record: Record) -> Iterator[str]:
-    """A file, and what troubles it, if something does."""
+def troubles(records: Iterable[Record], known: str = "") -> Iterator[str]:
+    """Files, and under those that one thing troubles what that is, once; `known` is a message that was shown before."""
+    for (code, message, hint), alike in groupby(records, _reason):
+        yield from map(_file, alike)
+        if code and message == known:
+            yield f"    {code}, as above"
+        elif code:
+            yield f"    {code}: {message}"
+        if hint and message != known:
+            yield f"    hint: {hint}"
+
+
+def _reason(record: Record) -> tuple[str, str, str]:
+    return record.error_code, record.error_message, record.error_hint
+
+
+def _file(record: Record) -> str:
     where = f"{record.namespace}/{record.project}/{record.experiment}"
     sent = f"{wording.size(record.sent_bytes)} of {wording.size(record.size_bytes)} sent"
-    yield f"  {record.id}  {where}: {show.path(to_dict(record))}  {record.state}, {sent}"
-    if record.error_code:
-        yield f"    {record.error_code}: {record.error_message}"
-    if record.error_hint:
-        yield f"    hint: {record.error_hint}"
+    return f"  {record.id}  {where}: {show.path(to_dict(record))}  {record.state}, {sent}"
 
 
 def troubled(record: Record) -> dict[str, Any]:

@@ -101,8 +101,7 @@ def as_lines(seen: Look) -> Iterator[str]:
     for title, records in (("blocked", seen.report.blocked), ("failed", seen.report.failed)):
         if records:
             yield f"{title}:"
-        for record in records:
-            yield from report.trouble(record)
+        yield from report.troubles(records)
 
 
 def _headline(seen: Look) -> str:

@@ -206,6 +206,7 @@ def _doctor(parts: Parts) -> Doctor:
         scratch=parts.sending.scratch,
         journal=storage.journal,
         catalog=storage.catalog,
+        place=config.catalog_place,
         pins=storage.pins,
         machine=Host(config.state_dir, storage.spools, kind, base.limits.memory),
         threads=base.disk,

@@ -93,6 +93,8 @@ class Daemon:
         """Builds it, recovers, and lets clients in."""
         if self._passed is None:
             listening.make_room(self._config.socket, "daemon.socket")  # before anything is begun beside another daemon
+            # Before http.listen makes it for its own socket, which has another mode.
+            listening.make_folder(self._config.socket.parent, int(self._config.access.socket_mode, 8))
         self._parts = parts = await build(Base(self._config, self._clock), self._systemd, self._embedded, self._chores)
         if self._config.http.listen:
             await self._watching.start(parts, lambda: self._phase, self._connected, self._chores)
@@ -158,7 +160,8 @@ class Daemon:
         self._phase = None
         ready(left)
         self._systemd.ready()
-        event = {"pid": os.getpid(), "socket": socket, "http": self._config.http.listen, "store": store}
+        http, catalog = self._config.http.listen, self._config.catalog_place
+        event = {"pid": os.getpid(), "socket": socket, "http": http, "store": store, "catalog": catalog}
         log.info("ready", extra=event)
 
     def _start_chores(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 HIDDEN = "***"
 
@@ -40,3 +41,9 @@ def redact(text: str) -> str:
         if any(needle in text for needle in needles):
             text = pattern.sub(instead, text)
     return text
+
+
+def place(url: str) -> str:
+    """A catalog.url for people: the hosts and the database, without user, password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

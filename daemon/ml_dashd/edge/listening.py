@@ -14,10 +14,10 @@ from ml_dash.errors import Code, error
 def bind(path: Path, mode: int, setting: str) -> socket.socket:
     """A socket bound at a path of any length, with that mode; nobody gets through before it listens.
 
-    Its folder is made, for this user alone, where there is none. Raises CONFIG, and names the setting, where something
-    else is there.
+    Its folder is made where there is none, for those alone whom the mode lets in. Raises CONFIG, and names the setting,
+    where something else is there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent, mode)
     make_room(path, setting)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -28,6 +28,17 @@ def bind(path: Path, mode: int, setting: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Whom a socket of that mode lets in may pass through it, and see and change nothing there. One that is there stays
+    as it is.
+    """
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        return
+    folder.chmod(0o700 | (0o010 if mode & 0o060 else 0) | (0o001 if mode & 0o006 else 0))
 
 
 def leave(path: Path) -> None:

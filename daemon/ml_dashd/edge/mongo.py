@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 from ml_dash.errors import TABLE, Code, MLDashError, error
 from ml_dashd.core.model import Trouble
-from ml_dashd.core.redact import redact
+from ml_dashd.core.redact import place, redact
+from ml_dashd.edge.mongo_failures import named
 from ml_dashd.ports import JournalError
 
 if TYPE_CHECKING:
@@ -37,13 +38,6 @@ POOL = 16
 """Connections of a daemon to the primary, besides the two by which it watches each member; an idle one keeps one."""
 IDLE_MS = 60_000
 MISSING_HINT = "pip install 'ml-dash[fleet]'"
-
-_DENIED = {13, 18, 8000}
-"""Unauthorized, AuthenticationFailed, Atlas's own (MongoDB's error_codes.yml)."""
-_FULL = {14031, 12501}
-"""OutOfDiskSpace, quota exceeded."""
-_PASSED = {239, 246}
-"""SnapshotTooOld, SnapshotUnavailable: after a restart or a fail-over a moment that was read before may be gone."""
 
 
 class Mongo:
@@ -107,7 +101,7 @@ class Mongo:
         try:
             result = await asyncio.shield(task)
         except _theirs() as failure:
-            known = named(failure, self.place)
+            known = named(failure, self.place, self._members())
             if known is None:
                 raise
             self._trouble = Trouble(known.code, str(known), TABLE[known.code].hint)
@@ -125,67 +119,15 @@ class Mongo:
             await asyncio.wait(self._under_way)
         await self._client.close()
 
+    def _members(self) -> dict[str, Exception]:
+        """What keeps each member from being asked, as it was found out last."""
+        members = self._client.topology_description.server_descriptions().values()
+        return {f"{each.address[0]}:{each.address[1]}": each.error for each in members if each.error is not None}
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
             task.exception()  # of one whose caller is gone nobody else asks
-
-
-def place(url: str) -> str:
-    """A catalog.url for people: the hosts and the database, without user, password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def named(failure: Exception, where: str) -> JournalError | None:
-    """PyMongo's exception as a JournalError that names the place; None for what no operator could mend."""
-    code = _code(failure)
-    if code in _DENIED:
-        kind = Code.CATALOG_DENIED
-    elif code in _FULL:
-        kind = Code.CATALOG_FULL
-    elif _is_away(failure):
-        kind = Code.CATALOG_UNREACHABLE
-    else:
-        return None
-    return JournalError(f"the catalog {where}: {_words(failure)}", kind)
-
-
-def _is_away(failure: Exception) -> bool:
-    """Whether it may be there again by itself: no connection, no primary, no majority, too slow."""
-    from pymongo import errors  # noqa: PLC0415 optional
-
-    away = (
-        errors.ConfigurationError,  # a name that DNS does not have now
-        errors.ConnectionFailure,
-        errors.WTimeoutError,
-        errors.ExecutionTimeout,
-        errors.WaitQueueTimeoutError,
-    )
-    if isinstance(failure, away) or _code(failure) in _PASSED:
-        return True
-    details: Mapping[str, Any] = getattr(failure, "details", None) or {}
-    if isinstance(failure, errors.BulkWriteError):
-        return bool(details.get("writeConcernErrors")) and not details.get("writeErrors")
-    if isinstance(failure, errors.WriteConcernError):
-        return True
-    return isinstance(failure, errors.PyMongoError) and (
-        failure.has_error_label("RetryableWriteError") or failure.has_error_label("TransientTransactionError")
-    )
-
-
-def _code(failure: Exception) -> int:
-    """The server's number; of a bulk write, of the first that failed."""
-    details: Mapping[str, Any] = getattr(failure, "details", None) or {}
-    for entry in details.get("writeErrors") or []:
-        return int(entry.get("code") or 0)
-    return int(getattr(failure, "code", None) or 0)
-
-
-def _words(failure: Exception) -> str:
-    """What it says, in one line, without the description of the whole topology."""
-    text = str(failure).partition(", Timeout:")[0].partition(", full error:")[0]
-    return redact(text)[:500] or type(failure).__name__
 
 
 def _theirs() -> type[Exception]:
@@ -197,7 +139,6 @@ def _theirs() -> type[Exception]:
 def _connect(url: str) -> AsyncMongoClient[Document]:
     try:
         from pymongo import AsyncMongoClient  # noqa: PLC0415 optional
-        from pymongo.errors import PyMongoError  # noqa: PLC0415
     except ImportError:
         what = f"the catalog {place(url)} needs PyMongo, which is not installed"
         raise error(Code.MISSING_LIBRARY, what, MISSING_HINT) from None
@@ -206,8 +147,8 @@ def _connect(url: str) -> AsyncMongoClient[Document]:
             warnings.simplefilter("error")  # an option that PyMongo would drop, such as a mistyped tls
             client: AsyncMongoClient[Document] = AsyncMongoClient(url, **_options(url))
         client.get_default_database()
-    except (PyMongoError, ValueError, Warning) as refused:
-        raise bad_url(url, str(refused)) from None
+    except _refusals() as refused:
+        raise bad_url(url, _why(url, refused)) from None
     return client
 
 
@@ -240,4 +181,31 @@ def bad_url(url: str, why: str) -> MLDashError:
     password = urlsplit(url).netloc.rpartition("@")[0].partition(":")[2]
     for secret in {password, unquote(password)} - {""}:
         why = why.replace(secret, "***")
-    return error(Code.CONFIG, f"catalog.url {place(url)}: {redact(why)}", 'use "mongodb://host:port/database"')
+    return error(
+        Code.CONFIG, f"catalog.url {place(url)}: {redact(why)}", 'use "mongodb://host:port/database?option=value"'
+    )
+
+
+def check_url(url: str) -> None:
+    """Raises CONFIG and MISSING_LIBRARY as `Mongo` does. Asks nobody."""
+    _connect(url)
+
+
+def _why(url: str, refused: Exception) -> str:
+    """In PyMongo's words, which name no unknown option."""
+    from pymongo.uri_parser import split_options  # noqa: PLC0415 optional
+
+    said, unknown, names = str(refused).partition(" or maybe a camelCase")[0], "Unknown option", []
+    if not said.startswith(unknown):
+        return said
+    for name, value in parse_qsl(urlsplit(url).query):
+        try:
+            split_options(f"{name}={value}")
+        except _refusals() as one:
+            names += [repr(name)] if str(one).startswith(unknown) else []
+    return f"{unknown} {', '.join(names)}{said.removeprefix(unknown)}"
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What PyMongo says of a URL: a file that it names may be missing, too."""
+    return (_theirs(), ValueError, Warning, OSError)

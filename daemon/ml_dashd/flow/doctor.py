@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from ml_dash.errors import MLDashError
+from ml_dash.errors import TABLE, MLDashError
 from ml_dashd.core import checkup
 from ml_dashd.core.checksum import combine, digest
 from ml_dashd.core.checkup import Check
@@ -39,7 +39,9 @@ BODY = memoryview(b"ml-dash doctor was here, and this will be gone in a moment\n
 
 
 class Doctor:
-    """Examines the daemon. `quota_bytes` and `named` are settings: spool.quota, and whether store.checksum is one."""
+    """Examines the daemon. `quota_bytes` and `named` are settings: spool.quota, and whether store.checksum is one. `place` is the catalog's,
+    for people.
+    """
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class Doctor:
         scratch: Scratch,
         journal: Journal,
         catalog: Catalog,
+        place: str,
         pins: Pins,
         machine: Machine,
         threads: Threads,
@@ -65,6 +68,7 @@ class Doctor:
         self._scratch = scratch
         self._journal = journal
         self._catalog = catalog
+        self._place = place
         self._pins = pins
         self._machine = machine
         self._threads = threads
@@ -110,7 +114,9 @@ class Doctor:
             return [
                 checkup.bad(name, f"no answer for {seconds:g} s", "see what its disk, or the network, is busy with")
             ]
-        except (OSError, StoreError, JournalError, MLDashError) as failure:
+        except JournalError as failure:
+            return [checkup.bad(name, f"{failure.code}: {failure}", TABLE[failure.code].hint)]
+        except (OSError, StoreError, MLDashError) as failure:
             return [checkup.bad(name, str(failure) or type(failure).__name__, "see the daemon's log")]
 
     # ---- the store
@@ -161,7 +167,8 @@ class Doctor:
     async def _examine_catalog(self) -> list[Check]:
         began = self._clock.monotonic()
         await self._catalog.get([1])
-        return [checkup.ok("catalog", f"answers in {(self._clock.monotonic() - began) * 1000:.1f} ms")]
+        took = (self._clock.monotonic() - began) * 1000
+        return [checkup.ok("catalog", f"{self._place} answers in {took:.1f} ms")]
 
 
 class Calls:
