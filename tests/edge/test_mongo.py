@@ -10,8 +10,8 @@ import trustme
 from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure, ServerSelectionTimeoutError
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.core.redact import place
+from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_failures import named
 from ml_dashd.edge.mongo_schema import prepare
@@ -108,13 +108,13 @@ def test_a_place_is_hosts_and_database() -> None:
 
 
 def test_an_option_that_is_mistyped_is_named() -> None:
-    with pytest.raises(MLDashError, match="Unknown option 'tsl'. Did you mean one of") as refused:
+    with pytest.raises(MLDashError, match=r"Unknown option 'tsl'\. Did you mean one of") as refused:
         Mongo("mongodb://host/db?replicaSet=rs0&tsl=true")
     assert refused.value.code is Code.CONFIG
 
 
 def test_a_certificate_that_is_not_there_is_the_settings_fault(tmp_path: Path) -> None:
-    with pytest.raises(MLDashError, match="catalog.url mongodb://host/db: .*tlscafile file is not readable") as refused:
+    with pytest.raises(MLDashError, match=r"catalog\.url .*tlscafile file is not readable") as refused:
         Mongo(f"mongodb://host/db?tls=true&tlsCAFile={tmp_path}/none.pem")
     assert refused.value.code is Code.CONFIG
 

@@ -300,6 +300,31 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert missing == set()
 
 
+@pytest.mark.parametrize("page", ["fleet.md", "install.md", "s3-servers.md"])
+def test_settings_that_a_page_shows_are_taken(page: str) -> None:
+    shown = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert shown
+    for block in shown:
+        config.parse(tomllib.loads(block))
+
+
+def test_manifests_mount_what_the_settings_name() -> None:
+    """Paths, port and sockets are those of the settings beside them."""
+    page = (ROOT / "docs/fleet.md").read_text().partition("## Kubernetes")[2].partition("## Slurm")[0]
+    (settings,) = (config.parse(tomllib.loads(block)) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+    daemon, trainer = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    sockets = str(Path(settings.daemon.socket).parent)
+    assert {*re.findall(r"mountPath: ([^}]+)}", daemon)} == {"/etc/ml-dash", settings.daemon.state_dir, sockets}
+    assert {*re.findall(r"hostPath: {path: ([^,]+),", daemon)} == {settings.daemon.state_dir, sockets}
+    assert {*re.findall(r"(?:mountPath|path): ([^,}]+)[,}]", trainer)} == {sockets}
+    assert settings.store.credentials_file.startswith("/etc/ml-dash/")
+    probes = re.findall(r"httpGet: {host: ([^,]+), port: (\d+), path: (/\w+)}", daemon)
+    assert probes == [(*settings.http.listen.split(":"), path) for path in ("/readyz", "/healthz")]
+    (patience,) = map(int, re.findall(r"terminationGracePeriodSeconds: (\d+)", daemon))
+    assert patience >= settings.daemon.drain_timeout + 60
+    assert "command: [ml-dashd, run, --config, /etc/ml-dash/ml-dashd.toml]" in daemon
+
+
 def test_every_log_event_is_explained_and_none_that_is_gone() -> None:
     assert {call.event for call in log_calls()} | {"library_message"} == set(logs.EVENTS), "mend EVENTS in logs.py"
 

@@ -99,7 +99,7 @@ def as_lines(answer: StatusReport, socket: Path) -> Iterator[str]:
     for title, records in (("blocked", answer.blocked), ("failed", answer.failed)):
         if records:
             yield f"\n{title}:"
-        yield from troubles(records, answer.error_message)
+        yield from troubles(records, known=answer.error_message)
     yield from _sets(answer)
 
 
@@ -131,7 +131,7 @@ def _politeness(limits: Limits) -> str:
     return f"{limits.threads} threads, nice {limits.nice}, I/O {limits.io_class}, {cached}, {cap}"
 
 
-def troubles(records: Iterable[Record], known: str = "") -> Iterator[str]:
+def troubles(records: Iterable[Record], known: str | None = None) -> Iterator[str]:
     """Files, and under those that one thing troubles what that is, once; `known` is a message that was shown before."""
     for (code, message, hint), alike in groupby(records, _reason):
         yield from map(_file, alike)
@@ -143,7 +143,7 @@ def troubles(records: Iterable[Record], known: str = "") -> Iterator[str]:
             yield f"    hint: {hint}"
 
 
-def _reason(record: Record) -> tuple[str, str, str]:
+def _reason(record: Record) -> tuple[str | None, str | None, str | None]:
     return record.error_code, record.error_message, record.error_hint
 
 

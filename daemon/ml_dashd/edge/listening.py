@@ -31,9 +31,7 @@ def bind(path: Path, mode: int, setting: str) -> socket.socket:
 
 
 def make_folder(folder: Path, mode: int) -> None:
-    """Whom a socket of that mode lets in may pass through it, and see and change nothing there. One that is there stays
-    as it is.
-    """
+    """Whom a socket of that mode lets in may pass through it, and see nothing there. One that is there stays."""
     try:
         folder.mkdir(parents=True, mode=0o700)
     except FileExistsError:

@@ -39,7 +39,9 @@ BODY = memoryview(b"ml-dash doctor was here, and this will be gone in a moment\n
 
 
 class Doctor:
-    """Examines the daemon. `quota_bytes` and `named` are settings: spool.quota, and whether store.checksum is one. `place` is the catalog's,
+    """Examines the daemon.
+
+    `quota_bytes` and `named` are settings: spool.quota, and whether store.checksum is one. `place` is the catalog's,
     for people.
     """
 
