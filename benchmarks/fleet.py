@@ -207,7 +207,7 @@ def questions(catalog: MongoCatalog) -> dict[str, Callable[[], Awaitable[Sequenc
         'list(tags=["frame"])': asked(tags=("frame",)),
         'newest of "models/7.pt"': asked(prefix="models/7.pt", pattern="", latest=True, limit=1),
         'list("models/*", latest=True)': asked(prefix="models", pattern="*", latest=True),
-        "ml-dash ls, all experiments": lambda: catalog.newer(0, EVERYBODY, PAGE),
+        "ml-dash ls --all": lambda: catalog.newer(0, EVERYBODY, PAGE),
         "their names": catalog.experiments,
     }
 

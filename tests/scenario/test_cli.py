@@ -162,6 +162,27 @@ def test_put_takes_the_bytes_of_this_moment(stuck: Shell) -> None:
     assert stuck.json("ls", "--prefix", PREFIX) == []
 
 
+def test_ls_all_lists_what_is_stored_of_every_experiment(shell: Shell) -> None:
+    ids = [
+        put(shell, "file", str(number).encode(), "--to", f"{number}.txt", "--prefix", prefix, "--wait")["id"]
+        for number, prefix in enumerate(("alice/cv/one", "alice/cv/two", "bob/nlp/one"))
+    ]
+    listed = shell.json("ls", "--all")
+    assert [(record["id"], record["experimentId"]) for record in listed] == [
+        *zip(ids, ("alice/cv/one", "alice/cv/two", "bob/nlp/one"), strict=True)
+    ]
+    assert all(record.keys() == RECORD for record in listed)
+    assert [line.split()[-2:] for line in shell("ls", "--all").out.splitlines()[1:]] == [
+        ["alice/cv/one:", "0.txt"],
+        ["alice/cv/two:", "1.txt"],
+        ["bob/nlp/one:", "2.txt"],
+    ]
+    told = shell("ls", "--all", "--json", ML_DASH_PREFIX="alice/cv/one").out
+    assert json.loads(told) == listed, "a script's own experiment is no limit"
+    for words in (["*.txt"], ["--prefix", PREFIX], ["--latest"], ["--pending"], ["--tag", "best"]):
+        assert "--all lists what is stored of every experiment" in shell("ls", "--all", *words, status=2).err
+
+
 def test_ls_takes_folders_files_and_globs(shell: Shell) -> None:
     for name in ("a.json", "sub/b.json", "sub/deep/c.json", "sub/d.txt", "subway.txt", "a.json"):
         put(shell, "file", name.encode(), "--to", name)

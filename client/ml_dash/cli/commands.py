@@ -81,15 +81,20 @@ def put(options: Namespace) -> int:
 
 def ls(options: Namespace) -> int:
     """Lists files as they come, page by page."""
+    if options.all and (options.prefix or options.pattern or options.latest or options.pending or options.tags):
+        raise parser.wrong("ls", "--all lists what is stored of every experiment, and goes with none of the others")
     with reaching.looking(options) as connection:
-        files = reaching.files(options, connection)
-        found = reaching.listed(
-            files, options.pattern, latest=options.latest, pending=options.pending, tags=options.tags
-        )
+        if options.all:
+            found = reaching.everywhere(connection)
+        else:
+            files = reaching.files(options, connection)
+            found = reaching.listed(
+                files, options.pattern, latest=options.latest, pending=options.pending, tags=options.tags
+            )
         if options.json:
             show.array(map(show.plain, found))
         else:
-            report.table(found)
+            report.table(found, experiments=options.all)
     return 0
 
 

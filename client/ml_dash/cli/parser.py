@@ -34,7 +34,8 @@ EXAMPLES = {
   ml-dash ls models --prefix alice/cv/resnet       at and below models
   ml-dash ls --tag best --latest --prefix alice/cv/resnet
   ml-dash ls "**/*.json" --latest --prefix alice/cv/resnet --json
-  ml-dash ls --pending --prefix alice/cv/resnet    files of sets that are not complete, too""",
+  ml-dash ls --pending --prefix alice/cv/resnet    files of sets that are not complete, too
+  ml-dash ls --all --json | jq -r '.[] | select(.createdAt > "2026-05-01") | .experimentId'""",
     "get": """\
   ml-dash get models/best.pt --prefix alice/cv/resnet
   ml-dash get a.pt b.pt "models/*.pt" --prefix alice/cv/resnet -o ./out
@@ -174,6 +175,7 @@ def _ls(parser: Parser) -> None:
     text = 'a folder, a file or a glob, such as "**/*.json" (default: all, as .)'
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", help=text)
     add_prefix(parser)
+    parser.add_argument("--all", action="store_true", help="what is stored of every experiment, the oldest first")
     parser.add_argument("--latest", action="store_true", help="only the newest version of each path")
     parser.add_argument("--pending", action="store_true", help="files of sets that are not complete, too")
     text = "only what has this tag; may be repeated, for those that have all of them"

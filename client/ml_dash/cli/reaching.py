@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
+from ml_dash import messages as m
 from ml_dash.arguments import is_glob
 from ml_dash.cli.nobody import Nobody
 from ml_dash.connection import Connection
 from ml_dash.errors import Code, MLDashError, error
 from ml_dash.experiment import files_at
 from ml_dash.files import Files, FileSet, file_by_id
+from ml_dash.pages import pages
 from ml_dash.reach import Endpoint, default_prefix, endpoint_of, is_there, which
 from ml_dash.result import FileResult
 from ml_dash.silence import SilentError
@@ -72,6 +74,16 @@ def files(options: Namespace, connection: Connection) -> Files:
 def chosen(options: Namespace, connection: Connection) -> FileSet:
     """The experiment's files, or the one of an id."""
     return files(options, connection) if options.id is None else file_by_id(connection, options.id)
+
+
+def everywhere(connection: Connection) -> Iterator[FileResult]:
+    """What is stored of every experiment, the oldest first, as far as this user may read it."""
+    nowhere = m.Place(namespace="", project="", experiment="")
+    asked = m.List(request=0, place=nowhere, everywhere=True)
+    for page in pages(
+        lambda after: connection.call(m.Page, lambda number: replace(asked, request=number, cursor=after))
+    ):
+        yield from (FileResult(record, connection) for record in page.records)
 
 
 def listed(

@@ -16,8 +16,11 @@ from ml_dash.request import now_ms
 from ml_dash.result import FileResult, iso_time, to_dict
 
 
-def table(files: Iterable[FileResult]) -> None:
-    """Prints files, a line each, as they come: the columns have their widths beforehand, and paths stand last."""
+def table(files: Iterable[FileResult], *, experiments: bool = False) -> None:
+    """Prints files, a line each, as they come: the columns have their widths beforehand, and paths stand last.
+
+    `experiments`: each with its own before it.
+    """
     head = f"{'ID':>19}  {'STATE':<10}  {'SIZE':>10}  {'CREATED':<19}  PATH"
     for file in files:
         if head:
@@ -26,7 +29,8 @@ def table(files: Iterable[FileResult]) -> None:
         record = show.plain(file)
         created = show.moment(record["createdAt"])
         size = wording.size(record["sizeBytes"])
-        print(f"{record['id']:>19}  {_state(file):<10}  {size:>10}  {created}  {show.path(record)}")
+        of = f"{record['experimentId']}: " if experiments else ""
+        print(f"{record['id']:>19}  {_state(file):<10}  {size:>10}  {created}  {of}{show.path(record)}")
     if head:
         print("no files", file=sys.stderr)
 
