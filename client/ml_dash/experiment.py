@@ -82,6 +82,7 @@ class Experiment:
         self._connection = Connection(endpoint, on_full)
         self._wait = _wait_of(wait)
         self._exit_wait = seconds_of(exit_wait, "exit_wait") or 0.0
+        self._only_reads = False
         self._run = Run(self)
         self._files = Files(self._connection, self._place, durability, self._run.opened)
         self._params = Params(self._connection, self._place)
@@ -127,16 +128,24 @@ class Experiment:
             raise error(Code.RUN_NOT_OPEN, f"the run of {self.prefix} is not open")
 
     def _open(self) -> None:
-        """Reaches the daemon, starting it if need be, has the prefix checked, and the run noted."""
+        """Reaches the daemon, starting it if need be, has the prefix checked, and the run noted.
+
+        Who is served, and may not write there, reads: no run is noted, and each save is refused by the daemon.
+        """
         connection = self._connection
+        self._only_reads = False
         try:
             connection.call(m.Done, numbered(self._said), lost_s=connection.lost_s)
         except MLDashError as failure:
-            inbox_after(failure, connection)
+            self._only_reads = failure.code is Code.ACCESS_DENIED and connection.welcome is not None
+            if not self._only_reads:
+                inbox_after(failure, connection)
             say(f"it is not noted that {self.prefix} is RUNNING: {failure}")
 
     def _note_end(self, state: RunState, failure: str | None) -> None:
         """Has the end of the run noted. A daemon that is away, or says nothing, is waited for at most `exit_wait`."""
+        if self._only_reads:
+            return
         self._connection.call(
             m.Done,
             lambda number: m.EndRun(request=number, place=self._place, status=state, error=failure),

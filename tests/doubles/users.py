@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.metadata
+import io
 import os
 import pickle
 import pkgutil
@@ -18,11 +19,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
+from ml_dash import Experiment
 from ml_dash import messages as m
 from ml_dashd.edge.system import raise_descriptor_limit
 from tests.doubles.raw_client import RawClient
@@ -193,6 +196,17 @@ def grab(client: RawClient, count: int) -> int:
     return granted
 
 
+def read_in_a_run(client: RawClient, prefix: str, path: str) -> tuple[str, list[str]]:
+    """A script that looks, and then saves: what it is told, and what it is shown."""
+    with redirect_stderr(io.StringIO()) as told, Experiment(prefix=prefix, socket=client.path).run as exp:
+        shown = [result["filename"] for result in exp.files().list()] + [exp.files(path).read_text()]
+        try:
+            exp.files.save_text("mine", to="mine.txt")
+        except PermissionError as refused:
+            shown.append(str(refused))
+    return told.getvalue(), shown
+
+
 def disperse(_: RawClient) -> None:
     """Closes them."""
     for one in _CROWD:
@@ -202,8 +216,7 @@ def disperse(_: RawClient) -> None:
 
 def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
     """What the daemon reads of its installation only as it runs is read before: the release, modules, an event loop."""
-    release = importlib.metadata.version("ml-dash")
-    importlib.metadata.version = lambda _: release
+    _know_the_release()
     import ml_dashd  # noqa: PLC0415 with that in place
 
     for module in pkgutil.walk_packages(ml_dashd.__path__, "ml_dashd."):
@@ -214,9 +227,16 @@ def _run_daemon(uid: int, arguments: Sequence[str]) -> int:
     return status
 
 
+def _know_the_release() -> None:
+    """Before its files can't be read any more."""
+    release = importlib.metadata.version("ml-dash")
+    importlib.metadata.version = lambda _: release
+
+
 if __name__ == "__main__":
     if sys.argv[2] == "run":
         sys.exit(_run_daemon(int(sys.argv[1]), sys.argv[2:]))
     raise_descriptor_limit()
+    _know_the_release()
     _be(int(sys.argv[1]))
     _serve(Path(sys.argv[2]))

@@ -16,7 +16,7 @@ import pytest
 
 from ml_dash import messages as m
 from ml_dash.errors import Code
-from tests.doubles.users import PLACE, User, ask_on_a_branch, put
+from tests.doubles.users import PLACE, User, ask_on_a_branch, put, read_in_a_run
 from tests.harness import DaemonProcess, Folder, eventually
 
 pytestmark = [
@@ -33,6 +33,7 @@ socket_mode = "0666"
 [access.read]
 vision = [{READER}, {STRANGER + 1}]
 held = [{READER}]
+guarded = [{READER}]
 speech = []
 [access.write]
 guarded = [{OTHER}, {WRITER}]
@@ -488,3 +489,16 @@ def test_who_may_write_in_a_namespace(
     assert len(listed(users(ADMIN), guarded)) == (6 if writes else 0)
     runs = users(ADMIN).expect(m.Experiments, m.ListExperiments(request=3, prefix=f"guarded/cv/{place.experiment}"))
     assert [each.owner_uid for each in runs.experiments] == ([uid] if writes else [])
+
+
+def test_a_script_of_who_may_only_read_in_a_namespace_reads(users: Callable[[int], User], place: m.Place) -> None:
+    guarded = replace(place, namespace="guarded")
+    stored = users(WRITER).put("notes.txt", guarded)
+    users(WRITER).expect(m.Waited, m.Wait(request=3, until="stored", timeout_ms=30_000, ids=(stored.id,)))
+    prefix = f"guarded/cv/{place.experiment}"
+    told, shown = users(READER).call(read_in_a_run, prefix, "notes.txt")
+    denied = f"uid {READER} may not write in the namespace guarded"
+    assert f"it is not noted that {prefix} is RUNNING: {denied}" in told
+    assert shown[:2] == ["notes.txt", "weights"]
+    assert denied in shown[2]
+    assert "COMPLETED" not in told
