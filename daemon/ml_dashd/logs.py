@@ -61,6 +61,8 @@ EVENTS = {
     "drain_stumbled": "the journal or the disk kept a drain from something; it goes on without",
     "drained": "a drain, or a stop, has ended: what is left, and the file that lists it",
     "examination_stumbled": "a call that the daemon does without could not be tried",
+    "failed_once_answered": "a hand-off was acknowledged, and what follows it failed: the file is in the journal, and "
+    "goes on",
     "file_blocked": "files wait until an operator has mended something (one line a cause)",
     "file_cancelled": "deleted, or superseded, before it was stored: nothing of it is left",
     "file_adopted": "a local store has taken a source itself, or its blocks: nothing is copied",
@@ -94,6 +96,7 @@ EVENTS = {
     "node_number_failed": "a defect while the node number was renewed; it is tried again",
     "node_number_not_renewed": "the catalog did not renew the node number; it is tried again, and lasts for a week",
     "node_number_overtaken": "another daemon, made of a copy of this state folder, has the number: a new one is taken",
+    "not_followed": "a defect behind a commit, which stands",
     "not_sealed": "what was saved as an archive is none whose checksums could be put right: it is stored as it is",
     "not_on_disk": "a source could not be brought to the disk now: its `ack` stays `memory`, and it is tried again",
     "notice_not_left": "the note that says who serves the state folder could not be written",

@@ -10,7 +10,6 @@ import trustme
 from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure, ServerSelectionTimeoutError
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.core.redact import place
 from ml_dashd.edge.catalog_mongo import MongoCatalog
 from ml_dashd.edge.mongo import Mongo
 from ml_dashd.edge.mongo_failures import named
@@ -101,10 +100,6 @@ def test_a_url_that_is_refused_is_named_without_its_password(url: str) -> None:
     assert refused.value.code is Code.CONFIG
     assert "catalog.url" in refused.value.message
     assert "hunter" not in str(refused.value)
-
-
-def test_a_place_is_hosts_and_database() -> None:
-    assert place("mongodb://u:p@a:1,b:2/fleet?tls=true") == "mongodb://a:1,b:2/fleet"
 
 
 def test_an_option_that_is_mistyped_is_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_dashd.core.redact import redact
+from ml_dashd.core.redact import place, redact
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
@@ -72,3 +72,8 @@ def test_what_holds_none_is_left_as_it_is(text: str) -> None:
 def test_a_password_in_a_url_is_never_left(before: str, password: str, after: str) -> None:
     secret = f"«{password}»"
     assert secret not in redact(f"{before}https://ann:{secret}@host/{after}")
+
+
+@pytest.mark.parametrize("user", ["", "u:p@", "u:p@ss@"])
+def test_a_place_is_hosts_and_database(user: str) -> None:
+    assert place(f"mongodb://{user}a:1,b:2/fleet?tls=true") == "mongodb://a:1,b:2/fleet"
