@@ -336,9 +336,9 @@ async def test_a_stop_comes_while_it_is_loaded(server: HttpServer, path: Path, m
 
 
 @pytest.mark.usefixtures("server")
-async def test_the_socket_is_of_the_mode_and_its_folder_is_private(path: Path) -> None:
+async def test_the_socket_is_of_the_mode_and_its_folder_lets_the_same_through(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o710
 
 
 @pytest.mark.usefixtures("server")
