@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 # The longest tests first: those at the end are what one worker takes from another.
 SUITES := tests/e2e tests/crash tests/scenario tests/spec tests/contract tests/edge
+# Set in many containers: thousands of processes would each compile all that they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check fmt bench long lock clean
