@@ -24,7 +24,7 @@ from ml_dash.connection import Connection
 from ml_dash.messages import Status, StatusReport
 from ml_dash.reach import Endpoint
 from tests.doubles.s3_double import S3Double
-from tests.prefork import Forked, Prefork
+from tests.prefork import MAINS, ROOT, Forked, Prefork
 from tests.servers.s3server import S3Server
 
 T = TypeVar("T")
@@ -206,9 +206,12 @@ class DaemonProcess:
     def _begun(
         self, arguments: list[str], environment: dict[str, str], log: int, writing: int
     ) -> subprocess.Popen[bytes] | Forked:
-        if self.module == ["ml_dashd"] and not self.under and Prefork.takes(environment):
+        (module, *first) = self.module
+        if module in MAINS and not self.under and Prefork.takes(environment):
             descriptors = {1: log, 2: log, writing: writing}
-            return Prefork.begun().start("ml_dashd", arguments, environment, descriptors)
+            return Prefork.begun().start(module, [*first, *arguments], environment, descriptors)
+        if module.startswith("tests."):
+            environment = environment | {"PYTHONPATH": str(ROOT)}
         command = [*self.under, sys.executable, "-m", *self.module, *arguments]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, pass_fds=[writing])
 

@@ -26,7 +26,12 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
-MAINS = {"ml_dashd": "ml_dashd.__main__", "ml_dash.cli": "ml_dash.cli"}
+MAINS = {
+    "ml_dashd": "ml_dashd.__main__",
+    "ml_dash.cli": "ml_dash.cli",
+    "tests.doubles.impatient": "tests.doubles.impatient",
+    "tests.doubles.small_copies": "tests.doubles.small_copies",
+}
 """What `python -m` is told, and where its `main` is."""
 INTERPRETERS = ("PYTHON", "MALLOC_", "LD_", "LC_", "LANG", "GLIBC_")
 """What the interpreter and its libraries read once, as they begin."""

@@ -24,7 +24,6 @@ def daemon_on(store: StoreUnderTest, tmp_path: Path, settings: str = "", faults:
     """One whose S3 server copies 16 MiB in one request."""
     daemon = DaemonProcess(tmp_path / "daemon", store, settings=settings, faults=faults)
     daemon.module = ["tests.doubles.small_copies"]
-    daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     return daemon
 
 

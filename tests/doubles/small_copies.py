@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from ml_dashd.__main__ import main
+from ml_dashd.__main__ import main as daemon
 from ml_dashd.edge import s3
 from ml_dashd.edge.s3_client import S3Settings
 
@@ -17,6 +17,10 @@ class SmallCopies(s3.S3Store):
         super().__init__(replace(settings, copy_bytes=COPY_BYTES), *more)  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":
+def main() -> int:
     s3.S3Store = SmallCopies  # type: ignore[misc]
+    return daemon()
+
+
+if __name__ == "__main__":
     sys.exit(main())

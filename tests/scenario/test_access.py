@@ -65,7 +65,6 @@ def daemon(open_folder: Path) -> Iterator[DaemonProcess]:
     """A daemon of a user that is nobody else's."""
     process = DaemonProcess(open_folder / "daemon", Folder(open_folder / "store"), SETTINGS)
     process.module = ["tests.doubles.users", str(DAEMON)]
-    process.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     for folder in ("daemon", "store"):
         (open_folder / folder).mkdir(exist_ok=True)
         os.chown(open_folder / folder, DAEMON, DAEMON)

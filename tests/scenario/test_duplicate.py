@@ -44,7 +44,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
 def small_copies(store: StoreUnderTest, tmp_path: Path) -> Iterator[DaemonProcess]:
     process = DaemonProcess(tmp_path / "daemon", store, settings="delete_grace = 1\n")
     process.module = ["tests.doubles.small_copies"]
-    process.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     with process:
         yield process
 
@@ -246,7 +245,6 @@ def test_a_server_that_copies_no_parts(swift: Swift, tmp_path: Path) -> None:
     with Gate(swift.endpoint, refuse) as gate:
         daemon = DaemonProcess(tmp_path / "daemon", Bucket(swift, endpoint=gate.endpoint))
         daemon.module = ["tests.doubles.small_copies"]
-        daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         with daemon, daemon.experiment().run as exp:
             sha256 = make_file(tmp_path / "a.bin", 20 * MIB)
             exp.files.upload(tmp_path / "a.bin").wait(60)
@@ -265,7 +263,6 @@ def test_the_parts_of_an_upload_are_listed_once_before_and_once_after(swift: Swi
     with Gate(swift.endpoint) as gate:
         daemon = DaemonProcess(tmp_path / "daemon", Bucket(swift, endpoint=gate.endpoint))
         daemon.module = ["tests.doubles.small_copies"]
-        daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         with daemon, daemon.experiment().run as exp:
             make_file(tmp_path / "a.bin", IN_PARTS)
             exp.files.upload(tmp_path / "a.bin").wait(60)

@@ -80,7 +80,6 @@ def test_every_file_arrives_once_and_right(
         daemon = DaemonProcess(tmp_path / "daemon", store, settings)
         if not full_size and script.name not in SLOW:  # what takes a minute as it is shipped
             daemon.module = ["tests.doubles.impatient"]
-            daemon.environment["PYTHONPATH"] = str(Path(__file__).parents[2])
         with daemon:
             loop_lag(daemon)  # what answers is loaded for the first who asks
             idle = Counter(measured(daemon).descriptors)
