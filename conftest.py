@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Bucket, DaemonProcess, Folder, StoreUnderTest
+from tests.prefork import LAUNCHING
 
 pytest_plugins = ["tests.servers.fixtures"]
 
@@ -45,6 +46,14 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         if name.startswith(ISOLATED):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked() -> Iterator[None]:
+    """The daemon of a root that is started in this process is forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ml_dash.reach.subprocess", LAUNCHING)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,15 @@
 """Starts daemons and commands from a process that has loaded their code: loading it is most of what a start costs.
 
 What runs is the same: the process forks, and the child goes into the command's own `main` with the arguments, the
-environment, the folder and the descriptors that it was given. At full size (`make long`) each start is one of a fresh
-interpreter, as a user's are; so is any whose environment has something to say to the interpreter itself.
+environment, the folder and the descriptors that it was given. So does the daemon of a root that the library starts in
+the tests' process, or in such a command. At full size (`make long`) each start is one of a fresh interpreter, as a
+user's are; so is any whose environment has something to say to the interpreter itself, and any that a script makes.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -22,8 +24,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import IO, Any, Self
 
 ROOT = Path(__file__).parents[1]
 MAINS = {
@@ -35,6 +39,10 @@ MAINS = {
 """What `python -m` is told, and where its `main` is."""
 INTERPRETERS = ("PYTHON", "MALLOC_", "LD_", "LC_", "LANG", "GLIBC_")
 """What the interpreter and its libraries read once, as they begin."""
+STARTS = "ml_dash.cli"
+"""What starts daemons of roots by itself."""
+DAEMON = [sys.executable, "-P", "-m", "ml_dashd"]
+"""How the library starts one (client/ml_dash/reach.py)."""
 FULL_SIZE = "ML_DASH_TEST_LONG" in os.environ
 MESSAGE_BYTES = 256 * 1024
 
@@ -90,31 +98,49 @@ class Prefork:
 
     _one: Self | None = None
 
-    def __init__(self) -> None:
-        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._turn = threading.Lock()
+        self._owner = os.getpid()
+
+    @classmethod
+    def _begin(cls) -> Self:
+        line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "tests.prefork", str(theirs.fileno())],
                 cwd=ROOT,
                 env={name: value for name, value in os.environ.items() if name.startswith((*INTERPRETERS, "PATH"))},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
-        self._turn = threading.Lock()
-        atexit.register(self._end)
+
+        def end() -> None:
+            line.shutdown(socket.SHUT_RDWR)  # though a child of a test may still have it open
+            line.close()
+            process.wait()
+
+        atexit.register(end)
+        return cls(line)
 
     @classmethod
     def begun(cls) -> Self:
         """The one of this process."""
         if cls._one is None:
-            cls._one = cls()
+            cls._one = cls._begin()
         return cls._one
 
-    @staticmethod
-    def takes(environment: Mapping[str, str]) -> bool:
+    @classmethod
+    def given(cls, line: socket.socket) -> None:
+        """To a process that was forked, so that what it starts is forked as well."""
+        cls._one = cls(line)
+
+    @classmethod
+    def takes(cls, environment: Mapping[str, str]) -> bool:
         """Whether a process with this environment may be forked: what it says to an interpreter was said to ours."""
         said = ((name, value) for name, value in environment.items() if name.startswith(INTERPRETERS))
-        return not FULL_SIZE and all(os.environ.get(name) == value for name, value in said)
+        mine = cls._one is None or cls._one._owner == os.getpid()  # a child of a test's has no line of its own
+        return mine and not FULL_SIZE and all(os.environ.get(name) == value for name, value in said)
 
     def start(
         self,
@@ -145,10 +171,21 @@ class Prefork:
             socket.send_fds(self._line, [json.dumps(facts).encode()], list(descriptors))
             return int(self._line.recv(MESSAGE_BYTES))
 
-    def _end(self) -> None:
-        self._line.shutdown(socket.SHUT_RDWR)  # though a child of a test may still have it open
-        self._line.close()
-        self._process.wait()
+
+def launched(
+    command: list[str], *, stdout: IO[bytes], pass_fds: Sequence[int], cwd: Path, **how: Any
+) -> subprocess.Popen[bytes] | Forked:
+    """In place of the subprocess.Popen by which the library starts the daemon of a root; that leaves its session."""
+    if command[: len(DAEMON)] != DAEMON or not Prefork.takes(os.environ) or not cwd.is_dir():
+        return subprocess.Popen(command, stdout=stdout, pass_fds=pass_fds, cwd=cwd, **how)
+    log = stdout.fileno()
+    with Path(os.devnull).open("rb") as nothing:
+        descriptors = {0: nothing.fileno(), 1: log, 2: log} | {each: each for each in pass_fds}
+        return Prefork.begun().start("ml_dashd", command[len(DAEMON) :], os.environ, descriptors, cwd)
+
+
+LAUNCHING = SimpleNamespace(Popen=launched, DEVNULL=subprocess.DEVNULL)
+"""What stands for `subprocess` in client/ml_dash/reach.py."""
 
 
 # ---- in the process that forks
@@ -169,11 +206,20 @@ def load() -> None:
 
 
 def serve(line: socket.socket) -> Callable[[], int] | None:
-    """Until nobody asks any more. In a child: what it is to do."""
+    """Until the tests ask no more. In a child: what it is to do."""
+    lines = [line]
     while True:
-        request, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 8)
-        if not request:
+        asking = select.select(lines, [], [])[0][0]
+        try:
+            request, descriptors, _, _ = socket.recv_fds(asking, MESSAGE_BYTES, 8)
+        except ConnectionResetError:  # a command that was killed
+            request = b""
+        if not request and asking is line:
             return None
+        if not request:
+            lines.remove(asking)
+            asking.close()
+            continue
         facts = json.loads(request)
         if "reap" in facts:
             answer = os.waitpid(facts["reap"], 0)[1]
@@ -181,25 +227,33 @@ def serve(line: socket.socket) -> Callable[[], int] | None:
             look = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
             answer = int(os.waitid(os.P_PID, facts["stopped"], look) is not None)
         else:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             answer = os.fork()
             if not answer:
-                return become(facts, line, descriptors)
+                for each in (*lines, ours):
+                    each.close()
+                return become(facts, theirs, descriptors)
+            lines.append(ours)
+            theirs.close()
             for descriptor in descriptors:
                 os.close(descriptor)
-        line.send(str(answer).encode())
+        with suppress(BrokenPipeError):
+            asking.send(str(answer).encode())
 
 
 def become(facts: dict[str, Any], line: socket.socket, descriptors: Sequence[int]) -> Callable[[], int]:
-    """Makes this process what was asked for, but for its work."""
-    line.close()
+    """Makes this process what was asked for, but for its work. The line is for who starts daemons by itself."""
     numbers = dict(zip(facts["numbers"], descriptors, strict=True))
     above = max([*numbers, *numbers.values()]) + 1
+    own = fcntl.fcntl(line, fcntl.F_DUPFD_CLOEXEC, above + len(numbers))
+    line.close()
     aside = {number: above + at for at, number in enumerate(numbers)}
     for number, descriptor in numbers.items():
         os.dup2(descriptor, aside[number])
     for number in numbers:
         os.dup2(aside[number], number, inheritable=True)
-    kept = sorted({0, 1, 2, *numbers})
+    starts = facts["module"] == STARTS
+    kept = sorted({0, 1, 2, *numbers, *([own] if starts else [])})
     for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
         os.closerange(low + 1, high)
     os.chdir(facts["folder"])
@@ -208,6 +262,9 @@ def become(facts: dict[str, Any], line: socket.socket, descriptors: Sequence[int
     time.tzset()
     if facts["strict"]:
         warnings.simplefilter("error")
+    if starts:
+        Prefork.given(socket.socket(fileno=own))
+        importlib.import_module("ml_dash.reach").subprocess = LAUNCHING  # type: ignore[attr-defined]
     module = importlib.import_module(MAINS[facts["module"]])
     sys.argv = [str(module.__file__), *facts["arguments"]]
     return module.main
