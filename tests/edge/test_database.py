@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.edge.database import MAX_BATCH, Database
+from ml_dashd.edge.database import MAX_BATCH, WAL_PAGES, Database
 from ml_dashd.edge.faults import NoFaults
 from ml_dashd.ports import Faults, JournalError
 from tests.doubles.disks import fill, tmpfs
@@ -336,6 +337,18 @@ def refused_write(number: int, times: int, *, undone: bool = False) -> Callable[
         return put(number)(connection)
 
     return work
+
+
+def test_the_log_of_one_that_is_killed_again_and_again_keeps_its_size(path: Path, tmp_path: Path) -> None:
+    """Each opens what the one before had on the disk in the middle of its life."""
+    for number in range(3):
+        left = tmp_path / str(number)
+        left.mkdir()
+        with database(path):
+            for file in path.parent.glob("test.*"):
+                shutil.copy(file, left)
+        path = left / path.name
+    assert WAL_PAGES * 4096 <= path.with_name("test.sqlite-wal").stat().st_size < 2 * WAL_PAGES * 4096
 
 
 @pytest.mark.parametrize("others", [0, 3], ids=["alone", "in a batch"])

@@ -34,7 +34,7 @@ def open_database(path: Path, migrations: list[str], reserve: Reserve | None = N
                 raise
             _prepare(connection, path, migrations)
         if reserve is not None and reserve.fill():  # a log that is not stretched is only slower
-            _stretch_log(connection)
+            _stretch_log(connection, path)
     except sqlite3.Error as failure:
         connection.close()
         raise _unusable(path, failure) from None
@@ -79,14 +79,19 @@ def _migrate(connection: sqlite3.Connection, path: Path, migrations: list[str]) 
         connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version={number}; COMMIT;")
 
 
-def _stretch_log(connection: sqlite3.Connection) -> None:
-    """Writes the log to its full size once, then folds it back; SQLite goes on overwriting it from the start."""
+def _stretch_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Writes the log to its full size once, then folds it back; SQLite goes on overwriting it from the start.
+
+    A daemon that was killed has left it at that size: more would be written behind it.
+    """
+    log = path.with_name(f"{path.name}-wal")
     try:
-        connection.executescript(
-            "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS stretch (filler BLOB);"
-            f"INSERT INTO stretch VALUES (zeroblob({WAL_PAGES * 4096})); DROP TABLE stretch; COMMIT;"
-            "PRAGMA wal_checkpoint(RESTART);"
-        )
+        if not log.exists() or log.stat().st_size < WAL_PAGES * 4096:
+            connection.executescript(
+                "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS stretch (filler BLOB);"
+                f"INSERT INTO stretch VALUES (zeroblob({WAL_PAGES * 4096})); DROP TABLE stretch; COMMIT;"
+            )
+        connection.execute("PRAGMA wal_checkpoint(RESTART)")
     except sqlite3.OperationalError as failure:
         if not is_full(failure):
             raise
