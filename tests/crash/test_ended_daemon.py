@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.test_kill_daemon import COPY, RULES, SIZE, STARTUP_COMMITS, assert_stored, revived
+from tests.crash.test_kill_daemon import COPY, RULES, SIZE, SMALL_PARTS, STARTUP_COMMITS, assert_stored, revived
 from tests.harness import DaemonProcess, Folder, assert_whole, away, make_file
 from tests.prefork import FULL_SIZE
 
@@ -29,7 +29,7 @@ def test_ended_at_a_durable_step(point: str, tmp_path: Path) -> None:
     hit = STARTUP_COMMITS.get(point.partition(".")[0], 0) + 1
     faults = f"{SLOW},{point}=end@{hit}"
     store = Folder(tmp_path / "store")
-    with DaemonProcess(tmp_path / "daemon", store, daemon_settings=AT_ONCE, faults=faults) as daemon:
+    with DaemonProcess(tmp_path / "daemon", store, SMALL_PARTS, AT_ONCE, faults=faults) as daemon:
         assert_stored(daemon, tmp_path)
         assert point in daemon.faults_met()
 

@@ -30,6 +30,9 @@ from tests.harness import (
 
 MIB = 1 << 20
 SIZE = 40 * MIB + 5
+PART = 5 * MIB
+SMALL_PARTS = f"part_size = {PART}\n"
+"""As small as S3 allows: three parts are a quarter of the bytes."""
 CANCEL = "finish.before_cancelled"
 RUNS = ("runs.before_commit", "runs.after_commit")
 """Of test_kill_rows.py."""
@@ -106,15 +109,18 @@ def test_every_point_in_the_code_belongs_to_a_rule() -> None:
 @pytest.mark.parametrize(("store", "point"), cases(), indirect=["store"])
 def test_killed_at_a_durable_step(store: StoreUnderTest, point: str, tmp_path: Path) -> None:
     hit = STARTUP_COMMITS.get(point.partition(".")[0], 0) + 1
-    with DaemonProcess(tmp_path / "daemon", store, faults=f"{point}=kill@{hit}") as daemon:
+    with DaemonProcess(tmp_path / "daemon", store, SMALL_PARTS, faults=f"{point}=kill@{hit}") as daemon:
         assert_stored(daemon, tmp_path)
         assert point in daemon.faults_met()
 
 
 def assert_stored(daemon: DaemonProcess, folder: Path) -> None:
-    """Files of three sizes are handed over, and all are stored, though the daemon ends once meanwhile."""
+    """Files of three sizes are handed over, and all are stored, though the daemon ends once meanwhile.
+
+    With SMALL_PARTS the largest goes in three.
+    """
     expected = {
-        "big.bin": make_file(folder / "big.bin", SIZE),
+        "big.bin": make_file(folder / "big.bin", 2 * PART + 5),
         "small.bin": make_file(folder / "small.bin", MIB, seed=1),
         "tiny.bin": make_file(folder / "tiny.bin", 1000, seed=2),
     }
