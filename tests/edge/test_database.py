@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from ml_dash.errors import Code, MLDashError
-from ml_dashd.edge.database import MAX_BATCH, WAL_PAGES, Database
+from ml_dashd.edge.database import MAX_BATCH, Database
 from ml_dashd.edge.faults import NoFaults
+from ml_dashd.edge.opening import WAL_PAGES
 from ml_dashd.ports import Faults, JournalError
 from tests.doubles.disks import fill, tmpfs
 from tests.harness import eventually
