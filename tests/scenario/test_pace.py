@@ -176,8 +176,10 @@ def test_with_refused_credentials_one_file_asks_for_all(tmp_path: Path, store: M
 def test_an_experiment_that_is_denied_holds_up_itself_alone(tmp_path: Path, store: MoodyStore) -> None:
     store.mood = lambda _, request: (403, "AccessDenied") if "/secret/" in request.key else None
     with DaemonProcess(tmp_path / "daemon", store) as daemon:
-        queue(daemon, "a/b/secret", 100)
+        least = OF_AN_EXPERIMENT[Fault.DENIED]
+        queue(daemon, "a/b/secret", least)
         eventually(lambda: metrics(daemon)["ml_dashd_circuits_open[experiment]"] == 1)
+        queue(daemon, "a/b/secret", 100 - least)
         with daemon.experiment("a/b/open").run as exp:
             for number in range(20):
                 exp.files.save_text("x", to=f"{number}.txt")
@@ -185,7 +187,6 @@ def test_an_experiment_that_is_denied_holds_up_itself_alone(tmp_path: Path, stor
         assert store.stored_of("open") == 20
         assert metrics(daemon)["ml_dashd_circuits_open[store]"] == 0
         eventually(lambda: blocked_files(daemon, Code.STORE_DENIED) == 100)
-        least = OF_AN_EXPERIMENT[Fault.DENIED]
         assert len(daemon.rows("SELECT id FROM files WHERE attempt > 0")) < least + 2
         store.mood = content
         eventually(lambda: store.stored_of("secret") == 100, timeout=60)
