@@ -56,9 +56,10 @@ def _check_config(config: settings.Config, options: argparse.Namespace) -> int:
         from ml_dashd.edge.mongo import check_url  # noqa: PLC0415 an extra
 
         check_url(config.catalog.url)
+    source = settings.source(options.config)
     place = f"store {config.store.url}, catalog {config.catalog_place}, socket {config.socket}"
-    print(f"{settings.source(options.config) or 'the defaults'}: right; {place}")  # noqa: T201
-    if (exposed := config.exposed(settings.source(options.config))) is not None:
+    print(f"{source or 'the defaults'}: right; {place}")  # noqa: T201
+    if (exposed := config.exposed(source)) is not None:
         print(f"ml-dashd: {exposed}: {EXPOSED}: chmod o= {exposed}", file=sys.stderr)  # noqa: T201
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from ml_dashd.edge.local_store import LocalStore
 from ml_dashd.edge.threads import Pool
 from ml_dashd.flow.checksums import LOOK_S, Checksums
 from ml_dashd.flow.scratch import LATE_S, SOON_S, Scratch
+from tests.edge.connection_rig import until
 from tests.edge.journal_rig import SetClock, opened
 
 
@@ -110,16 +111,16 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def until(so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not so():  # noqa: ASYNC110 nobody tells
-            await asyncio.sleep(0.005)
+async def emptied(scratch: Scratch, store: Folder) -> None:
+    await until(lambda: not scratch._left.is_set())  # looked at meanwhile, a folder may go as it is entered
+    assert left(store) == []
 
 
 async def looked_after(journal: SqliteJournal, store: Folder, clock: SetClock) -> None:
     """Another life of a daemon has removed what was left."""
-    async with background(Scratch(journal, store, clock).run()):
-        await until(lambda: left(store) == [])
+    scratch = Scratch(journal, store, clock)
+    async with background(scratch.run()):
+        await emptied(scratch, store)
 
 
 async def test_it_is_asked_once_whoever_asks(
@@ -263,12 +264,12 @@ async def test_what_a_store_does_not_let_go_of_is_removed_once_it_does(
     daemon = Daemon(journal, store, server, clock)
     await daemon.checksums.algorithm()
     async with background(daemon.scratch.run()):
-        await until(lambda: left(store) == [])
+        await emptied(daemon.scratch, store)
         assert slept == [SOON_S * 2**number for number in range(8)] + [LATE_S] * 2
         store.denies = True
         clock.now += RENEW_MS
         await daemon.checksums.renew(server)
-        await until(lambda: left(store) == [])
+        await emptied(daemon.scratch, store)
     assert slept[10:] == [SOON_S, SOON_S * 2]
 
 
